@@ -218,7 +218,8 @@ def _outline(
             crosses = ((ay * r <= y) != (by * r <= y)) & ((ex * wy - ey * wx) * torch.sign(ey) < 0)
             squared = away if squared is None else torch.minimum(squared, away)
             inside = crosses if inside is None else inside ^ crosses
-        assert squared is not None and inside is not None
+        assert squared is not None
+        assert inside is not None
         return squared.sqrt() * (1 - 2 * inside.float())
 
     def spikes(count: int, inner: float) -> list[tuple[float, float]]:

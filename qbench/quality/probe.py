@@ -6,6 +6,7 @@ tiny-cogvideox only and cannot be compared with published scores.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ class Probe(nn.Module):
         super().__init__()
         widths = (3, 32, 64, 96, 128)
         layers: list[nn.Module] = []
-        for i, (narrow, wide) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (narrow, wide) in enumerate(itertools.pairwise(widths)):
             stride = (1, 2, 2) if i == 0 else (2, 2, 2)
             layers += [nn.Conv3d(narrow, wide, 3, stride, 1), nn.GroupNorm(8, wide), nn.GELU()]
         self.backbone = nn.Sequential(*layers)

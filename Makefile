@@ -1,0 +1,33 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first where it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint types setup clean
+
+demo: $(INSTALLED)
+	$(BIN)/qbench run recipes
+	$(BIN)/qbench report --out report
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit('qbench needs Python 3.11 to 3.13, not %d.%d' % sys.version_info[:2] if not (3, 11) <= sys.version_info[:2] < (3, 14) else 0)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[onnx,quanto,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) report results/runs

@@ -1,0 +1,187 @@
+"""The commands. Each only parses, calls and prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qbench.report import Ranking
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="What does each quantization and optimization of a text-to-video model buy, "
+    "and what does it cost in quality?",
+)
+RESULTS = Path("results/runs")
+
+
+def main() -> None:
+    """Entry point: errors of the user's are one line and exit code 2."""
+    from qbench.errors import InputError
+
+    try:
+        app()
+    except InputError as error:
+        print(f"qbench: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        raise SystemExit(141) from None
+
+
+@app.command()
+def run(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipe files, or folders of them.")],
+    set_: Annotated[
+        list[str], typer.Option("--set", help="Override a field: variant.dtype=bf16.")
+    ] = [],  # noqa: B006  (typer reads it as data)
+    model: Annotated[str | None, typer.Option(help="Known name, hub id or folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Prompt set, or a text file.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = RESULTS,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is complete.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
+) -> None:
+    """Measure recipes: the reference first, each in a process of its own."""
+    from rich.console import Console
+
+    from qbench import sweep
+    from qbench.progress import Progress
+    from qbench.recipe import overrides
+    from qbench.report import rankings
+
+    changes = overrides(set_)
+    shortcuts = {"model": model, "device": device, "prompts.set": prompts}
+    changes |= {key: value for key, value in shortcuts.items() if value is not None}
+    planned = sweep.plan(_files(recipes), changes)
+    console = Console()
+    finished = sweep.run(planned, out, Progress(console, quiet), fresh)
+    for ranking in rankings([(path / "record.json", record) for path, record in finished]):
+        _print(console, ranking)
+    console.print(f"records: {out}", highlight=False, soft_wrap=True)
+    statuses = {record.status for _, record in finished}
+    if "interrupted" in statuses:
+        raise SystemExit(130)
+    if statuses - {"ok", "skipped"}:
+        raise SystemExit(1)
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="Records, or folders of them.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
+) -> None:
+    """Tables (Markdown, CSV) and charts (PNG, SVG) from records."""
+    from rich.console import Console
+
+    from qbench import records
+    from qbench.errors import InputError
+    from qbench.report import rankings, write
+
+    places = results or [RESULTS]
+    missing = [str(place) for place in places if not place.exists()]
+    if missing:
+        raise InputError(f"{missing[0]}: no such file or folder; 'qbench run' makes {RESULTS}")
+    paths = records.find(places)
+    if not paths:
+        raise InputError(f"{places[0]}: no {records.FILE} at or below it")
+    found, unreadable = records.read_all(paths)
+    path = write(found, unreadable, out)
+    console = Console()
+    for line in unreadable:
+        print(f"qbench: left out: {line}", file=sys.stderr)
+    for ranking in rankings(found)[:10]:
+        _print(console, ranking)
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command(name="ls")
+def list_(
+    recipes: Annotated[Path, typer.Argument(help="Folder of recipes.")] = Path("recipes"),
+) -> None:
+    """Recipes, models, schemes, metrics and prompts: what is here, what is not, and why."""
+    from rich.console import Console
+
+    from qbench import listing
+
+    listing.show(Console(), recipes)
+
+
+@app.command()
+def validate(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipe files, or folders of them.")],
+    set_: Annotated[list[str], typer.Option("--set", help="Override a field.")] = [],  # noqa: B006
+) -> None:
+    """Check recipes without running them."""
+    from qbench import prompts, sweep
+    from qbench.models import find
+    from qbench.recipe import overrides
+
+    planned = sweep.plan(_files(recipes), overrides(set_))
+    for item in planned:
+        model = find(item.recipe.model)
+        prompts.load(item.recipe.prompts.set or model.prompts, item.recipe.prompts.count)
+        if not item.implied:
+            print(f"{item.recipe.name}: ok ({item.recipe.fingerprint()})")
+
+
+@app.command()
+def doctor(
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """The machine, the versions, and which of the recipes' axes can run here."""
+    from rich.console import Console
+
+    from qbench import listing
+
+    listing.doctor(Console(), device)
+
+
+def _files(places: list[Path]) -> list[Path]:
+    """Recipe files; a folder stands for those in it, its base left out."""
+    from qbench.errors import InputError
+
+    found: list[Path] = []
+    for place in places:
+        inside = sorted(p for p in place.glob("*.yaml") if p.stem != "base")
+        if place.is_dir() and not inside:
+            raise InputError(f"{place}: no recipes (*.yaml) in this folder")
+        found += inside if place.is_dir() else [place]
+    return found
+
+
+def _print(console: Console, ranking: Ranking) -> None:
+    """The ranking's table on the terminal, remarks below."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from qbench.report import tables
+
+    table = Table(title=ranking.title(), title_justify="left", title_style="bold", box=None)
+    for header in tables.HEADERS:
+        table.add_column(header, no_wrap=header != "speed-up (95 %)")
+    rows = tables.rows(ranking)
+    for row in rows[:60]:
+        style = {"ok": "", "invalid": "strike red", "skipped": "dim"}.get(row.status, "red")
+        cells = list(row.cells)
+        if row.status not in ("ok", "invalid"):
+            cells[1] = row.status
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    console.print(table, width=max(console.width, 132) if not console.is_terminal else None)
+    for row in rows[:60]:
+        if row.remark:
+            console.print(
+                f"  {row.cells[0]} {row.status}: {row.remark}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )

@@ -1,0 +1,89 @@
+"""Building and running an exported denoiser with TensorRT, or TensorRT for RTX.
+
+Both have one Python API. Networks are strongly typed: precision is what the exported model says.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from qbench.engines import EngineDenoiser
+from qbench.engines.onnx import INPUTS
+from qbench.errors import Unsupported
+
+
+def _library() -> Any:
+    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        try:
+            return importlib.import_module(name)
+        except (ImportError, OSError):
+            continue
+    raise Unsupported(
+        "TensorRT is installed but could not be loaded; is its libraries' wheel there?"
+    )
+
+
+def build(path: Path, inputs: tuple[Any, ...], largest_batch: int = 256) -> bytes:
+    """A serialized plan for batches of the example's size up to `largest_batch`.
+
+    The plan is bound to this GPU's architecture and to this version of TensorRT.
+    """
+    trt = _library()
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        faults = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise Unsupported(f"TensorRT cannot read the exported model: {faults[:300]}")
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    for name, value in zip(INPUTS, inputs, strict=True):
+        one, usual = tuple(value.shape[1:]), tuple(value.shape)
+        most = (max(largest_batch, usual[0]), *one)
+        profile.set_shape(name, (1, *one), usual, most)
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise Unsupported("TensorRT could not build an engine of the exported model")
+    return bytes(plan)
+
+
+def load(module: Any, plan: bytes, inputs: tuple[Any, ...]) -> EngineDenoiser:
+    """The plan behind the module's interface, computing on torch's current stream."""
+    import torch
+
+    trt = _library()
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise Unsupported("this GPU refuses the plan: built for another GPU or TensorRT version")
+    context = engine.create_execution_context()
+    if context is None:
+        raise Unsupported("TensorRT could not set up the engine on this GPU")
+    dtypes = {name: getattr(torch, _torch_name(engine.get_tensor_dtype(name))) for name in INPUTS}
+
+    def run(*values: Any) -> Any:
+        held = {
+            name: value.to(dtypes[name]).contiguous()
+            for name, value in zip(INPUTS, values, strict=True)
+        }
+        for name, value in held.items():
+            context.set_input_shape(name, tuple(value.shape))
+            context.set_tensor_address(name, value.data_ptr())
+        output = torch.empty_like(held[INPUTS[0]])
+        context.set_tensor_address("sample", output.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise RuntimeError("TensorRT reported that the engine did not run")
+        return output
+
+    run.keeps = (runtime, engine)  # type: ignore[attr-defined]  # alive as long as the context
+    return EngineDenoiser(module, run, len(plan))
+
+
+def _torch_name(dtype: Any) -> str:
+    names = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16", "INT64": "int64"}
+    return names.get(dtype.name, "int32")

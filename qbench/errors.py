@@ -1,0 +1,26 @@
+"""Errors that are the user's to mend, or the machine's to explain; both print as one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """Bad input: what is wrong, where, and the nearest valid choice. Exit code 2."""
+
+
+class Unsupported(Exception):
+    """This machine cannot run the variant. Becomes a `skipped` record with this reason."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """'; did you mean X?' for the closest choice, else the choices themselves."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    if not choices:
+        return ""
+    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+    return f"; one of: {shown}"

@@ -1,0 +1,103 @@
+"""What is here, what is not, and why: the text of `qbench ls` and `qbench doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qbench.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qbench.variants.support import Machine
+
+
+def show(console: Console, folder: Path) -> None:
+    """Recipes of `folder`, models, schemes, metrics and prompt sets, each with why not."""
+    from qbench import models, prompts, recipe
+    from qbench.quality.measure import ABOUT, available
+    from qbench.variants import support
+
+    machine = support.this_machine()
+    _head(console, f"recipes in {folder}")
+    files = sorted(path for path in folder.glob("*.yaml") if path.stem != "base")
+    if not files:
+        console.print("  none; name another folder: qbench ls FOLDER")
+    for path in files:
+        try:
+            found = recipe.load(path)
+            why = support.why_not(found.variant, machine) or ""
+            _line(console, found.name, found.about, why)
+        except InputError as error:
+            _line(console, path.stem, "", str(error))
+    _head(console, "models (or any hub id or folder of a CogVideoX pipeline)")
+    for name, model in models.KNOWN.items():
+        _line(console, name, model.about, "" if model.local else _hub(model.source))
+    _head(console, "quantization schemes")
+    for backend, schemes in recipe.SCHEMES.items():
+        for scheme in schemes:
+            _line(console, f"{backend} {scheme}", "", _scheme_why(backend, scheme, machine))
+    _head(console, "metrics")
+    for name, (unit, better, about) in ABOUT.items():
+        why = available(models.Model("any", "any"))[name]
+        here = f"tiny-cogvideox only: {why}" if why else ""
+        _line(console, name, f"{about} ({unit}, {better} is better)", here)
+    _head(console, "prompt sets")
+    for name in prompts.names():
+        _line(console, name, f"{len(prompts.load(name).prompts)} prompts", "")
+
+
+def doctor(console: Console, device: str) -> None:
+    """The machine and what can run on it."""
+    from qbench import sweep
+    from qbench.report.tables import bytes_text
+    from qbench.variants import support
+
+    environment = sweep.read_environment(device)
+    _head(console, "machine")
+    _line(console, "device", f"{environment.device}: {environment.device_name}", "")
+    _line(console, "memory", bytes_text(environment.device_memory_bytes), "")
+    _line(console, "threads", f"{environment.threads} of {environment.cpu_count} CPUs", "")
+    for name, value in (("driver", environment.driver), ("CUDA", environment.cuda)):
+        if value:
+            _line(console, name, value, "")
+    _head(console, "software")
+    _line(console, "python", environment.python, "")
+    for name, version in environment.libraries.items():
+        _line(console, name, version, "")
+    _head(console, "what can run")
+    machine = support.this_machine(environment.device)
+    for rule in support.RULES:
+        _line(console, rule.about, "", "" if rule.holds(machine) else rule.reason)
+
+
+def _scheme_why(backend: str, scheme: str, machine: Machine) -> str:
+    from qbench.recipe import Quantize, Variant
+    from qbench.variants import support
+
+    quantize = Quantize.model_validate({"backend": backend, "scheme": scheme})
+    variant = Variant(quantize=quantize, engine="onnxruntime" if backend == "onnxruntime" else None)
+    return support.why_not(variant, machine) or ""
+
+
+def _hub(source: str) -> str:
+    """Why a hub model is not here, empty where its files are in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, "model_index.json")
+    return "" if isinstance(cached, str) else f"not downloaded; fetched from the hub ({source})"
+
+
+def _head(console: Console, text: str) -> None:
+    console.print(f"[bold]{text}[/]", highlight=False)
+
+
+def _line(console: Console, name: str, about: str, why_not: str) -> None:
+    from rich.markup import escape
+
+    mark = "[yellow]-[/]" if why_not else "[green]+[/]"
+    text = escape(about)
+    if why_not:
+        text += f" [yellow]({escape(why_not)})[/]" if about else f"[yellow]{escape(why_not)}[/]"
+    console.print(f"  {mark} {escape(name):<28} {text}", highlight=False, soft_wrap=True)

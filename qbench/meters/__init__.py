@@ -1,0 +1,1 @@
+"""Meters know tensors and devices, and no recipes."""

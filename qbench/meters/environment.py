@@ -1,0 +1,162 @@
+"""The machine and the software that a figure was measured with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "torchao",
+    "optimum-quanto",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "triton",
+    "tensorrt",
+    "tensorrt-rtx-cu13-libs",
+    "numpy",
+)
+
+
+class Environment(BaseModel):
+    """Everything that identifies a machine (hardware) and what runs on it (software)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    device: str  # cpu or cuda
+    device_name: str
+    device_memory_bytes: int
+    compute_capability: str | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    cpu_name: str
+    cpu_count: int
+    threads: int  # that torch computes with
+    memory_bytes: int
+    platform: str
+    python: str
+    qbench: str
+    commit: str | None = None
+    libraries: dict[str, str]
+
+    def hardware(self) -> dict[str, object]:
+        """What must be equal for two figures to come from the same kind of machine."""
+        facts: dict[str, object] = {"device": self.device, "name": self.device_name}
+        if self.device == "cpu":
+            facts |= {"threads": self.threads, "cpus": self.cpu_count}
+        else:
+            facts |= {"memory": self.device_memory_bytes}
+        return facts
+
+    def software(self) -> dict[str, object]:
+        """What must be equal for two figures to come from the same software."""
+        return {"libraries": self.libraries, "cuda": self.cuda, "python": self.python}
+
+    def machine(self) -> str:
+        """A short name for people and folders: 'nvidia-h200', 'amd-epyc-2t'."""
+        plain = "".join(c if c.isalnum() else "-" for c in self.device_name.lower())
+        name = "-".join(part for part in plain.split("-") if part)[:40].strip("-")
+        return f"{name}-{self.threads}t" if self.device == "cpu" else name
+
+
+def read(device: str) -> Environment:
+    """The environment of this process; `device` is 'cpu' or 'cuda'."""
+    import psutil
+    import torch
+
+    from qbench import __version__
+
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cpu, memory = _cpu_name(), psutil.virtual_memory().total
+    cuda = device == "cuda"
+    properties = torch.cuda.get_device_properties(0) if cuda else None
+    return Environment(
+        device=device,
+        device_name=properties.name if properties else cpu,
+        device_memory_bytes=properties.total_memory if properties else memory,
+        compute_capability=f"{properties.major}.{properties.minor}" if properties else None,
+        driver=_driver() if cuda else None,
+        cuda=torch.version.cuda,
+        cpu_name=cpu,
+        cpu_count=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory_bytes=memory,
+        platform=platform.platform(terse=True),
+        python=platform.python_version(),
+        qbench=__version__,
+        commit=_commit(),
+        libraries=versions,
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+        return version.decode() if isinstance(version, bytes) else str(version)
+    except Exception:  # a figure less in the record, never a failed run
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that qbench runs from, '+' where it has changes."""
+    here = Path(__file__).parent.parent.parent
+    if not (here / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def main() -> None:
+    """Print the environment as JSON: `python -m qbench.meters.environment cuda`."""
+    import sys
+
+    import torch
+
+    wanted = sys.argv[1]
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        print(
+            "device: cuda was asked for, but torch finds no GPU; use auto or cpu", file=sys.stderr
+        )
+        raise SystemExit(2)
+    device = "cuda" if there and wanted != "cpu" else "cpu"
+    print(read(device).model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

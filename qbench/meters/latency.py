@@ -1,0 +1,58 @@
+"""Wall time of a stretch of work, with the device idle at both ends.
+
+Host time between two synchronisations holds all streams' work, which events on one stream miss.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+
+class Clock:
+    """`lap()` gives the seconds since the last lap, once the device has finished its work."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self._last = self._now()
+
+    def _now(self) -> float:
+        if self._cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def lap(self) -> float:
+        now = self._now()
+        spent, self._last = now - self._last, now
+        return spent
+
+
+class StepTimes:
+    """The seconds of each denoise step, read without making the device wait.
+
+    On a GPU an event is recorded as each step is queued, and read once all have run.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self._marks: list[Any] = []
+        self.mark()
+
+    def mark(self) -> None:
+        if self._cuda:
+            import torch
+
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """One figure a step; call once the device has finished."""
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self._cuda:
+            return [start.elapsed_time(end) / 1000 for start, end in pairs]
+        return [end - start for start, end in pairs]

@@ -1,0 +1,170 @@
+"""From a model's name to a live pipeline: bundled, hub id, or local folder in diffusers layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qbench.errors import InputError, Unsupported, nearest
+from qbench.recipe import Dtype, Generation, digest
+
+BUNDLED = Path(__file__).parent.parent / "bundled"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a recipe's `model` resolves to, with the defaults that its nulls take."""
+
+    name: str
+    source: str  # a folder, or a hub id
+    about: str = ""
+    steps: int = 50
+    guidance: float = 6.0
+    scheduler: str | None = None
+    prompts: str = "scenes-v1"
+    clip: str = "openai/clip-vit-base-patch32"
+    world: bool = False  # of the rendered world: the probe and rendered clips apply
+    # The text encoder and the VAE are the same for every variant and have a dtype of their own.
+    # BF16 falls back to FP32 on a CPU without it, where it would be many times slower.
+    surroundings: Dtype = "bf16"
+
+    @property
+    def local(self) -> bool:
+        return Path(self.source).is_dir()
+
+    def digest(self) -> str:
+        """Identifies the weights: hashes of a folder's config files and sizes, or the hub id."""
+        if not self.local:
+            return digest(self.source)
+        facts = {
+            str(path.relative_to(self.source)): (
+                path.read_text() if path.suffix == ".json" else path.stat().st_size
+            )
+            for path in sorted(Path(self.source).rglob("*"))
+            if path.suffix in (".json", ".safetensors")
+        }
+        return digest(facts)
+
+
+KNOWN: dict[str, Model] = {
+    "tiny-cogvideox": Model(
+        name="tiny-cogvideox",
+        source=str(BUNDLED / "tiny-cogvideox"),
+        about="9.7 M parameters, trained on the rendered world; ships with the package",
+        steps=20,
+        guidance=1.5,
+        prompts="world-v1",
+        clip=str(BUNDLED / "tiny-clip"),
+        world=True,
+    ),
+    "cogvideox-2b": Model(
+        name="cogvideox-2b",
+        source="zai-org/CogVideoX-2b",
+        about="49 frames at 480x720; from the hub",
+        surroundings="fp16",
+    ),
+    "cogvideox-5b": Model(
+        name="cogvideox-5b",
+        source="zai-org/CogVideoX-5b",
+        about="49 frames at 480x720; from the hub",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Generation with nothing left to default, as the record stores it."""
+
+    frames: int
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    scheduler: str
+    seed: int
+    text_tokens: int
+    surroundings: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def find(name: str) -> Model:
+    """The model of a known name, a folder, or a hub id such as 'zai-org/CogVideoX-2b'."""
+    if name in KNOWN:
+        return KNOWN[name]
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise InputError(f"model {name}: no model_index.json there; not a diffusers pipeline")
+        index = json.loads((folder / "model_index.json").read_text())
+        about = f"{index.get('_class_name', 'pipeline')} in a local folder"
+        return Model(name=folder.name, source=str(folder), about=about)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return Model(name=name.replace("/", "--"), source=name, about="from the hub")
+    raise InputError(
+        f"model {name!r}: neither a known model, a folder nor a hub id{nearest(name, KNOWN)}"
+    )
+
+
+def family(pipeline: Any) -> Any:
+    """The module of functions that drives pipelines of this class."""
+    from qbench.models import cogvideox
+
+    families = {"CogVideoXPipeline": cogvideox}
+    name = type(pipeline).__name__
+    if name not in families:
+        raise Unsupported(f"no driver for a {name}; qbench drives {', '.join(families)}")
+    return families[name]
+
+
+def load(model: Model, dtype: Dtype, device: str) -> Any:
+    """The pipeline on `device`: its denoiser in `dtype`, the rest in the model's own dtype.
+
+    Reads safetensors only and runs no code of the repository that it loads from.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            model.source,
+            dtype={
+                "default": kinds[_surroundings(model, device)],
+                "transformer": kinds[dtype],
+                "unet": kinds[dtype],
+            },
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=model.local,
+        )
+    except OSError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise Unsupported(f"model {model.source} could not be loaded: {reason}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def _surroundings(model: Model, device: str) -> Dtype:
+    import torch
+
+    fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "fp32" if model.surroundings == "bf16" and not fast else model.surroundings
+
+
+def denoiser(pipeline: Any) -> Any:
+    """The part that a recipe optimises."""
+    return pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
+
+
+def replace_denoiser(pipeline: Any, module: Any) -> None:
+    name = "transformer" if hasattr(pipeline, "transformer") else "unet"
+    # Not register_modules: that insists on a torch module, which an engine is not.
+    setattr(pipeline, name, module)
+
+
+def resolve(pipeline: Any, model: Model, wanted: Generation) -> Resolved:
+    """Fill what the recipe left null from the model's and the pipeline's own defaults."""
+    return family(pipeline).resolve(pipeline, model, wanted)

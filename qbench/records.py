@@ -1,0 +1,165 @@
+"""The record of a run: its schema, and how records are written and read.
+
+Units stand in the field's name. A new version of the schema gets a new SCHEMA number, and `read`
+refuses numbers that it does not know rather than guess.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qbench.meters.environment import Environment
+from qbench.meters.memory import Peak
+from qbench.quality.statistics import Metric, Summary
+from qbench.recipe import Recipe
+
+SCHEMA = 1
+FILE = "record.json"
+
+Status = Literal[
+    "ok",  # ran, and its videos are videos
+    "invalid",  # ran, but its output is NaN, black, frozen, flat or of the wrong shape
+    "skipped",  # this machine cannot run it
+    "failed",  # an error of the program or a library
+    "oom",  # out of memory
+    "timeout",  # longer than measure.timeout_s
+    "crashed",  # the process died without a word
+    "interrupted",  # by the user
+    "running",  # not over, or the machine went down
+]
+STAGES = ("load", "quantize", "compile", "text_encode", "denoise", "decode", "save", "quality")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fingerprints(Strict):
+    """Runs may share a ranking only where settings, prompts, model, hardware and software agree."""
+
+    recipe: str  # what is measured
+    settings: str  # how it is measured: model, generation, prompts, repeats, metrics
+    prompts: str  # the prompts themselves
+    model: str  # the weights
+    hardware: str
+    software: str
+
+    def ranking(self) -> tuple[str, ...]:
+        return (self.settings, self.prompts, self.model, self.hardware, self.software)
+
+
+class Stage(Strict):
+    """One stage: every steady sample for the stages of a video, one sample for the others."""
+
+    seconds: list[float]
+    peak: Peak
+
+
+class Reference(Strict):
+    """The run that this one was compared with."""
+
+    recipe: str
+    run: str
+
+
+class Record(Strict):
+    """One execution of one recipe on one machine."""
+
+    schema_version: int = SCHEMA
+    run: str  # unique: recipe name, time, process
+    recipe: Recipe  # as resolved, overrides included
+    overrides: dict[str, str] = {}  # what the command line changed
+    status: Status = "running"
+    reason: str = ""  # why it is not ok, in one line
+    stage: str = ""  # where it stopped, if not ok
+    started: str = ""  # ISO 8601, UTC
+    ended: str = ""
+    environment: Environment
+    fingerprints: Fingerprints
+    generation: dict[str, Any] = {}  # frames, height, width, steps ... nothing left to default
+    reference: Reference | None = None
+    stages: dict[str, Stage] = {}
+    first_call_s: float | None = None  # compile stage and first video together
+    latency_s: list[float] = []  # text_encode + denoise + decode of each steady video, batch 1
+    latency: Summary | None = None  # of latency_s, the interval that of the median
+    step_s: list[list[float]] = []  # each denoise step of each steady video
+    step: Summary | None = None  # of the median step of each steady video
+    weights_bytes: int | None = None  # of the denoiser, as stored
+    facts: dict[str, float] = {}  # shares quantized, parity of an engine ...
+    videos: int = 0  # that quality was computed on
+    quality: dict[str, Metric] = {}
+    notes: list[str] = []  # what a reader of the figures must know
+    files: dict[str, str] = {}  # by kind, relative to the record
+
+    def peak(self) -> Peak:
+        """The largest peak of the stages that a user pays for each video."""
+        peak = Peak()
+        for name in ("text_encode", "denoise", "decode"):
+            if name in self.stages:
+                peak = peak.larger(self.stages[name].peak)
+        return peak
+
+
+def write(record: Record, folder: Path) -> Path:
+    """Write atomically: a reader sees the old record or the new one, never half of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE
+    handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(record.model_dump(mode="json"), file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    return path
+
+
+class Unreadable(Exception):
+    """A record that cannot be used, and why, in one line."""
+
+
+def read(path: Path) -> Record:
+    """The record of a file. Raises Unreadable with the file's name and the reason."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        version = json.loads(text).get("schema_version")
+    except (OSError, ValueError, AttributeError) as error:
+        raise Unreadable(f"{path}: not a record: {' '.join(str(error).split())}") from None
+    if version != SCHEMA:
+        raise Unreadable(f"{path}: schema version {version!r}; this qbench reads {SCHEMA}")
+    try:
+        return Record.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Unreadable(f"{path}: not a record: {where}: {first['msg']}") from None
+
+
+def find(places: list[Path]) -> list[Path]:
+    """Record files at or below the places named, sorted."""
+    found: set[Path] = set()
+    for place in places:
+        found |= {place} if place.is_file() else set(place.rglob(FILE))
+    return sorted(found)
+
+
+def read_all(paths: list[Path]) -> tuple[list[tuple[Path, Record]], list[str]]:
+    """All readable records with their paths, and a line for each that is not."""
+    good, bad = [], []
+    for path in paths:
+        try:
+            good.append((path, read(path)))
+        except Unreadable as error:
+            bad.append(str(error))
+    return good, bad

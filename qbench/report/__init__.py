@@ -1,0 +1,88 @@
+"""Reports, from records alone: tables, charts, contact sheets side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qbench.records import Record
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Records that may be compared: same settings, prompts, weights, hardware and software."""
+
+    machine: str
+    records: tuple[Record, ...]
+    folders: tuple[Path, ...]
+
+    @property
+    def reference(self) -> Record | None:
+        """The record that the others are compared with, if it is here and sound."""
+        sound = [r for r in self.records if r.recipe.is_reference and r.status == "ok"]
+        return sound[0] if sound else None
+
+    def title(self) -> str:
+        first = self.records[0]
+        shape = next((r.generation for r in self.records if r.generation), {})
+        parts = [first.recipe.model, f"on {first.environment.device_name}"]
+        if first.environment.device == "cpu":
+            parts.append(f"({first.environment.threads} threads)")
+        if shape:
+            parts.append(
+                f"- {shape['frames']}x{shape['height']}x{shape['width']}, {shape['steps']} steps"
+            )
+        return " ".join(parts)
+
+
+def rankings(found: list[tuple[Path, Record]]) -> list[Ranking]:
+    """Sort records into rankings; of one recipe run twice the latest counts. Fullest first."""
+    groups: dict[tuple[str, ...], dict[tuple[str, str], tuple[Path, Record]]] = {}
+    for path, record in found:
+        group = groups.setdefault(record.fingerprints.ranking(), {})
+        key = (record.recipe.name, record.fingerprints.recipe)
+        if key not in group or group[key][1].started < record.started:
+            group[key] = (path, record)
+    made = []
+    for group in groups.values():
+        rows = sorted(group.values(), key=lambda item: _order(item[1]))
+        records = tuple(record for _, record in rows)
+        made.append(
+            Ranking(
+                machine=records[0].environment.machine(),
+                records=records,
+                folders=tuple(path.parent for path, _ in rows),
+            )
+        )
+    return sorted(made, key=lambda ranking: -len(ranking.records))
+
+
+def _order(record: Record) -> tuple[bool, bool, float, str]:
+    """The reference, then what is sound from fast to slow, then the rest."""
+    sound = record.status == "ok" and record.latency is not None
+    seconds = record.latency.median if record.latency else float("inf")
+    return not record.recipe.is_reference, not sound, seconds, record.recipe.name
+
+
+def label(record: Record, ranking: Ranking) -> str:
+    """The recipe's name, with its overrides where that name alone would not tell it apart."""
+    twins = [r for r in ranking.records if r.recipe.name == record.recipe.name]
+    changed = [f"{key}={value}" for key, value in sorted(record.overrides.items())]
+    if len(twins) > 1 and changed:
+        return f"{record.recipe.name} ({', '.join(changed)})"
+    return record.recipe.name
+
+
+def write(found: list[tuple[Path, Record]], unreadable: list[str], out: Path) -> Path:
+    """Everything into `out`. Returns the path of report.md."""
+    from qbench.report import charts, page, sheets
+
+    out.mkdir(parents=True, exist_ok=True)
+    made = rankings(found)
+    pictures: list[list[Path]] = []
+    for i, ranking in enumerate(made):
+        suffix = f"-{i + 1}" if len(made) > 1 else ""
+        drawn = charts.draw(ranking, out, suffix) if i < page.CHARTED else []
+        sheet = sheets.side_by_side(ranking, out / f"contact-sheets{suffix}.png")
+        pictures.append(drawn + ([sheet] if sheet else []))
+    return page.write(made, pictures, unreadable, out)

@@ -1,0 +1,203 @@
+"""Charts of a ranking, each as PNG and SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qbench.records import Record
+from qbench.report import Ranking, label, tables
+
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+STAGES = {"text_encode": GREY, "denoise": BLUE, "decode": ORANGE}
+LABELLED, BARS = 40, 30  # points that get a name; bars that fit on a page
+
+
+def draw(ranking: Ranking, out: Path, suffix: str) -> list[Path]:
+    """The charts that this ranking has figures for. Returns the PNG files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    style: Any = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlelocation": "left",
+        "svg.hashsalt": "qbench",
+        "svg.fonttype": "none",
+    }
+    sound = [r for r in ranking.records if r.status == "ok" and r.latency]
+    made = []
+    with plt.rc_context(style):
+        for name, plot in (
+            ("speed-quality", _speed_quality),
+            ("latency-by-stage", _latency),
+            ("memory-by-stage", _memory),
+            ("size", _size),
+        ):
+            figure = plot(plt, ranking, sound)
+            if figure is None:
+                continue
+            figure.text(0.01, 0.01, ranking.title(), fontsize=7, color=GREY)
+            path = out / f"{name}{suffix}.png"
+            figure.savefig(path, dpi=120)
+            figure.savefig(path.with_suffix(".svg"))
+            plt.close(figure)
+            made.append(path)
+    return made
+
+
+def pareto(points: list[tuple[float, float]]) -> list[int]:
+    """Indices of the points that none beats in both: lower first figure, higher second."""
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    front: list[int] = []
+    best = float("-inf")
+    for i in order:
+        if points[i][1] > best:
+            front.append(i)
+            best = points[i][1]
+    return front
+
+
+def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+    shown = [r for r in sound if "psnr" in r.quality]
+    if not shown:
+        return None
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+    points = [(_median(r), r.quality["psnr"].value) for r in shown]
+    for axis, (low, high) in (
+        ("x", _errors([(r.latency, _median(r)) for r in shown])),
+        ("y", _errors([(r.quality["psnr"].summary, r.quality["psnr"].value) for r in shown])),
+    ):
+        xs, ys = zip(*points, strict=True)
+        axes.errorbar(xs, ys, **{f"{axis}err": (low, high)}, fmt="none", ecolor=GREY, lw=1)
+    front = [points[i] for i in pareto(points)]
+    axes.step(*zip(*front, strict=True), where="post", color=GREEN, lw=1.2, label="Pareto front")
+    axes.scatter(*zip(*points, strict=True), color=BLUE, zorder=3, s=28)
+    if len(shown) <= LABELLED:
+        _name_points(axes, points, [label(r, ranking) for r in shown])
+    if ranking.reference is not None:
+        seconds = _median(ranking.reference)
+        axes.axvline(seconds, color=ORANGE, ls="--", lw=1, label="reference's latency")
+    axes.set_xscale("log")
+    _plain_log_ticks(axes, [x for x, _ in points])
+    axes.set_xlabel("seconds a video (median, 95 %; left is faster)")
+    axes.set_ylabel("PSNR against the reference, dB (mean, 95 %)")
+    axes.set_title("Speed against quality")
+    axes.legend(frameon=False, loc="best")
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def _name_points(axes: Any, points: list[tuple[float, float]], names: list[str]) -> None:
+    """Names beside their points, moved up where two would lie on each other."""
+    import math
+
+    span = max(y for _, y in points) - min(y for _, y in points) or 1.0
+    placed: list[tuple[float, float]] = []
+    for (x, y), name in sorted(zip(points, names, strict=True), key=lambda item: item[0][1]):
+        height = y
+        near = [py for px, py in placed if abs(math.log(px / x)) < 0.35]
+        for taken in sorted(near):
+            if abs(height - taken) < 0.045 * span:
+                height = taken + 0.045 * span
+        placed.append((x, height))
+        shift = (height - y) / span * 300  # points; the axes are about this tall
+        style = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
+        axes.annotate(name, (x, y), xytext=(7, shift), **style)
+
+
+def _plain_log_ticks(axes: Any, values: list[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(min(values) * 0.8, max(values) * 1.5)
+
+
+def _bars(plt: Any, count: int) -> tuple[Any, Any]:
+    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.32 * count), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+    import statistics
+
+    shown = sound[:BARS]
+    if not shown:
+        return None
+    figure, axes = _bars(plt, len(shown))
+    names = [label(r, ranking) for r in shown]
+    start = [0.0] * len(shown)
+    for stage, colour in STAGES.items():
+        widths = [
+            statistics.median(r.stages[stage].seconds) if stage in r.stages else 0.0 for r in shown
+        ]
+        axes.barh(names, widths, left=start, color=colour, label=stage)
+        start = [a + b for a, b in zip(start, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds a video (median of each stage)")
+    axes.set_title(_title("Latency by stage", sound))
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    return figure
+
+
+def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+    shown = sound[:BARS]
+    if not shown:
+        return None
+    figure, axes = _bars(plt, len(shown))
+    names = [label(r, ranking) for r in shown]
+    for offset, (stage, colour) in zip((-0.27, 0.0, 0.27), STAGES.items(), strict=True):
+        peaks = [r.stages[stage].peak if stage in r.stages else None for r in shown]
+        sizes = [(p.allocated_bytes or p.resident_bytes or 0) / 2**30 if p else 0 for p in peaks]
+        places = [i + offset for i in range(len(shown))]
+        axes.barh(places, sizes, height=0.25, color=colour, label=stage)
+    axes.set_yticks(range(len(shown)), names)
+    axes.invert_yaxis()
+    gpu = shown[0].environment.device == "cuda"
+    what = "allocated on the GPU" if gpu else "resident set of the process"
+    axes.set_xlabel(f"peak memory, GiB ({what})")
+    axes.set_title(_title("Memory by stage", sound))
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    return figure
+
+
+def _size(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+    shown = [r for r in sound if r.weights_bytes][:BARS]
+    if not shown:
+        return None
+    figure, axes = _bars(plt, len(shown))
+    names = [label(r, ranking) for r in shown]
+    sizes = [(r.weights_bytes or 0) / 2**20 for r in shown]
+    bars = axes.barh(names, sizes, color=BLUE)
+    axes.bar_label(bars, [tables.bytes_text(r.weights_bytes) for r in shown], padding=4, fontsize=8)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.set_xlabel("denoiser's weights as stored, MiB")
+    axes.set_title(_title("Size", sound))
+    return figure
+
+
+def _title(text: str, sound: list[Record]) -> str:
+    return text if len(sound) <= BARS else f"{text} (the {BARS} fastest of {len(sound)})"
+
+
+def _median(record: Record) -> float:
+    assert record.latency is not None
+    return record.latency.median
+
+
+def _errors(pairs: list[tuple[Any, float]]) -> tuple[list[float], list[float]]:
+    """Lengths of the error bars below and above each value."""
+    low = [value - s.low if s and s.low is not None else 0.0 for s, value in pairs]
+    high = [s.high - value if s and s.high is not None else 0.0 for s, value in pairs]
+    return [max(v, 0.0) for v in low], [max(v, 0.0) for v in high]

@@ -1,0 +1,259 @@
+"""Many recipes, one after the other: the reference first, each in a process of its own.
+
+A crash, an out-of-memory, a time-out or an error becomes a record with a status and a reason, and
+the sweep goes on. What is already complete for the same fingerprints is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from qbench import models, prompts, records
+from qbench.errors import InputError, nearest
+from qbench.meters.environment import Environment
+from qbench.recipe import Recipe, digest, load
+from qbench.records import Fingerprints, Record, Reference
+from qbench.runner import Job
+
+DONE = ("ok", "invalid")  # a record with such a status is complete
+
+
+class Watcher(Protocol):
+    """Who is told how the sweep gets on; see `progress`."""
+
+    def begin(self, recipe: Recipe, position: int, total: int) -> None: ...
+    def event(self, recipe: Recipe, event: dict[str, Any]) -> None: ...
+    def end(self, record: Record, path: Path, fresh: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe with what the command line changed about it."""
+
+    recipe: Recipe
+    overrides: dict[str, str] = field(default_factory=dict)
+    implied: bool = False  # the reference of another, not named itself
+
+
+def plan(paths: list[Path], overrides: dict[str, str]) -> list[Planned]:
+    """The recipes of these files, each reference before those that are compared with it.
+
+    A reference that is not named is found beside the recipe that names it; overrides of the
+    variant do not apply to it, all others do.
+    """
+    shared = {key: value for key, value in overrides.items() if not key.startswith("variant")}
+    named: dict[str, Planned] = {}
+    implied: dict[str, Planned] = {}
+    for path in paths:
+        recipe = load(path, overrides)
+        if recipe.name in named:
+            raise InputError(f"{path}: a second recipe with the name {recipe.name!r}")
+        named[recipe.name] = Planned(recipe, overrides)
+    for path in paths:
+        recipe = load(path, overrides)
+        wanted = recipe.reference
+        if recipe.is_reference or wanted is None or wanted in named or wanted in implied:
+            continue
+        beside = path.parent / f"{wanted}.yaml"
+        if not beside.is_file():
+            there = [item.stem for item in path.parent.glob("*.yaml")]
+            raise InputError(
+                f"{path}: reference: no recipe {wanted!r} beside it{nearest(wanted, there)}"
+            )
+        implied[wanted] = Planned(load(beside, shared), shared, implied=True)
+    everything = [*implied.values(), *named.values()]
+    for item in everything:
+        models.find(item.recipe.model)
+    return sorted(everything, key=lambda item: not item.recipe.is_reference)
+
+
+def run(
+    planned: list[Planned], out: Path, watcher: Watcher, fresh: bool = False
+) -> list[tuple[Path, Record]]:
+    """Run what is not complete. Returns each recipe's record with its folder, in order.
+
+    With `fresh`, the recipes that were named run again. KeyboardInterrupt ends the sweep after
+    the record of the interrupted run is written.
+    """
+    environments: dict[str, Environment] = {}
+    finished: dict[str, tuple[Path, Record]] = {}
+    for position, item in enumerate(planned, 1):
+        recipe = item.recipe
+        if recipe.device not in environments:
+            environments[recipe.device] = read_environment(recipe.device)
+        environment = environments[recipe.device]
+        reference = None if recipe.is_reference else finished.get(recipe.reference or "")
+        draft = _draft(item, environment, reference)
+        folder = out / environment.machine() / f"{recipe.name}-{_short(draft.fingerprints)}"
+        old = None if fresh and not item.implied else _complete(folder, draft)
+        watcher.begin(recipe, position, len(planned))
+        record = old or _execute(draft, folder, reference[0] if reference else None, watcher)
+        watcher.end(record, folder, fresh=old is None)
+        finished[recipe.name] = (folder, record)
+        if record.status == "interrupted":
+            break
+    return list(finished.values())
+
+
+def _draft(
+    item: Planned, environment: Environment, reference: tuple[Path, Record] | None
+) -> Record:
+    recipe = item.recipe
+    model = models.find(recipe.model)
+    chosen = prompts.load(recipe.prompts.set or model.prompts, recipe.prompts.count)
+    now = datetime.now(UTC)
+    usable = reference if reference and reference[1].status == "ok" else None
+    return Record(
+        run=f"{recipe.name}-{now:%Y%m%dT%H%M%S}-{os.getpid()}",
+        recipe=recipe,
+        overrides=item.overrides,
+        started=now.isoformat(timespec="seconds"),
+        environment=environment,
+        fingerprints=Fingerprints(
+            recipe=recipe.fingerprint(),
+            settings=recipe.settings_fingerprint(),
+            prompts=chosen.digest(),
+            model=model.digest(),
+            hardware=digest(environment.hardware()),
+            software=digest(environment.software()),
+        ),
+        reference=Reference(recipe=usable[1].recipe.name, run=usable[1].run) if usable else None,
+    )
+
+
+def _short(fingerprints: Fingerprints) -> str:
+    return digest(fingerprints.model_dump())[:8]
+
+
+def _complete(folder: Path, draft: Record) -> Record | None:
+    """The record already there, if it is whole and was compared with the same reference run."""
+    try:
+        old = records.read(folder / records.FILE)
+    except records.Unreadable:
+        return None
+    same = old.fingerprints == draft.fingerprints and old.reference == draft.reference
+    return old if same and old.status in DONE else None
+
+
+def read_environment(device: str) -> Environment:
+    """Read in a process of its own, so that this one never holds a GPU's memory."""
+    done = subprocess.run(
+        [sys.executable, "-m", "qbench.meters.environment", device],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 2:
+        raise InputError(done.stderr.strip().splitlines()[-1])
+    if done.returncode:
+        raise RuntimeError(f"the environment could not be read: {done.stderr.strip()[-500:]}")
+    return Environment.model_validate_json(done.stdout.strip().splitlines()[-1])
+
+
+def _execute(draft: Record, folder: Path, reference: Path | None, watcher: Watcher) -> Record:
+    """One process from start to end; its record, or one that says how it died."""
+    folder.mkdir(parents=True, exist_ok=True)
+    usable = reference if draft.reference else None
+    job = Job(draft=draft, folder=folder.resolve(), reference=usable and usable.resolve())
+    job_path = folder / "job.json"
+    job_path.write_text(job.model_dump_json())
+    records.write(draft, folder)
+    stage, limit = "start", draft.recipe.measure.timeout_s
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "qbench.runner", str(job_path)],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # the terminal's Ctrl-C is for the sweep, which ends the run
+        )
+        try:
+            for event in _events(process, limit):
+                stage = event.get("stage", stage)
+                watcher.event(draft.recipe, event)
+            code = process.wait()
+        except TimeoutError:
+            _end(process)
+            reason = f"took longer than measure.timeout_s = {limit:g} s"
+            return _ended(draft, folder, "timeout", reason, stage)
+        except KeyboardInterrupt:
+            _end(process)
+            return _ended(draft, folder, "interrupted", "stopped by the user", stage)
+        finally:
+            job_path.unlink(missing_ok=True)
+    try:
+        record = records.read(folder / records.FILE)
+    except records.Unreadable as error:
+        return _ended(draft, folder, "crashed", str(error), stage)
+    if record.status != "running":
+        return record
+    return _ended(draft, folder, "crashed", _how(code), stage)
+
+
+def _events(process: subprocess.Popen[str], limit: float) -> Iterator[dict[str, Any]]:
+    """The process's events as they come. Raises TimeoutError once the limit has passed."""
+    assert process.stdout is not None
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read(stream: Any) -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, args=(process.stdout,), daemon=True).start()
+    deadline = time.monotonic() + limit
+    while True:
+        try:
+            line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise TimeoutError from None
+        if line is None:
+            return
+        yield json.loads(line)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End the process and all that it started, compilers among them."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _ended(draft: Record, folder: Path, status: str, reason: str, stage: str) -> Record:
+    record = draft.model_copy(
+        update={
+            "status": status,
+            "reason": reason,
+            "stage": stage,
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "files": {"log": "log.txt"},
+        }
+    )
+    records.write(record, folder)
+    return record
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"the process ended with exit code {code} and left no record; see its log"
+    name = signal.Signals(-code).name
+    hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
+    return f"the process died of {name}{hint}"

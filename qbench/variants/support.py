@@ -1,0 +1,156 @@
+"""What runs where, and why not, as data.
+
+Each rule names the choices that it is about, what the machine must have, and the reason that a
+`skipped` row shows. A machine is described by `Machine`, so the rules can be read and tested
+without the hardware that they speak of.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qbench.recipe import Variant
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts about a machine that decide what it can run."""
+
+    device: str  # cpu or cuda
+    capability: tuple[int, int] = (0, 0)  # CUDA compute capability
+    packages: frozenset[str] = frozenset()
+    compiler: bool = True  # a C++ compiler, which inductor needs on a CPU
+
+    @property
+    def cuda(self) -> bool:
+        return self.device == "cuda"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`applies` says which variants it is about; where `holds` is false, `reason` is why not."""
+
+    about: str
+    applies: Callable[[Variant], bool]
+    holds: Callable[[Machine], bool]
+    reason: str
+
+
+def _scheme(prefix: str, backend: str = "torchao") -> Callable[[Variant], bool]:
+    def applies(variant: Variant) -> bool:
+        chosen = variant.quantize
+        return bool(chosen and chosen.backend == backend and chosen.scheme.startswith(prefix))
+
+    return applies
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "torchao",
+        _scheme(""),
+        lambda m: "torchao" in m.packages,
+        "torchao is not installed: pip install torchao",
+    ),
+    Rule(
+        "optimum-quanto",
+        _scheme("", "quanto"),
+        lambda m: "optimum.quanto" in m.packages,
+        "optimum-quanto is not installed: pip install 'qbench[quanto]'",
+    ),
+    Rule(
+        "optimum-quanto's kernels",
+        _scheme("", "quanto"),
+        lambda m: m.compiler,
+        "optimum-quanto builds its kernels at first use and no C++ compiler was found",
+    ),
+    Rule(
+        "FP8 activations",
+        _scheme("fp8_dynamic"),
+        lambda m: m.cuda and m.capability >= (8, 9),
+        "FP8 products need an NVIDIA GPU of compute capability 8.9 or newer",
+    ),
+    Rule(
+        "torch.compile",
+        lambda v: v.compile is not None,
+        lambda m: m.cuda or m.compiler,
+        "torch.compile on a CPU needs a C++ compiler (g++), and none was found",
+    ),
+    Rule(
+        "ONNX export",
+        lambda v: v.engine is not None,
+        lambda m: {"onnx", "onnxscript"} <= m.packages,
+        "onnx and onnxscript are not installed: pip install 'qbench[onnx]'",
+    ),
+    Rule(
+        "ONNX Runtime",
+        lambda v: v.engine == "onnxruntime",
+        lambda m: "onnxruntime" in m.packages,
+        "onnxruntime is not installed: pip install 'qbench[onnx]' (CPU) or 'qbench[gpu]' (CUDA)",
+    ),
+    Rule(
+        "TensorRT's GPU",
+        lambda v: v.engine == "tensorrt",
+        lambda m: m.cuda,
+        "TensorRT needs an NVIDIA GPU",
+    ),
+    Rule(
+        "TensorRT",
+        lambda v: v.engine == "tensorrt",
+        lambda m: bool({"tensorrt_rtx_bindings", "tensorrt_rtx", "tensorrt"} & m.packages),
+        "TensorRT is not installed: pip install 'qbench[tensorrt]'",
+    ),
+    Rule(
+        "GPU attention kernels",
+        lambda v: v.attention in ("efficient", "cudnn"),
+        lambda m: m.cuda,
+        "this attention kernel needs an NVIDIA GPU; on a CPU there are math and flash",
+    ),
+    Rule(
+        "offload",
+        lambda v: v.memory.offload is not None,
+        lambda m: m.cuda,
+        "offload moves weights off a GPU, and there is none",
+    ),
+)
+
+PACKAGES = (
+    "torchao",
+    "optimum.quanto",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+)
+
+
+def why_not(variant: Variant, machine: Machine) -> str | None:
+    """The reason that this machine cannot run the variant, or None where it can."""
+    for rule in RULES:
+        if rule.applies(variant) and not rule.holds(machine):
+            return rule.reason
+    return None
+
+
+def this_machine(device: str = "auto") -> Machine:
+    """The machine as found; `device` is what the recipe asks for."""
+    import torch
+
+    cuda = torch.cuda.is_available() and device != "cpu"
+    return Machine(
+        device="cuda" if cuda else "cpu",
+        capability=torch.cuda.get_device_capability() if cuda else (0, 0),
+        packages=frozenset(filter(_installed, PACKAGES)),
+        compiler=any(map(shutil.which, ("g++", "clang++", "c++"))),
+    )
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
