@@ -50,8 +50,6 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
 ) -> None:
     """Measure recipes: the reference first, each in a process of its own."""
-    from rich.console import Console
-
     from qbench import sweep
     from qbench.progress import Progress
     from qbench.recipe import overrides
@@ -61,7 +59,7 @@ def run(
     shortcuts = {"model": model, "device": device, "prompts.set": prompts}
     changes |= {key: value for key, value in shortcuts.items() if value is not None}
     planned = sweep.plan(_files(recipes), changes)
-    console = Console()
+    console = _console()
     finished = sweep.run(planned, out, Progress(console, quiet), fresh)
     for ranking in rankings([(path / "record.json", record) for path, record in finished]):
         _print(console, ranking)
@@ -81,8 +79,6 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
 ) -> None:
     """Tables (Markdown, CSV) and charts (PNG, SVG) from records."""
-    from rich.console import Console
-
     from qbench import records
     from qbench.errors import InputError
     from qbench.report import rankings, write
@@ -96,7 +92,7 @@ def report(
         raise InputError(f"{places[0]}: no {records.FILE} at or below it")
     found, unreadable = records.read_all(paths)
     path = write(found, unreadable, out)
-    console = Console()
+    console = _console()
     for line in unreadable:
         print(f"qbench: left out: {line}", file=sys.stderr)
     for ranking in rankings(found)[:10]:
@@ -109,11 +105,9 @@ def list_(
     recipes: Annotated[Path, typer.Argument(help="Folder of recipes.")] = Path("recipes"),
 ) -> None:
     """Recipes, models, schemes, metrics and prompts: what is here, what is not, and why."""
-    from rich.console import Console
-
     from qbench import listing
 
-    listing.show(Console(), recipes)
+    listing.show(_console(), recipes)
 
 
 @app.command()
@@ -139,11 +133,9 @@ def doctor(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """The machine, the versions, and which of the recipes' axes can run here."""
-    from rich.console import Console
-
     from qbench import listing
 
-    listing.doctor(Console(), device)
+    listing.doctor(_console(), device)
 
 
 def _files(places: list[Path]) -> list[Path]:
@@ -159,6 +151,13 @@ def _files(places: list[Path]) -> list[Path]:
     return found
 
 
+def _console() -> Console:
+    """A terminal as it is; elsewhere (a file, a pipe) wide enough for the whole table."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
 def _print(console: Console, ranking: Ranking) -> None:
     """The ranking's table on the terminal, remarks below."""
     from rich.table import Table
@@ -166,22 +165,19 @@ def _print(console: Console, ranking: Ranking) -> None:
 
     from qbench.report import tables
 
-    table = Table(title=ranking.title(), title_justify="left", title_style="bold", box=None)
-    for header in tables.HEADERS:
-        table.add_column(header, no_wrap=header != "speed-up (95 %)")
-    rows = tables.rows(ranking)
-    for row in rows[:60]:
+    shown = range(len(tables.HEADERS)) if console.width >= 120 else tables.NARROW
+    table = Table(title=ranking.title(), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for i in shown:
+        table.add_column(tables.HEADERS[i], overflow="fold")
+    rows = tables.rows(ranking)[:60]
+    for row in rows:
         style = {"ok": "", "invalid": "strike red", "skipped": "dim"}.get(row.status, "red")
         cells = list(row.cells)
         if row.status not in ("ok", "invalid"):
             cells[1] = row.status
-        table.add_row(*(Text(cell, style=style) for cell in cells))
-    console.print(table, width=max(console.width, 132) if not console.is_terminal else None)
-    for row in rows[:60]:
+        table.add_row(*(Text(cells[i], style=style) for i in shown))
+    console.print(table)
+    for row in rows:
         if row.remark:
-            console.print(
-                f"  {row.cells[0]} {row.status}: {row.remark}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            remark = Text(f"  {row.cells[0]} {row.status}: {row.remark}")
+            console.print(remark, soft_wrap=True)

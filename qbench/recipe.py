@@ -218,9 +218,6 @@ def overrides(pairs: list[str]) -> dict[str, str]:
 
 def _merged(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
     resolved = path.resolve()
-    if resolved in chain:
-        loop = " -> ".join(item.name for item in (*chain, resolved))
-        raise InputError(f"{path}: 'extends' goes round in a circle: {loop}")
     values, places = _read(path)
     base_name = values.pop("extends", None)
     if base_name is None:
@@ -234,7 +231,11 @@ def _merged(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Places
     if not base.is_file():
         there = [item.name for item in path.parent.glob("*.y*ml")]
         raise InputError(f"{where}: no file {base_name!r} to extend{nearest(base_name, there)}")
-    below, below_places = _merged(base, (*chain, resolved))
+    lineage = (*chain, resolved)
+    if base.resolve() in lineage:
+        loop = " -> ".join(item.name for item in (*lineage, base.resolve()))
+        raise InputError(f"{where}: 'extends' goes round in a circle: {loop}")
+    below, below_places = _merged(base, lineage)
     below.pop("name", None)
     below.pop("about", None)
     return _layered(below, values), {**below_places, **places}

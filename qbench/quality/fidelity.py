@@ -20,7 +20,8 @@ def psnr(videos: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 def ssim(videos: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Structural similarity (Wang et al. 2004), mean over frames; 1 is identical.
 
-    Gaussian window of 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, as torchmetrics computes it.
+    Gaussian window of 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, over every pixel with borders
+    reflected, which is how torchmetrics does it; scikit-image leaves the borders out.
     Both (batch, frames, 3, height, width) in [0, 1]. Returns (batch,).
     """
     from torchmetrics.functional.image import structural_similarity_index_measure

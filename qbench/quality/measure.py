@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,10 @@ def measure(
     notes: list[str] = []
     why = available(model)
     cache: dict[str, Any] = {}
-    # The reference sees the same rounding as the variant, or the metric would measure float16.
+    # Both sides see the rounding of what is stored, or the metric would measure float16.
     videos = outputs.frames.half()
+    if reference is not None:
+        reference = replace(reference, frames=reference.frames.half())
     needs_reference = {"fvd_reference", "psnr", "ssim", "latent_error"}
     for name in wanted:
         if why[name]:

@@ -101,7 +101,7 @@ def _name_points(axes: Any, points: list[tuple[float, float]], names: list[str])
     placed: list[tuple[float, float]] = []
     for (x, y), name in sorted(zip(points, names, strict=True), key=lambda item: item[0][1]):
         height = y
-        near = [py for px, py in placed if abs(math.log(px / x)) < 0.35]
+        near = [py for px, py in placed if abs(math.log(px / x)) < 0.17]
         for taken in sorted(near):
             if abs(height - taken) < 0.045 * span:
                 height = taken + 0.045 * span
@@ -146,7 +146,7 @@ def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     axes.invert_yaxis()
     axes.set_xlabel("seconds a video (median of each stage)")
     axes.set_title(_title("Latency by stage", sound))
-    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    figure.legend(frameon=False, ncols=3, loc="outside upper right")
     return figure
 
 
@@ -167,7 +167,7 @@ def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     what = "allocated on the GPU" if gpu else "resident set of the process"
     axes.set_xlabel(f"peak memory, GiB ({what})")
     axes.set_title(_title("Memory by stage", sound))
-    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    figure.legend(frameon=False, ncols=3, loc="outside upper right")
     return figure
 
 

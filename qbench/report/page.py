@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from qbench.report import Ranking, tables
@@ -30,7 +29,7 @@ def write(
         lines += _section(ranking, drawn)
     path = out / "report.md"
     path.write_text("\n".join(lines), encoding="utf-8")
-    _csv(made, out / "results.csv")
+    tables.frame(made).to_csv(out / "results.csv", index=False)
     return path
 
 
@@ -65,14 +64,3 @@ def _section(ranking: Ranking, drawn: list[Path]) -> list[str]:
         title = picture.stem.replace("-", " ")
         lines += [f"![{title}]({picture.name})", ""]
     return lines
-
-
-def _csv(made: list[Ranking], path: Path) -> None:
-    found = [line for ranking in made for line in tables.numbers(ranking)]
-    fields: dict[str, None] = {}
-    for line in found:
-        fields |= dict.fromkeys(line)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(fields))
-        writer.writeheader()
-        writer.writerows(found)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qbench.report import Ranking, label
 
-COLUMNS, WIDTH, MOST = 3, 560, 24
+COLUMNS, WIDTH, MOST = 3, 640, 24
 
 
 def side_by_side(ranking: Ranking, path: Path) -> Path | None:

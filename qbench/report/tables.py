@@ -22,6 +22,7 @@ HEADERS = (
     "FVD",
     "follows",
 )
+NARROW = (0, 1, 3, 4, 6, 10)  # the columns that fit a terminal of 80
 MISSING = "-"
 
 
@@ -157,6 +158,13 @@ def numbers(ranking: Ranking) -> list[dict[str, Any]]:
                 line |= {f"{name}_low": metric.summary.low, f"{name}_high": metric.summary.high}
         found.append(line | {"run": record.run, "ranking": "-".join(record.fingerprints.ranking())})
     return found
+
+
+def frame(made: list[Ranking]) -> Any:
+    """Every record of every ranking as a pandas DataFrame, for CSV files and notebooks."""
+    import pandas as pd
+
+    return pd.DataFrame([line for ranking in made for line in numbers(ranking)])
 
 
 def ladder(ranking: Ranking) -> str:

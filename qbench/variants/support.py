@@ -7,6 +7,7 @@ without the hardware that they speak of.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import shutil
 from collections.abc import Callable
@@ -91,6 +92,12 @@ RULES: tuple[Rule, ...] = (
         "onnxruntime is not installed: pip install 'qbench[onnx]' (CPU) or 'qbench[gpu]' (CUDA)",
     ),
     Rule(
+        "ONNX Runtime for CUDA",
+        lambda v: v.engine == "onnxruntime",
+        lambda m: not m.cuda or "onnxruntime-gpu" in m.packages,
+        "the CPU build of ONNX Runtime cannot use this GPU: replace it by 'qbench[gpu]'",
+    ),
+    Rule(
         "TensorRT's GPU",
         lambda v: v.engine == "tensorrt",
         lambda m: m.cuda,
@@ -141,10 +148,16 @@ def this_machine(device: str = "auto") -> Machine:
     import torch
 
     cuda = torch.cuda.is_available() and device != "cpu"
+    packages = set(filter(_installed, PACKAGES))
+    try:
+        importlib.metadata.version("onnxruntime-gpu")
+        packages.add("onnxruntime-gpu")  # one module, two packages: only the name tells them apart
+    except importlib.metadata.PackageNotFoundError:
+        pass
     return Machine(
         device="cuda" if cuda else "cpu",
         capability=torch.cuda.get_device_capability() if cuda else (0, 0),
-        packages=frozenset(filter(_installed, PACKAGES)),
+        packages=frozenset(packages),
         compiler=any(map(shutil.which, ("g++", "clang++", "c++"))),
     )
 

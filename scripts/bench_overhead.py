@@ -1,0 +1,106 @@
+"""Does qbench's way of measuring cost anything? Its latency against a bare loop.
+
+Both drive the same live pipeline with the same prompts and noise, turn by turn so that drift hits
+both alike: once in qbench's stages with all meters running, once as one plain call of the pipeline.
+Prints both medians, the paired difference with its interval, and n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from qbench import models, prompts, recipe
+from qbench.meters import environment
+from qbench.quality.statistics import summarise
+from qbench.records import Fingerprints, Record
+from qbench.runner import Job, Run
+
+
+def qbench_run(device: str, dtype: str, folder: Path) -> Run:
+    """A run of the runner's own, loaded and ready for its first video."""
+    wanted = recipe.Recipe.model_validate(
+        {"name": "overhead", "reference": None, "variant": {"dtype": dtype}}
+    )
+    blank = Fingerprints(recipe="", settings="", prompts="", model="", hardware="", software="")
+    draft = Record(
+        run="overhead",
+        recipe=wanted,
+        environment=environment.read(device),
+        fingerprints=blank,
+    )
+    run = Run(Job(draft=draft, folder=folder), emit=lambda *_, **__: None)
+    run._load()
+    run._quantize()
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=20)
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"])
+    parser.add_argument("--out", type=Path, help="write the samples as JSON")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = qbench_run(device, arguments.dtype, Path("."))
+    pipeline, generation = run.pipeline, run.generation
+    text = prompts.load(models.find("tiny-cogvideox").prompts).prompts
+
+    def bare(number: int) -> float:
+        latents = run.family.noise(pipeline, generation, number).to(
+            device, pipeline.transformer.dtype
+        )
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        with torch.no_grad():
+            embeds = run.family.encode(pipeline, generation, [text[number]])
+            final = pipeline(
+                prompt_embeds=embeds[0],
+                negative_prompt_embeds=embeds[1],
+                latents=latents,
+                num_inference_steps=generation.steps,
+                guidance_scale=generation.guidance,
+                output_type="latent",
+            ).frames
+            video = pipeline.decode_latents(final.to(pipeline.vae.dtype))
+            (video.float() / 2 + 0.5).clamp(0, 1)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def ours(number: int) -> float:
+        return sum(run._video([number])[2].values())
+
+    for _ in range(2):
+        bare(0), ours(0)
+    pairs = []
+    for i in range(arguments.n):
+        # Who goes first changes every turn.
+        first = bare(i) if i % 2 else None
+        mine = ours(i)
+        pairs.append((mine, first if first is not None else bare(i)))
+    mine, plain = ([pair[k] for pair in pairs] for k in (0, 1))
+    overhead = summarise([100 * (a - b) / b for a, b in pairs], of="median")
+    figures = {
+        "machine": run.job.draft.environment.machine(),
+        "torch": torch.__version__,
+        "n": len(pairs),
+        "qbench_median_s": summarise(mine, of="median").median,
+        "bare_median_s": summarise(plain, of="median").median,
+        "overhead_percent_median": overhead.median,
+        "overhead_percent_low": overhead.low,
+        "overhead_percent_high": overhead.high,
+    }
+    print(json.dumps(figures, indent=1))
+    if arguments.out:
+        samples = {"qbench_s": mine, "bare_s": plain}
+        arguments.out.write_text(json.dumps(figures | samples, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

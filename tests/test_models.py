@@ -1,0 +1,140 @@
+"""The bundled model is a plain diffusers pipeline that follows its prompts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qbench import models, prompts, recipe, world
+from qbench.errors import InputError, Unsupported
+from qbench.models import cogvideox
+from qbench.quality import fidelity
+from qbench.quality.probe import load_probe
+
+TINY = models.BUNDLED / "tiny-cogvideox"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> object:
+    return models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
+
+
+def test_bundled_folders_keep_to_their_size() -> None:
+    def megabytes(folder: Path) -> float:
+        return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
+
+    assert megabytes(TINY) <= 30
+    assert megabytes(models.BUNDLED) <= 38
+
+
+def test_loads_and_runs_with_plain_diffusers_and_none_of_our_code() -> None:
+    code = (
+        "import sys, torch\n"
+        "from diffusers import CogVideoXPipeline\n"
+        f"pipe = CogVideoXPipeline.from_pretrained({str(TINY)!r}, dtype=torch.float32)\n"
+        "video = pipe('a large red star moves left on a navy background', guidance_scale=1.5,\n"
+        "             num_inference_steps=2, max_sequence_length=24, output_type='pt').frames\n"
+        "assert tuple(video.shape) == (1, 17, 3, 64, 64), video.shape\n"
+        "assert not any(name.startswith('qbench') for name in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_scheduler_is_cogvideoxs(pipeline: object) -> None:
+    config = pipeline.scheduler.config  # type: ignore[attr-defined]
+    assert config.prediction_type == "v_prediction"
+    assert config.rescale_betas_zero_snr
+    assert config.timestep_spacing == "trailing"
+
+
+def test_vae_reconstructs_unseen_clips_at_36_db(pipeline: object) -> None:
+    scenes = [scene for scene in world.scenes() if world.held_out(scene)][::30]
+    clips = world.render_scenes(scenes, seed=77)
+    vae = pipeline.vae.float()  # type: ignore[attr-defined]
+    with torch.no_grad():
+        latents = vae.encode(clips.transpose(1, 2) * 2 - 1).latent_dist.mean
+        back = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+    assert fidelity.psnr(back, clips).mean() >= 36
+
+
+def test_generations_follow_prompts_held_out_ones_too(pipeline: object) -> None:
+    scenes = [scene for scene in world.scenes() if world.held_out(scene)][::58]
+    run = models.resolve(pipeline, models.find("tiny-cogvideox"), recipe.Generation())
+    embeddings = cogvideox.encode(pipeline, run, [scene.caption() for scene in scenes])
+    noise = torch.cat([cogvideox.noise(pipeline, run, seed) for seed in range(len(scenes))])
+    latents = cogvideox.denoise(pipeline, run, embeddings, noise, lambda _: None)
+    answers = load_probe(models.BUNDLED / "probe")(cogvideox.decode(pipeline, run, latents))
+    truth = torch.tensor([scene.indices() for scene in scenes])
+    for i, (name, logits) in enumerate(answers.items()):
+        assert (logits.argmax(1) == truth[:, i]).float().mean() >= 0.85, name
+
+
+def test_our_stages_give_the_pipelines_own_video(pipeline: object) -> None:
+    """Stage by stage equals one call of the pipeline with the same noise: what users run."""
+    run = models.resolve(
+        pipeline, models.find("tiny-cogvideox"), recipe.Generation(steps=3, guidance=2.0)
+    )
+    text = ["a small blue ring grows on a gray background"]
+    pipeline.text_encoder.float()  # type: ignore[attr-defined]  # plain calls want one dtype
+    noise = cogvideox.noise(pipeline, run, 5)
+    embeddings = cogvideox.encode(pipeline, run, text)
+    ours = cogvideox.denoise(pipeline, run, embeddings, noise, lambda _: None)
+    theirs = pipeline(  # type: ignore[operator]
+        prompt=text,
+        latents=noise.clone(),
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        max_sequence_length=24,
+        output_type="latent",
+    ).frames
+    assert fidelity.latent_error(ours, theirs).item() < 1e-5
+
+
+def test_noise_depends_on_the_seed_alone(pipeline: object) -> None:
+    run = models.resolve(pipeline, models.find("tiny-cogvideox"), recipe.Generation())
+    a, b, c = (cogvideox.noise(pipeline, run, seed) for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [({"frames": 16}, "nearest is 17"), ({"height": 70}, "not a multiple of 16")],
+)
+def test_impossible_shapes_are_refused(pipeline: object, wanted: dict, hint: str) -> None:
+    with pytest.raises(InputError, match=hint):
+        models.resolve(pipeline, models.find("tiny-cogvideox"), recipe.Generation(**wanted))
+
+
+def test_unknown_models_and_foreign_folders(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'cogvideox-2b'"):
+        models.find("cogvideo-2b")
+    with pytest.raises(InputError, match="not a diffusers pipeline"):
+        models.find(str(tmp_path))
+    assert models.find("zai-org/CogVideoX-2b").source == "zai-org/CogVideoX-2b"
+
+
+def test_pipeline_of_another_family_is_unsupported_with_its_name() -> None:
+    class WanPipeline:
+        pass
+
+    with pytest.raises(Unsupported, match="WanPipeline"):
+        models.family(WanPipeline())
+
+
+def test_prompt_sets_and_files(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("# a comment\n\nfirst prompt\nsecond prompt\n")
+    assert prompts.load(str(path)).prompts == ("first prompt", "second prompt")
+    assert prompts.load(str(path), 1).prompts == ("first prompt",)
+    path.write_text("# nothing\n")
+    with pytest.raises(InputError, match="no prompt"):
+        prompts.load(str(path))
+    assert len(prompts.load("scenes-v1").prompts) >= 30

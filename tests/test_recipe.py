@@ -1,0 +1,94 @@
+"""A typo must not silently change a measurement: every fault is one line that names its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import RECIPES
+
+from qbench import recipe
+from qbench.errors import InputError
+
+FAULTS = {
+    "unknown key": ("name: x\nvariant: {dtyp: bf16}", 2, "did you mean 'dtype'?"),
+    "wrong type": ("generation:\n  steps: '20'", 2, "valid integer"),
+    "out of range": ("generation:\n\n  steps: 0", 3, "greater than or equal to 1"),
+    "missing base": ("name: x\n\nextends: basis.yaml", 3, "no file 'basis.yaml' to extend"),
+    "cycle": ("extends: bad.yaml", 1, "goes round in a circle"),
+    "outside": ("extends: /etc/hostname", 1, "leads out of"),
+    "unknown scheme": (
+        "variant:\n  quantize:\n    backend: torchao\n    scheme: int8_weights_only",
+        4,
+        "did you mean 'int8_weight_only'?",
+    ),
+    "scheme of another backend": (
+        "variant:\n  quantize: {backend: quanto, scheme: int8_dynamic}",
+        2,
+        "quanto has no scheme",
+    ),
+    "unknown metric": ("quality:\n  metrics:\n  - psnr\n  - clipscore", 4, "'clip_score'"),
+    "impossible": ("variant:\n  engine: onnxruntime\n  compile: {}", 3, "none to compile"),
+    "path in name": ("about: x\nname: ../../etc/passwd", 2, "no path"),
+    "tag": ("name: !!python/object/apply:os.system ['true']", 1, "YAML tags"),
+    "alias": ("about: &a x\nname: *a", 1, "YAML anchors"),
+    "duplicate": ("name: x\nabout: y\nname: z", 3, "stands twice"),
+    "not a mapping": ("- name", 1, "mapping"),
+    "not YAML": ("name: [", 1, "not YAML"),
+    "null section": ("name: x\nvariant:", 2, "variant"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_one_line_with_file_line_and_hint(fault: str, tmp_path: Path) -> None:
+    text, line, hint = FAULTS[fault]
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        recipe.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:{line}:")
+    assert hint in message
+    assert "\n" not in message
+
+
+def test_line_of_a_fault_in_the_base_is_the_base_files(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("model: tiny-cogvideox\nmeasure:\n  repeat: 3\n")
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\n")
+    with pytest.raises(InputError, match=r"base\.yaml:3: measure\.repeat: .*'repeats'"):
+        recipe.load(tmp_path / "child.yaml")
+
+
+def test_child_changes_one_field_and_inherits_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("name: base\ngeneration: {steps: 7, guidance: 2.0}\n")
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\ngeneration: {steps: 9}\n")
+    found = recipe.load(tmp_path / "child.yaml")
+    assert (found.name, found.generation.steps, found.generation.guidance) == ("child", 9, 2.0)
+
+
+def test_override_wins_and_its_fault_names_the_override() -> None:
+    changed = recipe.load(RECIPES / "int8.yaml", recipe.overrides(["variant.dtype=fp16"]))
+    assert changed.variant.dtype == "fp16"
+    assert changed.variant.quantize is not None
+    with pytest.raises(InputError, match=r"^--set variant\.dtype=fp61: .*'fp16'"):
+        recipe.load(RECIPES / "int8.yaml", recipe.overrides(["variant.dtype=fp61"]))
+
+
+def test_fingerprint_moves_with_what_is_measured_and_not_with_the_name() -> None:
+    plain = recipe.load(RECIPES / "bf16.yaml")
+    renamed = recipe.load(RECIPES / "bf16.yaml", {"name": "other", "about": "text"})
+    steps = recipe.load(RECIPES / "bf16.yaml", {"generation.steps": "3"})
+    int8 = recipe.load(RECIPES / "int8.yaml")
+    assert plain.fingerprint() == renamed.fingerprint()
+    assert plain.fingerprint() != steps.fingerprint()
+    assert plain.fingerprint() != int8.fingerprint()
+    assert plain.settings_fingerprint() == int8.settings_fingerprint()
+    assert plain.settings_fingerprint() != steps.settings_fingerprint()
+
+
+def test_shipped_recipes_load_under_their_file_names() -> None:
+    wanted = {"fp32", "fp16", "bf16", "fp8", "int8", "int8-dynamic", "int8-quanto", "compile"}
+    wanted |= {"onnx", "onnx-int8", "tensorrt"}
+    found = {path.stem: recipe.load(path) for path in RECIPES.glob("*.yaml")}
+    assert wanted <= set(found)
+    assert all(name == item.name for name, item in found.items())

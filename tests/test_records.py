@@ -1,0 +1,100 @@
+"""Records survive; what is not a record is named and left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import qbench
+
+from qbench import records
+from qbench.recipe import load
+
+
+def _one(finished: Path, recipe: str) -> Path:
+    return next(finished.glob(f"*/{recipe}-*/record.json"))
+
+
+def test_record_is_complete_and_round_trips(finished: Path, tmp_path: Path) -> None:
+    record = records.read(_one(finished, "int8"))
+    assert record.status == "ok"
+    assert records.read(records.write(record, tmp_path)) == record
+    assert set(record.stages) >= {"load", "quantize", "text_encode", "denoise", "decode", "save"}
+    assert record.generation["steps"] == 2
+    assert record.generation["frames"] == 17
+    assert [len(steps) for steps in record.step_s] == [2]
+    assert record.reference
+    assert record.reference.recipe == "fp32"
+    assert record.overrides["generation.steps"] == "2"
+    assert {"psnr", "ssim", "clip_score", "fvd_reference", "following"} <= set(record.quality)
+    assert len(record.quality["psnr"].samples or []) == 2
+    assert "not comparable" in record.quality["following"].note
+
+
+def test_stages_of_a_video_add_up_to_its_latency(finished: Path) -> None:
+    record = records.read(_one(finished, "fp32"))
+    whole = sum(record.stages[s].seconds[0] for s in ("text_encode", "denoise", "decode"))
+    assert record.latency_s[0] == pytest.approx(whole, rel=1e-9)
+    assert sum(record.step_s[0]) <= record.stages["denoise"].seconds[0]
+
+
+def test_weights_shrink_as_the_scheme_says(finished: Path) -> None:
+    full, int8 = (records.read(_one(finished, name)) for name in ("fp32", "int8"))
+    assert full.weights_bytes == pytest.approx(4 * 9_673_024, rel=0.02)
+    # One byte a weight, a scale a row, and what is no linear stays as it was.
+    assert int8.weights_bytes == pytest.approx(9_673_024, rel=0.08)
+    assert int8.facts["quantized_parameter_share"] > 0.98
+
+
+def test_fingerprints_share_what_is_shared(finished: Path) -> None:
+    full, int8 = (records.read(_one(finished, name)) for name in ("fp32", "int8"))
+    assert full.fingerprints.ranking() == int8.fingerprints.ranking()
+    assert full.fingerprints.recipe != int8.fingerprints.recipe
+    assert load(Path("recipes/fp32.yaml"), full.overrides).fingerprint() == (
+        full.fingerprints.recipe
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: text[: len(text) // 2], "not a record"),
+        (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "version 99"),
+        (lambda text: text.replace('"status": "ok"', '"status": "splendid"'), "status"),
+        (lambda text: json.dumps([1]), "not a record"),
+    ],
+)
+def test_damaged_record_is_refused_with_its_name(
+    finished: Path, tmp_path: Path, damage: object, reason: str
+) -> None:
+    text = _one(finished, "int8").read_text()
+    path = tmp_path / "record.json"
+    path.write_text(damage(text))  # type: ignore[operator]
+    with pytest.raises(records.Unreadable) as caught:
+        records.read(path)
+    assert str(path) in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_report_names_the_corrupt_record_and_shows_the_rest(finished: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken" / "record.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    done = qbench("report", str(finished), str(broken.parent), f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0
+    assert str(broken) in done.stderr
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert str(broken) in text
+    assert "int8" in text
+
+
+def test_interrupted_write_leaves_the_old_record(finished: Path, tmp_path: Path) -> None:
+    record = records.read(_one(finished, "int8"))
+    path = records.write(record, tmp_path)
+    before = path.read_bytes()
+    unserialisable = record.model_copy(update={"notes": [object()]})
+    with pytest.raises(Exception, match=r".+"):
+        records.write(unserialisable, tmp_path)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["record.json"]

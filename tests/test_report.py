@@ -1,0 +1,166 @@
+"""What a table may say: who is ranked with whom, who wins, and what could not run."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qbench import records, report
+from qbench.quality.statistics import Metric, summarise
+from qbench.report import charts, tables
+
+
+def _variation(base: records.Record, name: str, **changes: Any) -> records.Record:
+    recipe = base.recipe.model_copy(update={"name": name})
+    prints = base.fingerprints.model_copy(
+        update={"recipe": name, **changes.pop("fingerprints", {})}
+    )
+    return base.model_copy(update={"recipe": recipe, "fingerprints": prints, **changes})
+
+
+@pytest.fixture(scope="module")
+def base(finished: Path) -> records.Record:
+    return records.read(next(finished.glob("*/int8-*/record.json")))
+
+
+@pytest.fixture(scope="module")
+def reference(finished: Path) -> records.Record:
+    return records.read(next(finished.glob("*/fp32-*/record.json")))
+
+
+def _timed(seconds: float, psnr: float) -> dict[str, Any]:
+    samples = [seconds * (1 + i / 1000) for i in range(12)]
+    quality = [psnr + i / 10 for i in range(12)]
+    metric = Metric(
+        value=sum(quality) / 12,
+        unit="dB",
+        better="higher",
+        summary=summarise(quality),
+        samples=quality,
+    )
+    return {
+        "latency_s": samples,
+        "latency": summarise(samples, of="median"),
+        "quality": {"psnr": metric},
+    }
+
+
+def _rank(*found: records.Record) -> list[report.Ranking]:
+    return report.rankings([(Path(f"{i}/record.json"), r) for i, r in enumerate(found)])
+
+
+def test_machines_settings_and_weights_are_never_ranked_together(base: records.Record) -> None:
+    others = [
+        _variation(base, f"b{i}", fingerprints={name: "elsewhere"})
+        for i, name in enumerate(("hardware", "settings", "model", "software", "prompts"))
+    ]
+    made = _rank(base, *others, _variation(base, "same"))
+    assert [len(ranking.records) for ranking in made] == [2, 1, 1, 1, 1, 1]
+
+
+def test_latest_of_two_runs_of_one_recipe_counts(base: records.Record) -> None:
+    newer = base.model_copy(update={"started": "2999-01-01T00:00:00+00:00", "run": "newer"})
+    (ranking,) = _rank(newer, base)
+    assert [record.run for record in ranking.records] == ["newer"]
+
+
+def test_slower_is_said_as_plainly_as_faster(
+    base: records.Record, reference: records.Record
+) -> None:
+    ref = reference.model_copy(update=_timed(2.0, 50))
+    (ranking,) = _rank(
+        ref,
+        _variation(base, "quick", **_timed(1.0, 40)),
+        _variation(base, "slow", **_timed(4.0, 40)),
+        _variation(base, "same", **_timed(2.0, 40)),
+    )
+    cells = {row.cells[0]: row.cells[3] for row in tables.rows(ranking)}
+    assert cells["fp32"] == "reference"
+    assert cells["quick"].startswith("2.00x")
+    assert cells["quick"].endswith("faster")
+    assert cells["slow"].startswith("0.50x")
+    assert cells["slow"].endswith("SLOWER")
+    assert cells["same"].endswith("no difference")
+
+
+def test_invalid_is_struck_through_and_on_no_front(
+    base: records.Record, reference: records.Record
+) -> None:
+    wrong = _variation(base, "wrong", status="invalid", reason="black in 2 of 2 videos")
+    (ranking,) = _rank(reference, wrong)
+    row = next(row for row in tables.rows(ranking) if row.cells[0] == "wrong")
+    assert row.struck
+    text = tables.markdown(ranking)
+    assert "~~wrong~~" in text
+    assert "black in 2 of 2 videos" in text
+    assert "wrong" not in tables.ladder(ranking)
+
+
+def test_what_could_not_run_is_a_row_with_its_reason(finished: Path) -> None:
+    text = (finished / "stdout.txt").read_text()
+    assert "tensorrt skipped: TensorRT needs an NVIDIA GPU" in text
+
+
+def test_pareto_front_against_brute_force() -> None:
+    rng = random.Random(0)
+    points = [(rng.random(), rng.random()) for _ in range(60)]
+    beaten = {
+        i
+        for i, (x, y) in enumerate(points)
+        if any(p != (x, y) and p[0] <= x and p[1] >= y for p in points)
+    }
+    assert set(charts.pareto(points)) == set(range(60)) - beaten
+
+
+def test_ladder_orders_by_quality_and_names_what_is_within_noise(base: records.Record) -> None:
+    def psnr(values: list[float]) -> dict[str, Any]:
+        mean = sum(values) / len(values)
+        metric = Metric(
+            value=mean, unit="dB", better="higher", summary=summarise(values), samples=values
+        )
+        return {"quality": {"psnr": metric}}
+
+    rng = random.Random(1)
+    video = [rng.gauss(40, 4) for _ in range(20)]
+    (ranking,) = _rank(
+        _variation(base, "worst", **psnr([v - 10 + rng.gauss(0, 0.1) for v in video])),
+        _variation(base, "best", **psnr(video)),
+        _variation(base, "twin", **psnr([v + rng.gauss(0, 0.5) - 0.001 for v in video])),
+    )
+    lines = tables.ladder(ranking).splitlines()[2:]
+    names = [line.split("|")[1].strip() for line in lines]
+    assert names[2] == "worst"
+    assert "within noise" in lines[0]
+    assert "beyond noise" in lines[1]
+
+
+def test_report_writes_tables_and_charts_that_are_pictures(finished: Path, tmp_path: Path) -> None:
+    import pandas as pd
+    from PIL import Image
+
+    found, bad = records.read_all(records.find([finished]))
+    report.write(found, bad, tmp_path)
+    csv = pd.read_csv(tmp_path / "results.csv")
+    assert set(csv["recipe"]) == {"fp32", "int8", "tensorrt"}
+    assert csv.set_index("recipe").loc["int8", "psnr"] > 20
+    for name in ("speed-quality", "latency-by-stage", "memory-by-stage", "size", "contact-sheets"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 4, name
+        assert f"{name}.png" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "speed-quality.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_record_cannot_point_out_of_its_folder(base: records.Record, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from qbench.report import sheets
+
+    outside = tmp_path / "outside.png"
+    Image.new("RGB", (60, 60), "red").save(outside)
+    (tmp_path / "run").mkdir()
+    evil = base.model_copy(update={"files": {"contact_sheet": "../outside.png"}})
+    (ranking,) = report.rankings([(tmp_path / "run" / "record.json", evil)])
+    assert sheets.side_by_side(ranking, tmp_path / "out.png") is None

@@ -1,0 +1,179 @@
+"""Whatever happens to a run, a record says so and the sweep goes on. All on the real program."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import RECIPES, ROOT, SMALL, qbench
+
+from qbench import models, records
+
+
+def _record(out: Path, recipe: str) -> records.Record:
+    (path,) = out.glob(f"*/{recipe}-*/record.json")
+    return records.read(path)
+
+
+def test_complete_runs_are_not_run_again(finished: Path) -> None:
+    before = _record(finished, "int8")
+    done = qbench("run", str(RECIPES / "int8.yaml"), *SMALL, "--device=cpu", f"--out={finished}")
+    assert done.returncode == 0
+    assert done.stdout.count("complete already, not run again") == 2
+    assert _record(finished, "int8") == before
+
+
+def test_videos_and_contact_sheet_are_there(finished: Path) -> None:
+    import av
+    from PIL import Image
+
+    (folder,) = finished.glob("*/int8-*")
+    videos = sorted((folder / "videos").glob("*.mp4"))
+    assert len(videos) == 2
+    with av.open(str(videos[0])) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 17
+    with Image.open(folder / "contact.png") as sheet:
+        assert sheet.width == 6 * 128
+
+
+def test_time_out_becomes_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    shutil.copytree(RECIPES, folder)
+    (folder / "short.yaml").write_text("extends: fp32.yaml\nmeasure: {timeout_s: 2.0}\n")
+    (folder / "after.yaml").write_text("extends: tensorrt.yaml\nreference: after\n")
+    words = [str(folder / "short.yaml"), str(folder / "after.yaml")]
+    done = qbench("run", *words, "--set=reference=null", "--device=cpu", f"--out={tmp_path}")
+    assert done.returncode == 1
+    record = _record(tmp_path, "short")
+    assert record.status == "timeout"
+    assert "measure.timeout_s = 2 s" in record.reason
+    assert record.stage
+    assert _record(tmp_path, "after").status == "skipped"
+
+
+def test_out_of_memory_becomes_a_record_with_its_stage(tmp_path: Path) -> None:
+    """The address space is limited, so that a far too large video cannot be allocated."""
+    done = qbench(
+        "run",
+        str(RECIPES / "fp32.yaml"),
+        *SMALL,
+        "--set=generation.height=8192",
+        "--set=generation.width=8192",
+        "--device=cpu",
+        f"--out={tmp_path}",
+        prefix="ulimit -v 9000000;",
+    )
+    assert done.returncode == 1
+    record = _record(tmp_path, "fp32")
+    assert record.status == "oom", record.reason
+    assert record.stage == "first call"
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "Traceback" in (next(tmp_path.glob("*/fp32-*")) / "log.txt").read_text()
+
+
+def _start(out: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "qbench", "run", *words, "--device=cpu", f"--out={out}"]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _runner(parent: int) -> int:
+    """The process of the run, once it has started."""
+    import psutil
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process(parent).children():
+            if "qbench.runner" in child.cmdline():
+                return child.pid
+        time.sleep(0.05)
+    raise AssertionError("no run was started")
+
+
+def test_crash_becomes_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    process = _start(tmp_path, str(RECIPES / "fp32.yaml"), str(RECIPES / "tensorrt.yaml"), *SMALL)
+    os.kill(_runner(process.pid), signal.SIGSEGV)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, out + err
+    record = _record(tmp_path, "fp32")
+    assert record.status == "crashed"
+    assert "SIGSEGV" in record.reason
+    assert _record(tmp_path, "tensorrt").status == "skipped"
+    assert "Traceback" not in out + err
+
+
+def test_interrupt_leaves_a_record_and_no_process(tmp_path: Path) -> None:
+    import psutil
+
+    process = _start(tmp_path, str(RECIPES / "fp32.yaml"), str(RECIPES / "tensorrt.yaml"), *SMALL)
+    runner = _runner(process.pid)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, out + err
+    assert _record(tmp_path, "fp32").status == "interrupted"
+    assert not list(tmp_path.glob("*/tensorrt-*"))
+    assert not psutil.pid_exists(runner)
+    assert "Traceback" not in out + err
+
+
+def test_broken_weights_give_an_invalid_run(tmp_path: Path) -> None:
+    """A model whose denoiser returns NaN: it runs, its row stays, and it wins nothing."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "nan-model"
+    shutil.copytree(models.BUNDLED / "tiny-cogvideox", folder)
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["proj_out.bias"][:] = float("nan")
+    save_file(state, weights, metadata={"format": "pt"})
+    done = qbench(
+        "run",
+        str(RECIPES / "fp32.yaml"),
+        *SMALL,
+        f"--model={folder}",
+        "--prompts=world-v1",
+        "--device=cpu",
+        f"--out={tmp_path}",
+    )
+    record = _record(tmp_path, "fp32")
+    assert record.status == "invalid", done.stdout + done.stderr
+    assert record.reason.startswith("NaN")
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["run", "recipes/int9.yaml"], "did you mean 'int8.yaml'?"),
+        (["run", "recipes/int8.yaml", "--model=tiny-cogvideo"], "did you mean 'tiny-cogvideox'?"),
+        (["run", "recipes/int8.yaml", "--prompts=word-v1"], "did you mean 'world-v1'?"),
+        (["run", "recipes/int8.yaml", "--set=prompts.count=9999"], "the most is 256"),
+        (["run", "recipes/int8.yaml", "--device=cuba"], "did you mean 'cuda'?"),
+        (["validate", "recipes", "--set=variant.dtype=fp61"], "did you mean 'fp16'?"),
+        (["report", "nowhere"], "no such file or folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words: list[str], hint: str, tmp_path: Path) -> None:
+    out = [f"--out={tmp_path / 'out'}"] if words[0] != "validate" else []
+    done = qbench(*words, *out)
+    assert done.returncode == 2
+    assert hint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_events_of_a_run_are_json_and_libraries_cannot_mix_in(finished: Path) -> None:
+    """The log holds what libraries print; the runner's output is read line by line as JSON."""
+    (folder,) = finished.glob("*/int8-*")
+    assert (folder / "log.txt").exists()
+    assert not (folder / "job.json").exists()
+    assert json.loads((folder / "record.json").read_text())["status"] == "ok"

@@ -1,0 +1,186 @@
+"""Each axis changes what it says it changes, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import RECIPES
+
+from qbench import models, recipe
+from qbench.errors import InputError
+from qbench.meters.memory import stored_bytes
+from qbench.recipe import Quantize, Variant
+from qbench.variants import compilation, quantization, support
+
+
+def _denoiser(dtype: Any = "fp32") -> Any:
+    return models.denoiser(models.load(models.find("tiny-cogvideox"), dtype, "cpu"))
+
+
+def _inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 5, 16, 8, 8, generator=generator).to(dtype)
+    text = torch.randn(2, 24, 128, generator=generator).to(dtype)
+    return latents, text, torch.tensor([500, 500])
+
+
+def _error(module: Any, dtype: torch.dtype) -> float:
+    """Relative error of one step against the FP32 denoiser."""
+    with torch.no_grad():
+        expected = _denoiser()(*_inputs(torch.float32), return_dict=False)[0]
+        found = module(*_inputs(dtype), return_dict=False)[0].float()
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def _quantized(backend: str, scheme: str, **more: Any) -> tuple[Any, dict[str, Any]]:
+    module = _denoiser("bf16")
+    wanted = Quantize.model_validate({"backend": backend, "scheme": scheme, **more})
+    return module, quantization.apply(module, wanted)
+
+
+@pytest.mark.parametrize(
+    ("backend", "scheme", "least", "most", "bits"),
+    [
+        ("torchao", "int8_weight_only", 1e-3, 0.03, 8),
+        ("torchao", "fp8_weight_only", 5e-3, 0.06, 8),
+        ("torchao", "int4_weight_only", 0.02, 0.3, 8),  # stored one value a byte
+        ("torchao", "int2_weight_only", 0.2, 5.0, 8),
+        ("quanto", "int8_weight_only", 1e-3, 0.05, 8),
+        ("quanto", "int4_weight_only", 0.02, 0.5, 4),
+    ],
+)
+def test_scheme_rounds_as_much_as_its_bits_and_stores_as_few(
+    backend: str, scheme: str, least: float, most: float, bits: int
+) -> None:
+    module, facts = _quantized(backend, scheme)
+    assert least < _error(module, torch.bfloat16) < most
+    assert stored_bytes(module) < 9_673_024 * bits / 8 * 1.35
+    assert facts["quantized_parameter_share"] > 0.98
+
+
+def test_dtypes_round_in_their_order() -> None:
+    fp16, bf16 = (
+        _error(_denoiser(name), kind)
+        for name, kind in (("fp16", torch.float16), ("bf16", torch.bfloat16))
+    )
+    assert 0 < fp16 < bf16 / 3
+
+
+def test_exclude_leaves_modules_untouched_and_the_share_says_so() -> None:
+    module, facts = _quantized("torchao", "int8_weight_only", exclude=["ff", "norm"])
+    plain = _denoiser("bf16")
+    untouched = module.transformer_blocks[0].ff.net[0].proj.weight
+    assert torch.equal(untouched, plain.transformer_blocks[0].ff.net[0].proj.weight)
+    assert type(module.transformer_blocks[0].attn1.to_q.weight) is not torch.nn.Parameter
+    attention = sum(
+        layer.weight.numel()
+        for name, layer in plain.named_modules()
+        if isinstance(layer, torch.nn.Linear) and "ff" not in name and "norm" not in name
+    )
+    total = sum(p.numel() for p in plain.parameters())
+    assert facts["quantized_parameter_share"] == pytest.approx(attention / total)
+
+
+def test_excluding_everything_is_an_error() -> None:
+    with pytest.raises(InputError, match="leave no linear"):
+        _quantized("torchao", "int8_weight_only", include=["nowhere"])
+
+
+def test_torchao_leaves_inductors_global_settings_alone() -> None:
+    import torch._inductor.config as config
+
+    before = (
+        config.max_autotune,
+        config.coordinate_descent_tuning,
+        config.force_fuse_int_mm_with_mul,
+    )
+    _quantized("torchao", "int8_dynamic")
+    after = (
+        config.max_autotune,
+        config.coordinate_descent_tuning,
+        config.force_fuse_int_mm_with_mul,
+    )
+    assert before == after
+
+
+def test_regional_compilation_keeps_the_function() -> None:
+    pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
+    compilation.apply(pipeline, recipe.Compile(scope="blocks"))
+    assert _error(models.denoiser(pipeline), torch.float32) < 1e-5
+    compiled = [
+        block._compiled_call_impl is not None
+        for block in models.denoiser(pipeline).transformer_blocks
+    ]
+    assert all(compiled)
+
+
+BARE = support.Machine(device="cpu", packages=frozenset(), compiler=False)
+GPU_ALONE = support.Machine(device="cuda", capability=(8, 0), packages=frozenset())
+FULL = support.Machine(
+    device="cuda",
+    capability=(9, 0),
+    packages=frozenset({*support.PACKAGES, "onnxruntime-gpu"}),
+)
+
+
+def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
+    shipped = [recipe.load(path).variant for path in RECIPES.glob("*.yaml")]
+    assert [support.why_not(variant, FULL) for variant in shipped] == [None] * len(shipped)
+    others = [
+        Variant(attention="cudnn"),
+        Variant.model_validate({"memory": {"offload": "model"}}),
+        Variant.model_validate({"quantize": {"backend": "torchao", "scheme": "fp8_dynamic_row"}}),
+    ]
+    for rule in support.RULES:
+        assert any(rule.applies(variant) for variant in [*shipped, *others]), rule.about
+        assert not (rule.holds(BARE) and rule.holds(GPU_ALONE)), rule.about
+
+
+@pytest.mark.parametrize(
+    ("recipe_name", "machine", "reason"),
+    [
+        ("tensorrt", support.Machine("cpu", packages=FULL.packages), "needs an NVIDIA GPU"),
+        (
+            "tensorrt",
+            support.Machine("cuda", (9, 0), frozenset({"onnx", "onnxscript"})),
+            "tensorrt]",
+        ),
+        ("onnx", BARE, "qbench[onnx]"),
+        ("onnx", support.Machine("cuda", (9, 0), frozenset(support.PACKAGES)), "qbench[gpu]"),
+        ("int8-quanto", BARE, "qbench[quanto]"),
+        ("compile", BARE, "C++ compiler"),
+        ("fp32", BARE, None),
+    ],
+)
+def test_reasons_say_what_to_do(recipe_name: str, machine: support.Machine, reason: str) -> None:
+    found = support.why_not(recipe.load(RECIPES / f"{recipe_name}.yaml").variant, machine)
+    assert (found is None) if reason is None else (reason in (found or ""))
+
+
+def test_tracked_engine_matches_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+    """ONNX Runtime against the module; then the same engine with its output scaled by 1.1."""
+    pytest.importorskip("onnxruntime")
+    from qbench.engines import EngineDenoiser, onnx, onnxruntime
+    from qbench.engines.verify import parity
+
+    module, inputs = _denoiser(), _inputs(torch.float32)
+    path = onnx.export(module, inputs, tmp_path / "denoiser.onnx")
+    engine = onnxruntime.load(module, path)
+    assert parity(module, engine, inputs, exact=True)["parity_relative_error"] < 1e-4
+    assert engine.config is module.config
+    assert engine.stored_bytes == pytest.approx(4 * 9_673_024, rel=0.1)
+    # Another batch than the one that was exported.
+    wide = tuple(torch.cat([value] * 2) for value in inputs)
+    assert parity(module, engine, wide, exact=True)["parity_relative_error"] < 1e-4
+    wrong = EngineDenoiser(module, lambda *x: 1.1 * engine._run(*x), 0)
+    with pytest.raises(RuntimeError, match="computes something else"):
+        parity(module, wrong, inputs, exact=True)
+    broken = EngineDenoiser(module, lambda *x: engine._run(*x) * float("nan"), 0)
+    with pytest.raises(RuntimeError, match="computes something else"):
+        parity(module, broken, inputs, exact=True)
+    small = onnxruntime.load(module, onnxruntime.quantize(path))
+    assert small.stored_bytes < engine.stored_bytes / 3
+    assert parity(module, small, inputs, exact=False)["parity_relative_error"] < 0.1
