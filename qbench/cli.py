@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,8 @@ def main() -> None:
     """Entry point: errors of the user's are one line and exit code 2."""
     from qbench.errors import InputError
 
+    # Schedulers and time limits send SIGTERM: it ends a sweep as Ctrl-C does, record and all.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except InputError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from qbench.records import Record
@@ -16,11 +18,17 @@ class Ranking:
     records: tuple[Record, ...]
     folders: tuple[Path, ...]
 
-    @property
+    @cached_property
     def reference(self) -> Record | None:
         """The record that the others are compared with, if it is here and sound."""
         sound = [r for r in self.records if r.recipe.is_reference and r.status == "ok"]
         return sound[0] if sound else None
+
+    @cached_property
+    def ambiguous(self) -> frozenset[str]:
+        """Recipe names that stand for more than one recipe here."""
+        count = Counter(record.recipe.name for record in self.records)
+        return frozenset(name for name, times in count.items() if times > 1)
 
     def title(self) -> str:
         first = self.records[0]
@@ -66,9 +74,8 @@ def _order(record: Record) -> tuple[bool, bool, float, str]:
 
 def label(record: Record, ranking: Ranking) -> str:
     """The recipe's name, with its overrides where that name alone would not tell it apart."""
-    twins = [r for r in ranking.records if r.recipe.name == record.recipe.name]
     changed = [f"{key}={value}" for key, value in sorted(record.overrides.items())]
-    if len(twins) > 1 and changed:
+    if changed and record.recipe.name in ranking.ambiguous:
         return f"{record.recipe.name} ({', '.join(changed)})"
     return record.recipe.name
 

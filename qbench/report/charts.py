@@ -44,6 +44,7 @@ def draw(ranking: Ranking, out: Path, suffix: str) -> list[Path]:
             figure.text(0.01, 0.01, ranking.title(), fontsize=7, color=GREY)
             path = out / f"{name}{suffix}.png"
             figure.savefig(path, dpi=120)
+            figure.set_layout_engine("none")  # laid out already; the second time costs as much
             figure.savefig(path.with_suffix(".svg"))
             plt.close(figure)
             made.append(path)
@@ -78,8 +79,6 @@ def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     front = [points[i] for i in pareto(points)]
     axes.step(*zip(*front, strict=True), where="post", color=GREEN, lw=1.2, label="Pareto front")
     axes.scatter(*zip(*points, strict=True), color=BLUE, zorder=3, s=28)
-    if len(shown) <= LABELLED:
-        _name_points(axes, points, [label(r, ranking) for r in shown])
     if ranking.reference is not None:
         seconds = _median(ranking.reference)
         axes.axvline(seconds, color=ORANGE, ls="--", lw=1, label="reference's latency")
@@ -90,25 +89,43 @@ def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     axes.set_title("Speed against quality")
     axes.legend(frameon=False, loc="best")
     axes.grid(alpha=0.25)
+    if len(shown) <= LABELLED:
+        figure.draw_without_rendering()  # names are placed in pixels, so the layout must stand
+        _name_points(axes, points, [label(r, ranking) for r in shown])
     return figure
 
 
 def _name_points(axes: Any, points: list[tuple[float, float]], names: list[str]) -> None:
-    """Names beside their points, moved up where two would lie on each other."""
-    import math
+    """Names beside their points, each on the first free side, so that they can be read."""
+    size, clear = 8.5, 5.0
+    places = [tuple(axes.transData.transform(point)) for point in points]
+    taken = [(x - clear, y - clear, x + clear, y + clear) for x, y in places]
+    scale = axes.figure.dpi / 72
+    for (px, py), point, name in zip(places, points, names, strict=True):
+        wide, tall = 0.62 * size * scale * len(name), 1.3 * size * scale
+        sides = [
+            (dx * reach, dy * reach)
+            for reach in (1.0, 2.2, 3.6)
+            for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1))
+        ]
+        for dx, dy in sides:
+            left = px + 8 if dx > 0 else px - 8 - wide
+            low = py + 4 * dy if dy > 0 else py + 4 * dy - tall
+            box = (left, low, left + wide, low + tall)
+            if not any(_overlap(box, other) for other in taken):
+                break
+        taken.append(box)
+        axes.annotate(
+            name,
+            point,
+            xytext=((left - px) / scale, (low - py) / scale),
+            textcoords="offset points",
+            fontsize=size,
+        )
 
-    span = max(y for _, y in points) - min(y for _, y in points) or 1.0
-    placed: list[tuple[float, float]] = []
-    for (x, y), name in sorted(zip(points, names, strict=True), key=lambda item: item[0][1]):
-        height = y
-        near = [py for px, py in placed if abs(math.log(px / x)) < 0.17]
-        for taken in sorted(near):
-            if abs(height - taken) < 0.045 * span:
-                height = taken + 0.045 * span
-        placed.append((x, height))
-        shift = (height - y) / span * 300  # points; the axes are about this tall
-        style = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
-        axes.annotate(name, (x, y), xytext=(7, shift), **style)
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _plain_log_ticks(axes: Any, values: list[float]) -> None:

@@ -63,7 +63,7 @@ def _row(record: Record, ranking: Ranking) -> Row:
         f"{latency.median:.3g} s" if latency else MISSING,
         f"{step.median * 1000:.3g} ms" if step else MISSING,
         _speed(record, ranking),
-        bytes_text(peak_bytes(record)),
+        _peak(record),
         bytes_text(record.weights_bytes),
         _quality(record, "psnr", "{:.1f} dB"),
         _quality(record, "ssim", "{:.4f}"),
@@ -91,10 +91,15 @@ def _quality(record: Record, name: str, form: str) -> str:
     return form.format(metric.value) if metric else MISSING
 
 
-def peak_bytes(record: Record) -> int | None:
-    """What a user needs for a video: allocated on a GPU, resident on a CPU."""
+def _peak(record: Record) -> str:
+    """What a user needs for a video: allocated on a GPU, resident on a CPU.
+
+    An engine allocates past torch, so on a GPU only the driver's figure of the process holds it.
+    """
     peak = record.peak()
-    return peak.allocated_bytes or peak.resident_bytes
+    if record.environment.device == "cuda" and record.recipe.variant.engine:
+        return f"{bytes_text(peak.driver_bytes)} (process)" if peak.driver_bytes else MISSING
+    return bytes_text(peak.allocated_bytes or peak.resident_bytes)
 
 
 def bytes_text(count: int | None) -> str:
