@@ -44,7 +44,6 @@ def draw(ranking: Ranking, out: Path, suffix: str) -> list[Path]:
             figure.text(0.01, 0.01, ranking.title(), fontsize=7, color=GREY)
             path = out / f"{name}{suffix}.png"
             figure.savefig(path, dpi=120)
-            figure.set_layout_engine("none")  # laid out already; the second time costs as much
             figure.savefig(path.with_suffix(".svg"))
             plt.close(figure)
             made.append(path)
@@ -67,8 +66,7 @@ def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     shown = [r for r in sound if "psnr" in r.quality]
     if not shown:
         return None
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
+    figure, axes = _figure(plt, 5.0, left=0.75)
     points = [(_median(r), r.quality["psnr"].value) for r in shown]
     for axis, (low, high) in (
         ("x", _errors([(r.latency, _median(r)) for r in shown])),
@@ -90,13 +88,13 @@ def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     axes.legend(frameon=False, loc="best")
     axes.grid(alpha=0.25)
     if len(shown) <= LABELLED:
-        figure.draw_without_rendering()  # names are placed in pixels, so the layout must stand
         _name_points(axes, points, [label(r, ranking) for r in shown])
     return figure
 
 
 def _name_points(axes: Any, points: list[tuple[float, float]], names: list[str]) -> None:
     """Names beside their points, each on the first free side, so that they can be read."""
+    axes.set_ylim(axes.get_ylim())  # what is not fixed yet would move under the names
     size, clear = 8.5, 5.0
     places = [tuple(axes.transData.transform(point)) for point in points]
     taken = [(x - clear, y - clear, x + clear, y + clear) for x, y in places]
@@ -137,9 +135,18 @@ def _plain_log_ticks(axes: Any, values: list[float]) -> None:
     axes.set_xlim(min(values) * 0.8, max(values) * 1.5)
 
 
-def _bars(plt: Any, count: int) -> tuple[Any, Any]:
-    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.32 * count), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+def _figure(plt: Any, tall: float, left: float) -> tuple[Any, Any]:
+    """Fixed margins in inches: a layout engine would take longer than all the drawing."""
+    figure, axes = plt.subplots(figsize=(8, tall))
+    figure.subplots_adjust(
+        left=left / 8, right=1 - 0.25 / 8, bottom=0.8 / tall, top=1 - 0.45 / tall
+    )
+    return figure, axes
+
+
+def _bars(plt: Any, names: list[str]) -> tuple[Any, Any]:
+    longest = max(map(len, names))
+    figure, axes = _figure(plt, 1.6 + 0.32 * len(names), left=0.3 + min(0.085 * longest, 3.0))
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
     return figure, axes
@@ -151,8 +158,8 @@ def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     shown = sound[:BARS]
     if not shown:
         return None
-    figure, axes = _bars(plt, len(shown))
     names = [label(r, ranking) for r in shown]
+    figure, axes = _bars(plt, names)
     start = [0.0] * len(shown)
     for stage, colour in STAGES.items():
         widths = [
@@ -163,7 +170,7 @@ def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     axes.invert_yaxis()
     axes.set_xlabel("seconds a video (median of each stage)")
     axes.set_title(_title("Latency by stage", sound))
-    figure.legend(frameon=False, ncols=3, loc="outside upper right")
+    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -171,8 +178,8 @@ def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     shown = sound[:BARS]
     if not shown:
         return None
-    figure, axes = _bars(plt, len(shown))
     names = [label(r, ranking) for r in shown]
+    figure, axes = _bars(plt, names)
     for offset, (stage, colour) in zip((-0.27, 0.0, 0.27), STAGES.items(), strict=True):
         peaks = [r.stages[stage].peak if stage in r.stages else None for r in shown]
         sizes = [(p.allocated_bytes or p.resident_bytes or 0) / 2**30 if p else 0 for p in peaks]
@@ -184,7 +191,7 @@ def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     what = "allocated on the GPU" if gpu else "resident set of the process"
     axes.set_xlabel(f"peak memory, GiB ({what})")
     axes.set_title(_title("Memory by stage", sound))
-    figure.legend(frameon=False, ncols=3, loc="outside upper right")
+    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -192,8 +199,8 @@ def _size(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     shown = [r for r in sound if r.weights_bytes][:BARS]
     if not shown:
         return None
-    figure, axes = _bars(plt, len(shown))
     names = [label(r, ranking) for r in shown]
+    figure, axes = _bars(plt, names)
     sizes = [(r.weights_bytes or 0) / 2**20 for r in shown]
     bars = axes.barh(names, sizes, color=BLUE)
     axes.bar_label(bars, [tables.bytes_text(r.weights_bytes) for r in shown], padding=4, fontsize=8)
