@@ -121,13 +121,13 @@ class Prompts(Strict):
     """A shipped set by name, or a text file with one prompt a line; null is the model's own set."""
 
     set: str | None = None
-    count: Annotated[int, Field(ge=1, le=100_000)] = 16
+    count: Annotated[int, Field(ge=1, le=100_000)] = 12
 
 
 class Measure(Strict):
     """How a run is timed: `repeats` videos one by one, after `warmup` more than the first call."""
 
-    repeats: Annotated[int, Field(ge=1, le=10_000)] = 16
+    repeats: Annotated[int, Field(ge=1, le=10_000)] = 12
     warmup: Annotated[int, Field(ge=0, le=1000)] = 1
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
 

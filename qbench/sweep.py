@@ -50,7 +50,7 @@ class Planned:
 def plan(paths: list[Path], overrides: dict[str, str]) -> list[Planned]:
     """The recipes of these files, each reference before those that are compared with it.
 
-    A reference that is not named is found beside the recipe that names it; overrides of the
+    A reference that is not named is found beside the recipe that names it, or above; overrides of the
     variant do not apply to it, all others do.
     """
     shared = {key: value for key, value in overrides.items() if not key.startswith("variant")}
@@ -66,17 +66,21 @@ def plan(paths: list[Path], overrides: dict[str, str]) -> list[Planned]:
         wanted = recipe.reference
         if recipe.is_reference or wanted is None or wanted in named or wanted in implied:
             continue
-        beside = path.parent / f"{wanted}.yaml"
-        if not beside.is_file():
-            there = [item.stem for item in path.parent.glob("*.yaml")]
-            raise InputError(
-                f"{path}: reference: no recipe {wanted!r} beside it{nearest(wanted, there)}"
-            )
-        implied[wanted] = Planned(load(beside, shared), shared, implied=True)
+        implied[wanted] = Planned(load(_beside(path, wanted), shared), shared, implied=True)
     everything = [*implied.values(), *named.values()]
     for item in everything:
         models.find(item.recipe.model)
     return sorted(everything, key=lambda item: not item.recipe.is_reference)
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The recipe of this name in the folder of `path`, or in the folder above it."""
+    folders = (path.parent, path.resolve().parent.parent)
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    there = [item.stem for folder in folders for item in folder.glob("*.yaml")]
+    raise InputError(f"{path}: reference: no recipe {name!r} beside it{nearest(name, there)}")
 
 
 def run(

@@ -89,6 +89,7 @@ def test_fingerprint_moves_with_what_is_measured_and_not_with_the_name() -> None
 def test_shipped_recipes_load_under_their_file_names() -> None:
     wanted = {"fp32", "fp16", "bf16", "fp8", "int8", "int8-dynamic", "int8-quanto", "compile"}
     wanted |= {"onnx", "onnx-int8", "tensorrt"}
-    found = {path.stem: recipe.load(path) for path in RECIPES.glob("*.yaml")}
+    wanted |= {"int4", "int2"}
+    found = {path.stem: recipe.load(path) for path in RECIPES.rglob("*.yaml")}
     assert wanted <= set(found)
     assert all(name == item.name for name, item in found.items())

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import RECIPES, ROOT, SMALL, qbench
 
-from qbench import models, records
+from qbench import models, records, sweep
 
 
 def _record(out: Path, recipe: str) -> records.Record:
@@ -123,6 +123,39 @@ def test_interrupt_leaves_a_record_and_no_process(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*/tensorrt-*"))
     assert not psutil.pid_exists(runner)
     assert "Traceback" not in out + err
+
+
+def test_reference_is_found_beside_or_above_and_takes_all_but_the_variant() -> None:
+    changes = {"generation.steps": "3", "variant.dtype": "fp16"}
+    reference, variant = sweep.plan([RECIPES / "ladder" / "int4.yaml"], changes)
+    assert (reference.recipe.name, variant.recipe.name) == ("fp32", "int4")
+    assert reference.implied
+    assert reference.recipe.generation.steps == variant.recipe.generation.steps == 3
+    assert reference.recipe.variant.dtype == "fp32"
+    assert variant.recipe.variant.dtype == "fp16"
+
+
+def test_terminated_sweep_leaves_a_record_too(tmp_path: Path) -> None:
+    """Schedulers send SIGTERM; it ends a sweep as Ctrl-C does."""
+    process = _start(tmp_path, str(RECIPES / "fp32.yaml"), *SMALL)
+    _runner(process.pid)
+    process.terminate()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, out + err
+    assert _record(tmp_path, "fp32").status == "interrupted"
+
+
+def test_model_that_is_out_of_reach_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text(
+        '{"_class_name": "CogVideoXPipeline", "vae": ["diffusers", "AutoencoderKLCogVideoX"]}'
+    )
+    words = ["--set=prompts.set=world-v1", f"--model={tmp_path / 'model'}", "--device=cpu"]
+    done = qbench("run", str(RECIPES / "fp32.yaml"), *SMALL, *words, f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = _record(tmp_path / "out", "fp32")
+    assert record.status == "skipped"
+    assert "could not be loaded" in record.reason
 
 
 def test_broken_weights_give_an_invalid_run(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ FULL = support.Machine(
 
 
 def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
-    shipped = [recipe.load(path).variant for path in RECIPES.glob("*.yaml")]
+    shipped = [recipe.load(path).variant for path in RECIPES.rglob("*.yaml")]
     assert [support.why_not(variant, FULL) for variant in shipped] == [None] * len(shipped)
     others = [
         Variant(attention="cudnn"),

@@ -92,7 +92,11 @@ def measure(
         elif name == "latent_error" and reference is not None:
             found[name] = _paired(name, "fidelity.latent_error", outputs.latents, reference.latents)
         elif name == "clip_score":
-            found[name] = _clip(outputs.prompts, videos, clip, model, device, notes)
+            try:
+                found[name] = _clip(outputs.prompts, videos, clip, model, device, notes)
+            except OSError as error:  # the hub is out of reach: one figure less, not a lost run
+                reason = " ".join(str(error).split())[:200]
+                notes.append(f"clip_score: {clip} could not be loaded: {reason}")
         else:
             found |= _by_probe(name, outputs.prompts, videos, reference, device, cache)
     return found, notes

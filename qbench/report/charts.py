@@ -103,7 +103,7 @@ def _name_points(axes: Any, points: list[tuple[float, float]], names: list[str])
         wide, tall = 0.62 * size * scale * len(name), 1.3 * size * scale
         sides = [
             (dx * reach, dy * reach)
-            for reach in (1.0, 2.2, 3.6)
+            for reach in (1, 4.5, 8)
             for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1))
         ]
         for dx, dy in sides:
