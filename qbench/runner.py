@@ -40,14 +40,6 @@ class Job(BaseModel):
     reference: Path | None = None  # folder of the reference's finished run
 
 
-class Stopped(Exception):
-    """The run ended early with this status."""
-
-    def __init__(self, status: str, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
-
-
 def execute(job: Job, emit: Emit) -> Record:
     """Run the job and return the finished record, whatever it came to."""
     run = Run(job, emit)
@@ -56,8 +48,6 @@ def execute(job: Job, emit: Emit) -> Record:
         run.facts["status"] = "invalid" if run.facts.get("reason") else "ok"
     except Unsupported as error:
         run.stop("skipped", str(error))
-    except Stopped as error:
-        run.stop(error.status, error.reason)
     except InputError as error:
         run.stop("failed", str(error))
     except Exception as error:
@@ -114,9 +104,7 @@ class Run:
             self.pipeline, self.model, self.recipe.generation
         )
         self.family = models.family(self.pipeline)
-        self.facts["generation"] = {
-            key: value for key, value in vars(self.generation).items() if key != "extra"
-        }
+        self.facts["generation"] = vars(self.generation)
         self._leave("load")
 
     def _quantize(self) -> None:

@@ -50,8 +50,8 @@ class Planned:
 def plan(paths: list[Path], overrides: dict[str, str]) -> list[Planned]:
     """The recipes of these files, each reference before those that are compared with it.
 
-    A reference that is not named is found beside the recipe that names it, or above; overrides of the
-    variant do not apply to it, all others do.
+    A reference that is not named is found beside the recipe that names it, or in the folder above.
+    Overrides of the variant do not apply to it, all others do.
     """
     shared = {key: value for key, value in overrides.items() if not key.startswith("variant")}
     named: dict[str, Planned] = {}

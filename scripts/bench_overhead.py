@@ -81,9 +81,10 @@ def main() -> None:
     pairs = []
     for i in range(arguments.n):
         # Who goes first changes every turn.
-        first = bare(i) if i % 2 else None
-        mine = ours(i)
-        pairs.append((mine, first if first is not None else bare(i)))
+        number = i % len(run.prompts)
+        first = bare(number) if i % 2 else None
+        mine = ours(number)
+        pairs.append((mine, first if first is not None else bare(number)))
     mine, plain = ([pair[k] for pair in pairs] for k in (0, 1))
     overhead = summarise([100 * (a - b) / b for a, b in pairs], of="median")
     figures = {

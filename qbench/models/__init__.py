@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,7 @@ class Resolved:
     scheduler: str
     seed: int
     text_tokens: int
-    surroundings: str
-    extra: dict[str, Any] = field(default_factory=dict)
+    surroundings: str  # dtype of the text encoder and the VAE
 
 
 def find(name: str) -> Model:
