@@ -119,14 +119,10 @@ def validate(
     set_: Annotated[list[str], typer.Option("--set", help="Override a field.")] = [],  # noqa: B006
 ) -> None:
     """Check recipes without running them."""
-    from qbench import prompts, sweep
-    from qbench.models import find
+    from qbench import sweep
     from qbench.recipe import overrides
 
-    planned = sweep.plan(_files(recipes), overrides(set_))
-    for item in planned:
-        model = find(item.recipe.model)
-        prompts.load(item.recipe.prompts.set or model.prompts, item.recipe.prompts.count)
+    for item in sweep.plan(_files(recipes), overrides(set_)):
         if not item.implied:
             print(f"{item.recipe.name}: ok ({item.recipe.fingerprint()})")
 

@@ -69,7 +69,9 @@ def plan(paths: list[Path], overrides: dict[str, str]) -> list[Planned]:
         implied[wanted] = Planned(load(_beside(path, wanted), shared), shared, implied=True)
     everything = [*implied.values(), *named.values()]
     for item in everything:
-        models.find(item.recipe.model)
+        model = models.find(item.recipe.model)
+        models.check(model, item.recipe.generation)
+        prompts.load(item.recipe.prompts.set or model.prompts, item.recipe.prompts.count)
     return sorted(everything, key=lambda item: not item.recipe.is_reference)
 
 

@@ -50,6 +50,7 @@ def _quantized(backend: str, scheme: str, **more: Any) -> tuple[Any, dict[str, A
         ("torchao", "int2_weight_only", 0.2, 5.0, 8),
         ("quanto", "int8_weight_only", 1e-3, 0.05, 8),
         ("quanto", "int4_weight_only", 0.02, 0.5, 4),
+        ("quanto", "fp8_weight_only", 5e-3, 0.06, 8),
     ],
 )
 def test_scheme_rounds_as_much_as_its_bits_and_stores_as_few(

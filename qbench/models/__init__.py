@@ -107,6 +107,15 @@ def find(name: str) -> Model:
     )
 
 
+def check(model: Model, wanted: Generation) -> None:
+    """Refuse what this model cannot generate, where its folder can tell before it is loaded."""
+    folder = Path(model.source)
+    if (folder / "transformer" / "config.json").is_file() and (folder / "vae").is_dir():
+        from qbench.models import cogvideox
+
+        cogvideox.check_folder(folder, wanted)
+
+
 def family(pipeline: Any) -> Any:
     """The module of functions that drives pipelines of this class."""
     from qbench.models import cogvideox

@@ -5,7 +5,9 @@ Each stage is a call of the pipeline itself, so what is timed is what users run.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +23,7 @@ def resolve(pipeline: Any, model: Model, wanted: Generation) -> Resolved:
     frames = wanted.frames or config.sample_frames
     height = wanted.height or config.sample_height * spatial
     width = wanted.width or config.sample_width * spatial
-    step = spatial * config.patch_size
-    for name, value in (("height", height), ("width", width)):
-        if value % step:
-            raise InputError(f"generation.{name}: {value} is not a multiple of {step}")
-    if (frames - 1) % temporal:
-        near = round((frames - 1) / temporal) * temporal + 1
-        raise InputError(
-            f"generation.frames: {frames} is not {temporal}k + 1; the nearest is {near}"
-        )
+    check(wanted, spatial, temporal, config.patch_size)
     kind = wanted.scheduler or model.scheduler
     if kind:
         from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
@@ -46,6 +40,36 @@ def resolve(pipeline: Any, model: Model, wanted: Generation) -> Resolved:
         seed=wanted.seed,
         text_tokens=config.max_text_seq_length,
         surroundings=str(pipeline.vae.dtype).removeprefix("torch."),
+    )
+
+
+def check(wanted: Generation, spatial: int, temporal: int, patch: int) -> None:
+    """Refuse sizes that the VAE and the patches cannot make. Raises InputError."""
+    step = spatial * patch
+    for name, value in (("height", wanted.height), ("width", wanted.width)):
+        if value and value % step:
+            near = max(step, round(value / step) * step)
+            raise InputError(
+                f"generation.{name}: {value} is not a multiple of {step}; the nearest is {near}"
+            )
+    frames = wanted.frames
+    if frames and (frames - 1) % temporal:
+        near = round((frames - 1) / temporal) * temporal + 1
+        raise InputError(
+            f"generation.frames: {frames} is not {temporal}k + 1; the nearest is {near}"
+        )
+
+
+def check_folder(folder: Path, wanted: Generation) -> None:
+    """`check` from a folder's configuration alone, before anything is loaded."""
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    denoiser_config = json.loads((folder / "transformer" / "config.json").read_text())
+    spatial = 2 ** (len(vae["block_out_channels"]) - 1)
+    check(
+        wanted,
+        spatial,
+        int(vae["temporal_compression_ratio"]),
+        denoiser_config["patch_size"],
     )
 
 
