@@ -357,21 +357,23 @@ def main() -> None:
     # Libraries print to standard output; only events may go there.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    last = 0.0
+    steps, last = 0, 0.0
 
-    def emit(event: str, **more: Any) -> None:
-        nonlocal last
-        if event == "step":
-            pending.append(1)
-            now = time.monotonic()
-            if now - last < 0.2:  # the run must not spend its time on saying how far it is
-                return
-            last, more = now, {"count": len(pending)}
-            pending.clear()
-        events.write(json.dumps({"event": event, **more}) + "\n")
+    def say(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
         events.flush()
 
-    pending: list[int] = []
+    def emit(event: str, **more: Any) -> None:
+        """Steps are gathered: a run must not spend its time on saying how far it is."""
+        nonlocal steps, last
+        steps += event == "step"
+        now = time.monotonic()
+        if steps and (event != "step" or now - last > 0.2):
+            say({"event": "step", "count": steps})
+            steps, last = 0, now
+        if event != "step":
+            say({"event": event, **more})
+
     emit("stage", stage="start")
     record = execute(job, emit)
     write(record, job.folder)
