@@ -121,6 +121,20 @@ def test_unknown_models_and_foreign_folders(tmp_path: Path) -> None:
     assert models.find("zai-org/CogVideoX-2b").source == "zai-org/CogVideoX-2b"
 
 
+def test_digest_sees_one_changed_weight_in_a_file_of_equal_size(tmp_path: Path) -> None:
+    import shutil
+
+    for name in ("a", "b", "c"):
+        shutil.copytree(TINY, tmp_path / name)
+    weights = tmp_path / "c" / "transformer" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    a, b, c = (models.find(str(tmp_path / name)).digest() for name in ("a", "b", "c"))
+    assert a == b
+    assert a != c
+
+
 def test_pipeline_of_another_family_is_unsupported_with_its_name() -> None:
     class WanPipeline:
         pass
