@@ -53,7 +53,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
 ) -> None:
     """Measure recipes: the reference first, each in a process of its own."""
-    from qbench import sweep
+    from qbench import records, sweep
     from qbench.progress import Progress
     from qbench.recipe import overrides
     from qbench.report import rankings
@@ -64,7 +64,7 @@ def run(
     planned = sweep.plan(_files(recipes), changes)
     console = _console()
     finished = sweep.run(planned, out, Progress(console, quiet), fresh)
-    for ranking in rankings([(path / "record.json", record) for path, record in finished]):
+    for ranking in rankings([(path / records.FILE, record) for path, record in finished]):
         _print(console, ranking)
     console.print(f"records: {out}", highlight=False, soft_wrap=True)
     statuses = {record.status for _, record in finished}

@@ -97,8 +97,7 @@ class Run:
         self._enter("load")
         self.clock, self.peaks = Clock(self.device), PeakMeter(self.device)
         self.model: Model = models.find(self.recipe.model)
-        chosen = self.recipe.prompts.set or self.model.prompts
-        self.prompts = list(prompts.load(chosen, self.recipe.prompts.count).prompts)
+        self.prompts = list(prompts.chosen(self.recipe.prompts, self.model).prompts)
         self.pipeline = models.load(self.model, self.recipe.variant.dtype, self.device)
         self.generation: Resolved = models.resolve(
             self.pipeline, self.model, self.recipe.generation
@@ -170,7 +169,8 @@ class Run:
         prompts = [self.prompts[number] for number in numbers]
         noise = self._noise(numbers)
         seconds = {}
-        self._mark()
+        self.clock.lap()
+        self.peaks.lap()
         embeddings = self.family.encode(pipeline, generation, prompts)
         seconds["text_encode"] = self._note("text_encode")
         steps = StepTimes(self.device)
@@ -240,7 +240,7 @@ class Run:
         import torch
 
         from qbench import media
-        from qbench.quality.measure import Outputs
+        from qbench.quality.measure import OUTPUTS, Outputs
 
         self._enter("save")
         order = range(len(self.prompts))
@@ -251,7 +251,7 @@ class Run:
         )
         self.results.clear()
         folder = self.job.folder
-        self.outputs.save(folder / "outputs.safetensors")
+        self.outputs.save(folder / OUTPUTS)
         kept = min(SAMPLE_VIDEOS, len(self.prompts))
         (folder / "videos").mkdir(exist_ok=True)
         for number in range(kept):
@@ -260,7 +260,7 @@ class Run:
         sheet = folder / "contact.png"
         media.contact_sheet(self.outputs.frames[:kept], self.prompts[:kept], sheet)
         self.facts["files"] = {
-            "outputs": "outputs.safetensors",
+            "outputs": OUTPUTS,
             "contact_sheet": sheet.name,
             "videos": "videos",
             "log": "log.txt",
@@ -274,8 +274,7 @@ class Run:
         run = self.generation
         reference = None
         if self.job.reference:
-            path = self.job.reference / "outputs.safetensors"
-            reference = measure.load_outputs(path, self.prompts)
+            reference = measure.load_outputs(self.job.reference / measure.OUTPUTS, self.prompts)
         expected = (run.frames, 3, run.height, run.width)
         other = None if reference is None else reference.frames.float()
         faults = validity.faults(self.outputs.frames, self.outputs.latents, expected, other)
@@ -313,10 +312,6 @@ class Run:
     def _enter(self, stage: str, **more: Any) -> None:
         self.stage_name = stage
         self.emit("stage", stage=stage, **more)
-
-    def _mark(self) -> None:
-        self.clock.lap()
-        self.peaks.lap()
 
     def _leave(self, stage: str) -> None:
         """End a stage that happens once."""

@@ -56,13 +56,12 @@ def plan(paths: list[Path], overrides: dict[str, str]) -> list[Planned]:
     shared = {key: value for key, value in overrides.items() if not key.startswith("variant")}
     named: dict[str, Planned] = {}
     implied: dict[str, Planned] = {}
-    for path in paths:
-        recipe = load(path, overrides)
+    loaded = [(path, load(path, overrides)) for path in paths]
+    for path, recipe in loaded:
         if recipe.name in named:
             raise InputError(f"{path}: a second recipe with the name {recipe.name!r}")
         named[recipe.name] = Planned(recipe, overrides)
-    for path in paths:
-        recipe = load(path, overrides)
+    for path, recipe in loaded:
         wanted = recipe.reference
         if recipe.is_reference or wanted is None or wanted in named or wanted in implied:
             continue
@@ -71,7 +70,7 @@ def plan(paths: list[Path], overrides: dict[str, str]) -> list[Planned]:
     for item in everything:
         model = models.find(item.recipe.model)
         models.check(model, item.recipe.generation)
-        prompts.load(item.recipe.prompts.set or model.prompts, item.recipe.prompts.count)
+        prompts.chosen(item.recipe.prompts, model)
     return sorted(everything, key=lambda item: not item.recipe.is_reference)
 
 
@@ -118,7 +117,6 @@ def _draft(
 ) -> Record:
     recipe = item.recipe
     model = models.find(recipe.model)
-    chosen = prompts.load(recipe.prompts.set or model.prompts, recipe.prompts.count)
     now = datetime.now(UTC)
     usable = reference if reference and reference[1].status == "ok" else None
     return Record(
@@ -130,7 +128,7 @@ def _draft(
         fingerprints=Fingerprints(
             recipe=recipe.fingerprint(),
             settings=recipe.settings_fingerprint(),
-            prompts=chosen.digest(),
+            prompts=prompts.chosen(recipe.prompts, model).digest(),
             model=model.digest(),
             hardware=digest(environment.hardware()),
             software=digest(environment.software()),

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qbench.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from qbench.models import Model
+    from qbench.recipe import Prompts
 
 FOLDER = Path(__file__).parent
 
@@ -24,6 +29,11 @@ class PromptSet:
 
 def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.txt"))
+
+
+def chosen(wanted: Prompts, model: Model) -> PromptSet:
+    """What a recipe's `prompts` section means: its set, or the model's own where it names none."""
+    return load(wanted.set or model.prompts, wanted.count)
 
 
 def load(name: str, count: int | None = None) -> PromptSet:

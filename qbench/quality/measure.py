@@ -11,8 +11,10 @@ import torch
 
 from qbench import world
 from qbench.models import BUNDLED, Model
+from qbench.quality import fidelity
 from qbench.quality.statistics import Metric
 
+OUTPUTS = "outputs.safetensors"  # the file of a run's raw outputs, in its folder
 SMALL_WORLD = "valid for tiny-cogvideox only, not comparable with published scores"
 RENDER_SEED = 4242
 
@@ -51,6 +53,13 @@ ABOUT: dict[str, tuple[str, str, str]] = {  # unit, better, what it is
 }
 
 
+PAIRED = {
+    "psnr": fidelity.psnr,
+    "ssim": fidelity.ssim,
+    "latent_error": fidelity.latent_error,
+}
+
+
 def available(model: Model) -> dict[str, str]:
     """Metric -> why it cannot be computed for this model, empty where it can."""
     no_network = "needs a feature network; only the probe of the rendered world ships"
@@ -77,20 +86,18 @@ def measure(
     videos = outputs.frames.half()
     if reference is not None:
         reference = replace(reference, frames=reference.frames.half())
-    needs_reference = {"fvd_reference", "psnr", "ssim", "latent_error"}
     for name in wanted:
         if why[name]:
             notes.append(f"{name}: {why[name]}")
             continue
-        if name in needs_reference and reference is None:
+        if name in {*PAIRED, "fvd_reference"} and reference is None:
             continue  # this is the reference, or there is none; the record says which
         progress(name)
-        if name == "psnr" and reference is not None:
-            found[name] = _paired(name, "fidelity.psnr", videos, reference.frames)
-        elif name == "ssim" and reference is not None:
-            found[name] = _paired(name, "fidelity.ssim", videos, reference.frames)
-        elif name == "latent_error" and reference is not None:
-            found[name] = _paired(name, "fidelity.latent_error", outputs.latents, reference.latents)
+        if name in PAIRED and reference is not None:
+            of_latents = name == "latent_error"
+            ours = outputs.latents if of_latents else videos
+            theirs = reference.latents if of_latents else reference.frames
+            found[name] = _paired(name, ours, theirs)
         elif name == "clip_score":
             try:
                 found[name] = _clip(outputs.prompts, videos, clip, model, device, notes)
@@ -117,10 +124,8 @@ def _figure(name: str, value: float, note: str, **more: Any) -> Metric:
     )
 
 
-def _paired(name: str, function: str, a: torch.Tensor, b: torch.Tensor) -> Metric:
-    from qbench.quality import fidelity
-
-    compute = getattr(fidelity, function.split(".")[1])
+def _paired(name: str, a: torch.Tensor, b: torch.Tensor) -> Metric:
+    compute = PAIRED[name]
     parts = [compute(x.float(), y.float()) for x, y in zip(a.split(8), b.split(8), strict=True)]
     return _metric(name, torch.cat(parts))
 

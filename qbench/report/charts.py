@@ -167,10 +167,7 @@ def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         ]
         axes.barh(names, widths, left=start, color=colour, label=stage)
         start = [a + b for a, b in zip(start, widths, strict=True)]
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds a video (median of each stage)")
-    axes.set_title(_title("Latency by stage", sound))
-    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    _finish(axes, "Latency by stage", "seconds a video (median of each stage)", sound)
     return figure
 
 
@@ -186,12 +183,9 @@ def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         places = [i + offset for i in range(len(shown))]
         axes.barh(places, sizes, height=0.25, color=colour, label=stage)
     axes.set_yticks(range(len(shown)), names)
-    axes.invert_yaxis()
     gpu = shown[0].environment.device == "cuda"
-    what = "allocated on the GPU" if gpu else "resident set of the process"
-    axes.set_xlabel(f"peak memory, GiB ({what})")
-    axes.set_title(_title("Memory by stage", sound))
-    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    what = "allocated by torch; engines' own not in it" if gpu else "resident set of the process"
+    _finish(axes, "Memory by stage", f"peak memory, GiB ({what})", sound)
     return figure
 
 
@@ -205,14 +199,18 @@ def _size(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     bars = axes.barh(names, sizes, color=BLUE)
     axes.bar_label(bars, [tables.bytes_text(r.weights_bytes) for r in shown], padding=4, fontsize=8)
     axes.margins(x=0.12)
-    axes.invert_yaxis()
-    axes.set_xlabel("denoiser's weights as stored, MiB")
-    axes.set_title(_title("Size", sound))
+    _finish(axes, "Size", "denoiser's weights as stored, MiB", sound)
     return figure
 
 
-def _title(text: str, sound: list[Record]) -> str:
-    return text if len(sound) <= BARS else f"{text} (the {BARS} fastest of {len(sound)})"
+def _finish(axes: Any, title: str, xlabel: str, sound: list[Record]) -> None:
+    """First row on top, title, and a legend above the bars where they have several meanings."""
+    axes.invert_yaxis()
+    axes.set_xlabel(xlabel)
+    cut = "" if len(sound) <= BARS else f" (the {BARS} fastest of {len(sound)})"
+    axes.set_title(title + cut)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def _median(record: Record) -> float:
