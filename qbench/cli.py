@@ -55,7 +55,7 @@ def run(
     """Measure recipes: the reference first, each in a process of its own."""
     from qbench import records, sweep
     from qbench.progress import Progress
-    from qbench.recipe import overrides
+    from qbench.recipe_file import overrides
     from qbench.report import rankings
 
     changes = overrides(set_)
@@ -106,11 +106,14 @@ def report(
 @app.command(name="ls")
 def list_(
     recipes: Annotated[Path, typer.Argument(help="Folder of recipes.")] = Path("recipes"),
+    why: Annotated[
+        bool, typer.Option("--why", help="Every rule of what combines with what, and where.")
+    ] = False,
 ) -> None:
     """Recipes, models, schemes, metrics and prompts: what is here, what is not, and why."""
     from qbench import listing
 
-    listing.show(_console(), recipes)
+    listing.show(_console(), recipes, why)
 
 
 @app.command()
@@ -120,7 +123,7 @@ def validate(
 ) -> None:
     """Check recipes without running them."""
     from qbench import sweep
-    from qbench.recipe import overrides
+    from qbench.recipe_file import overrides
 
     for item in sweep.plan(_files(recipes), overrides(set_)):
         if not item.implied:

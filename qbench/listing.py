@@ -13,24 +13,28 @@ if TYPE_CHECKING:
     from qbench.variants.support import Machine
 
 
-def show(console: Console, folder: Path) -> None:
+def show(console: Console, folder: Path, why: bool = False) -> None:
     """Recipes of `folder`, models, schemes, metrics and prompt sets, each with why not."""
-    from qbench import models, prompts, recipe
+    from qbench import models, prompts, recipe, recipe_file
     from qbench.quality.measure import ABOUT, available
     from qbench.variants import support
 
     machine = support.this_machine()
     _head(console, f"recipes in {folder}")
-    files = sorted(path for path in folder.glob("*.yaml") if path.stem != "base")
+    files = sorted(path for path in folder.rglob("*.yaml") if path.stem != "base")
     if not files:
         console.print("  none; name another folder: qbench ls FOLDER")
     for path in files:
         try:
-            found = recipe.load(path)
-            why = support.why_not(found.variant, machine) or ""
-            _line(console, found.name, found.about, why)
+            found = recipe_file.load(path)
+            reason = support.why_not(found.variant, machine) or ""
+            _line(console, found.name, found.about, reason)
         except InputError as error:
             _line(console, path.stem, "", str(error))
+    if why:
+        _head(console, "rules (+ holds here; else the reason that a skipped row shows)")
+        for rule in support.RULES:
+            _line(console, rule.about, "", "" if rule.holds(machine) else rule.reason)
     _head(console, "models (or any hub id or folder of a CogVideoX pipeline)")
     for name, model in models.KNOWN.items():
         _line(console, name, model.about, "" if model.local else _hub(model.source))
@@ -40,8 +44,8 @@ def show(console: Console, folder: Path) -> None:
             _line(console, f"{backend} {scheme}", "", _scheme_why(backend, scheme, machine))
     _head(console, "metrics")
     for name, (unit, better, about) in ABOUT.items():
-        why = available(models.Model("any", "any"))[name]
-        here = f"tiny-cogvideox only: {why}" if why else ""
+        lacking = available(models.Model("any", "any"))[name]
+        here = f"tiny-cogvideox only: {lacking}" if lacking else ""
         _line(console, name, f"{about} ({unit}, {better} is better)", here)
     _head(console, "prompt sets")
     for name in prompts.names():

@@ -1,4 +1,4 @@
-"""The recipe: its schema, how a file becomes one, and errors that name file and line.
+"""The recipe: its schema. How a file becomes one is in `recipe_file`.
 
 A recipe changes one thing on a shared base, so it is short; what a record stores is the resolved
 form with every field, so nothing about a run is implicit. A field left null takes the model's own
@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from qbench.errors import InputError, nearest
+from qbench.errors import nearest
 
 Dtype = Literal["fp32", "fp16", "bf16"]
+Weights = Literal["pretrained", "random"]  # random: true size, no download, no quality
+Attention = Literal[
+    "auto", "math", "flash", "efficient", "cudnn", "flash-3", "flash-4", "sage", "xformers", "fp8"
+]
 Metric = Literal[
     "clip_score", "fvd_reference", "fvd_rendered", "psnr", "ssim", "latent_error", "following"
 ]
@@ -32,9 +35,9 @@ SCHEMES: dict[str, tuple[str, ...]] = {
         "int2_weight_only",
     ),
     "quanto": ("int8_weight_only", "int4_weight_only", "int2_weight_only", "fp8_weight_only"),
+    "qbench": ("fp8_dynamic_row",),
     "onnxruntime": ("int8_dynamic",),
 }
-MAX_BYTES = 65536  # a recipe is a page; anything larger is not one
 
 
 class Strict(BaseModel):
@@ -46,10 +49,13 @@ class Strict(BaseModel):
 class Quantize(Strict):
     """Which linears become what. `include` and `exclude` match parts of module names."""
 
-    backend: Literal["torchao", "quanto", "onnxruntime"]
+    backend: Literal["torchao", "quanto", "qbench", "onnxruntime"]
     scheme: str
     include: list[str] = []
     exclude: list[str] = []
+    # torchao's configs switch on inductor's autotuning for the whole process. Its published
+    # recipes run so; here it made the first call with FP8 take minutes and gained nothing.
+    tune: bool = False
 
     @model_validator(mode="after")
     def _known_scheme(self) -> Quantize:
@@ -66,12 +72,37 @@ class Compile(Strict):
         "default"
     )
     scope: Literal["blocks", "model"] = "blocks"
+    fullgraph: bool = False
+
+
+class Cache(Strict):
+    """Reuse of what earlier denoise steps computed, by diffusers' hooks.
+
+    `taylorseer` and `pab` compute every `interval`-th step in full; `first_block` skips a step
+    where the first block's residual moved by less than `threshold`; `faster` also predicts the
+    unconditional half of the batch.
+    """
+
+    kind: Literal["first_block", "pab", "faster", "taylorseer"]
+    interval: Annotated[int, Field(ge=2, le=100)] | None = None
+    threshold: Annotated[float, Field(gt=0, le=10)] | None = None
+
+    @model_validator(mode="after")
+    def _own_field(self) -> Cache:
+        needed, other = "interval", "threshold"
+        if self.kind == "first_block":
+            needed, other = other, needed
+        if getattr(self, needed) is None:
+            raise ValueError(f"@kind: {self.kind} needs a field '{needed}'")
+        if getattr(self, other) is not None:
+            raise ValueError(f"@{other}: {self.kind} has no such field; it has '{needed}'")
+        return self
 
 
 class Memory(Strict):
     """What is traded for memory outside the denoiser."""
 
-    offload: Literal["model", "sequential"] | None = None
+    offload: Literal["model", "sequential", "group"] | None = None
     vae_tiling: bool = False
     vae_slicing: bool = False
 
@@ -80,11 +111,24 @@ class Variant(Strict):
     """One variant of the denoiser, axis by axis."""
 
     dtype: Dtype = "fp32"
+    fuse_qkv: bool = False  # one linear for query, key and value
     quantize: Quantize | None = None
-    attention: Literal["auto", "math", "flash", "efficient", "cudnn"] = "auto"
+    attention: Attention = "auto"
+    cache: Cache | None = None
     compile: Compile | None = None
     memory: Memory = Memory()
+    # The honest control of every speed-up: this share of the reference's denoise steps.
+    step_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     engine: Literal["onnxruntime", "tensorrt"] | None = None
+
+    def arithmetic(self) -> set[str]:
+        """The dtypes in which products are computed: fp32, fp16, bf16, fp8, int8."""
+        kinds = {str(self.dtype)}
+        if self.attention == "fp8" or (self.quantize and "fp8_dynamic" in self.quantize.scheme):
+            kinds.add("fp8")
+        if self.quantize and self.quantize.scheme == "int8_dynamic":
+            kinds.add("int8")
+        return kinds
 
     @model_validator(mode="after")
     def _possible(self) -> Variant:
@@ -92,6 +136,9 @@ class Variant(Strict):
             raise ValueError("@compile: an engine replaces the module, so there is none to compile")
         if self.engine and self.attention != "auto":
             raise ValueError("@attention: an engine brings its own attention kernel")
+        if self.engine and (self.fuse_qkv or self.cache):
+            field = "fuse_qkv" if self.fuse_qkv else "cache"
+            raise ValueError(f"@{field}: an engine replaces the modules that this one changes")
         if self.engine and self.memory.offload:
             raise ValueError("@memory: an engine's weights cannot be offloaded by diffusers")
         by_engine = self.quantize is not None and self.quantize.backend == "onnxruntime"
@@ -125,10 +172,18 @@ class Prompts(Strict):
 
 
 class Measure(Strict):
-    """How a run is timed: `repeats` videos one by one, after `warmup` more than the first call."""
+    """How a run is timed: `repeats` videos or denoise steps one by one, after `warmup` more.
 
-    repeats: Annotated[int, Field(ge=1, le=10_000)] = 12
-    warmup: Annotated[int, Field(ge=0, le=1000)] = 1
+    `interleave` has the reference take its turn before each of them, in a process of its own on
+    the same device, so that drift of the machine cancels.
+    """
+
+    unit: Literal["video", "step"] = "video"
+    repeats: Annotated[int, Field(ge=1, le=900)] = 12
+    warmup: Annotated[int, Field(ge=0, le=99)] = 1
+    interleave: bool = False
+    profile: bool = True  # one more step under torch's profiler, for `qbench explain`
+    memory_limit_gib: Annotated[float, Field(gt=0)] | None = None  # a smaller card, simulated
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
 
 
@@ -147,6 +202,7 @@ class Recipe(Strict):
     about: str = ""
     reference: str | None = "fp32"
     model: str = "tiny-cogvideox"
+    weights: Weights = "pretrained"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     variant: Variant = Variant()
     generation: Generation = Generation()
@@ -182,179 +238,3 @@ def digest(facts: Any) -> str:
     """Twelve hexadecimal digits of the SHA-256 of the facts as canonical JSON."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-# From a file to a recipe -------------------------------------------------------------------------
-
-Path_ = tuple[str | int, ...]
-Places = dict[Path_, str]  # where each value was written: 'recipes/int8.yaml:5' or '--set'
-
-
-def load(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
-    """The recipe of a file, its bases merged in and `overrides` ({'variant.dtype': 'bf16'}) last.
-
-    Raises InputError: one line with file, line number and the nearest valid word.
-    """
-    values, places = _merged(path, ())
-    for key, text in (overrides or {}).items():
-        _override(values, places, key, text)
-    values.setdefault("name", path.stem)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise InputError(_first(error, places, path)) from None
-
-
-def overrides(pairs: list[str]) -> dict[str, str]:
-    """['a.b=c'] as {'a.b': 'c'}."""
-    found = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key.strip():
-            raise InputError(f"--set {pair}: expected field=value, as in variant.dtype=bf16")
-        found[key.strip()] = value
-    return found
-
-
-def _merged(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
-    resolved = path.resolve()
-    values, places = _read(path)
-    base_name = values.pop("extends", None)
-    if base_name is None:
-        return values, places
-    where = places.get(("extends",), str(path))
-    if not isinstance(base_name, str):
-        raise InputError(f"{where}: 'extends' takes a file name, not {base_name!r}")
-    base = path.parent / base_name
-    if not base.resolve().is_relative_to(resolved.parent.parent):
-        raise InputError(f"{where}: 'extends: {base_name}' leads out of the recipes' folder")
-    if not base.is_file():
-        there = [item.name for item in path.parent.glob("*.y*ml")]
-        raise InputError(f"{where}: no file {base_name!r} to extend{nearest(base_name, there)}")
-    lineage = (*chain, resolved)
-    if base.resolve() in lineage:
-        loop = " -> ".join(item.name for item in (*lineage, base.resolve()))
-        raise InputError(f"{where}: 'extends' goes round in a circle: {loop}")
-    below, below_places = _merged(base, lineage)
-    below.pop("name", None)
-    below.pop("about", None)
-    return _layered(below, values), {**below_places, **places}
-
-
-def _layered(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _layered(old, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Places]:
-    import yaml
-
-    if not path.is_file():
-        there = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise InputError(f"{path}: no such recipe{nearest(path.name, there)}")
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES} bytes, which no recipe is")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        for token in yaml.scan(text):
-            kind = {
-                yaml.TagToken: "YAML tags are",
-                yaml.AliasToken: "YAML aliases are",
-                yaml.AnchorToken: "YAML anchors are",
-            }.get(type(token))
-            if kind:
-                line = token.start_mark.line + 1
-                raise InputError(f"{path}:{line}: {kind} not accepted; write the value plainly")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    places: Places = {}
-    values = {} if node is None else _plain(node, (), path, places)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}:1: a recipe is a mapping of fields, as in 'name: int8'")
-    return values, places
-
-
-def _plain(node: Any, at: Path_, path: Path, places: Places) -> Any:
-    """A YAML node as plain data, with the line of each value noted."""
-    import yaml
-
-    places.setdefault(at, f"{path}:{node.start_mark.line + 1}")
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, (*at, i), path, places) for i, item in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
-        found: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in found:
-                raise InputError(f"{path}:{line}: {key!r} stands twice")
-            places[(*at, key)] = f"{path}:{line}"
-            found[key] = _plain(value_node, (*at, key), path, places)
-        return found
-    if node.tag == "tag:yaml.org,2002:timestamp":
-        return node.value
-    return yaml.SafeLoader("").construct_object(node)
-
-
-def _override(values: dict[str, Any], places: Places, key: str, text: str) -> None:
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {key}={text}: the value is not YAML") from None
-    parts = key.split(".")
-    place: dict[str, Any] = values
-    for part in parts[:-1]:
-        inner = place.get(part)
-        place[part] = dict(inner) if isinstance(inner, dict) else {}
-        place = place[part]
-    place[parts[-1]] = value
-    for depth in range(1, len(parts) + 1):
-        places.setdefault(tuple(parts[:depth]), f"--set {key}={text}")
-    places[tuple(parts)] = f"--set {key}={text}"
-
-
-def _first(error: ValidationError, places: Places, path: Path) -> str:
-    """The first thing that is wrong, as one line."""
-    detail = error.errors()[0]
-    at: Path_ = tuple(part for part in detail["loc"] if part != "function-after")
-    message, kind = detail["msg"], detail["type"]
-    context = detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        message = f"unknown field{nearest(str(at[-1]), _fields(at[:-1]))}"
-    elif kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
-        message = f"{detail['input']!r} is not a choice{nearest(str(detail['input']), choices)}"
-    elif kind == "value_error":
-        message = str(context["error"])
-        if message.startswith("@"):  # raised for a whole section: the field at fault leads
-            field, _, message = message[1:].partition(": ")
-            at = (*at, field)
-    elif kind == "missing":
-        message = "this field is required"
-    elif kind.endswith(("_type", "_parsing")):
-        message = f"{message[0].lower()}{message[1:]}, not {detail['input']!r}"
-    where = next((places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places), str(path))
-    return f"{where}: {'.'.join(map(str, at)) or 'recipe'}: {message}"
-
-
-def _fields(at: Path_) -> list[str]:
-    """Names of the fields that the section at this place has."""
-    model: Any = Recipe
-    for part in at:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        inner = [annotation, *get_args(annotation)]
-        found = [t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)]
-        if not found:
-            return []
-        model = found[0]
-    return [*model.model_fields, "extends"] if model is Recipe else list(model.model_fields)

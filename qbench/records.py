@@ -14,12 +14,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qbench.meters.ceilings import Ceilings
 from qbench.meters.environment import Environment
+from qbench.meters.gauges import Gauges
 from qbench.meters.memory import Peak
-from qbench.quality.statistics import Metric, Summary
+from qbench.meters.work import Work
+from qbench.quality.statistics import Metric, Ratio, Summary
 from qbench.recipe import Recipe
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, SCHEMA)  # 2 added fields, and changed none
 FILE = "record.json"
 
 Status = Literal[
@@ -88,14 +92,43 @@ class Record(Strict):
     first_call_s: float | None = None  # compile stage and first video together
     latency_s: list[float] = []  # text_encode + denoise + decode of each steady video, batch 1
     latency: Summary | None = None  # of latency_s, the interval that of the median
-    step_s: list[list[float]] = []  # each denoise step of each steady video
-    step: Summary | None = None  # of the median step of each steady video
+    step_s: list[list[float]] = []  # each denoise step of each steady video, device time
+    step_host_s: list[float] = []  # unit: step only; the same steps by the host's clock
+    step: Summary | None = None  # of the median step of each steady video; unit: step, of steps
+    paired_reference_s: list[float] = []  # the reference's turn before each timed unit
+    paired_speed_up: Ratio | None = None  # over the reference, of the interleaved pairs
+    gauges: Gauges | None = None  # power, energy, clocks, temperature over the timed units
+    work: Work | None = None  # FLOP and bytes of one denoise step
+    ceilings: Ceilings | None = None  # what the machine can do at most
     weights_bytes: int | None = None  # of the denoiser, as stored
     facts: dict[str, float] = {}  # shares quantized, parity of an engine ...
     videos: int = 0  # that quality was computed on
     quality: dict[str, Metric] = {}
     notes: list[str] = []  # what a reader of the figures must know
     files: dict[str, str] = {}  # by kind, relative to the record
+
+    def step_seconds(self) -> float | None:
+        """A denoise step: the median, or the mean where caching makes steps of two kinds."""
+        if self.step is None:
+            return None
+        return self.step.mean if self.recipe.variant.cache else self.step.median
+
+    def video_seconds(self) -> float | None:
+        return self.latency.median if self.latency else None
+
+    def achieved_flop_per_s(self) -> float | None:
+        """The plain denoiser's FLOP over the step's time: a cached step counts as a whole one."""
+        seconds = self.step_seconds()
+        return self.work.flop / seconds if self.work and seconds else None
+
+    def ceiling_share(self) -> float | None:
+        """What was achieved, of what this machine's products reach in the fastest dtype used."""
+        rate = self.achieved_flop_per_s()
+        if rate is None or self.ceilings is None:
+            return None
+        known = self.ceilings.product_flop_per_s
+        reached = [known[name] for name in self.recipe.variant.arithmetic() if name in known]
+        return rate / max(reached) if reached else None
 
     def peak(self) -> Peak:
         """The largest peak of the stages that a user pays for each video."""
@@ -136,8 +169,9 @@ def read(path: Path) -> Record:
         version = json.loads(text).get("schema_version")
     except (OSError, ValueError, AttributeError) as error:
         raise Unreadable(f"{path}: not a record: {' '.join(str(error).split())}") from None
-    if version != SCHEMA:
-        raise Unreadable(f"{path}: schema version {version!r}; this qbench reads {SCHEMA}")
+    if version not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise Unreadable(f"{path}: schema version {version!r}; this qbench reads {known}")
     try:
         return Record.model_validate_json(text)
     except ValidationError as error:

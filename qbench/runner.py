@@ -1,69 +1,35 @@
-"""One recipe, one process: the stages in order.
-
-Started by the sweep as `python -m qbench.runner JOB`. The process reports on its standard output,
-one JSON object a line; everything that libraries print goes to the log. Whatever happens, the
-record that it leaves says what it came to; where the process dies, the sweep writes that record.
-"""
+"""One recipe, one process: the stages of a run, in order."""
 
 from __future__ import annotations
 
 import gc
-import json
-import os
-import sys
-import time
+import math
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
-from qbench.errors import InputError, Unsupported
-from qbench.records import Record, Stage, write
+from qbench.errors import Unsupported
+from qbench.records import Stage
 
 if TYPE_CHECKING:
     from qbench.meters.memory import Peak
     from qbench.models import Model, Resolved
     from qbench.quality.measure import Outputs
+    from qbench.worker import Emit, Job
 
-Emit = Callable[..., None]
 SAMPLE_VIDEOS = 6  # kept as mp4 and on the contact sheet
-
-
-class Job(BaseModel):
-    """What the sweep hands to the process."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    draft: Record
-    folder: Path
-    reference: Path | None = None  # folder of the reference's finished run
-
-
-def execute(job: Job, emit: Emit) -> Record:
-    """Run the job and return the finished record, whatever it came to."""
-    run = Run(job, emit)
-    try:
-        run.all()
-        run.facts["status"] = "invalid" if run.facts.get("reason") else "ok"
-    except Unsupported as error:
-        run.stop("skipped", str(error))
-    except InputError as error:
-        run.stop("failed", str(error))
-    except Exception as error:
-        import traceback
-
-        traceback.print_exc()
-        run.stop("oom" if _out_of_memory(error) else "failed", _one_line(error))
-    run.facts["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
-    return job.draft.model_copy(update=run.facts)
+PROFILE = "profile.json"
+RANDOM_NOTE = (
+    "weights: random: latency and memory only, for they do not depend on the values of weights; "
+    "no text encoder was run, and nothing here says anything about quality"
+)
+STEPS_NOTE = "unit: step: denoise steps were timed and no video was made, so there is no quality"
 
 
 class Run:
     """The state that the stages share. Reads top to bottom in `all`."""
 
-    def __init__(self, job: Job, emit: Emit) -> None:
-        self.job, self.recipe, self.emit = job, job.draft.recipe, emit
+    def __init__(self, job: Job, emit: Emit, listen: Callable[[], str] | None = None) -> None:
+        self.job, self.recipe, self.emit, self.listen = job, job.draft.recipe, emit, listen
         self.device = job.draft.environment.device
         self.facts: dict[str, Any] = {"stages": {}, "facts": {}, "notes": []}
         self.stage_name = ""
@@ -74,8 +40,15 @@ class Run:
         self._load()
         self._quantize()
         self._compile()
-        self._first_and_warm_up()
-        self._steady()
+        if self.recipe.measure.unit == "step":
+            self._steady_steps()
+        else:
+            self._first_and_warm_up()
+            self._steady()
+        self._explainers()
+        if self.recipe.measure.unit == "step" or self.recipe.weights == "random":
+            self.facts["files"] = {"log": "log.txt"} | self.facts.get("files", {})
+            return
         self._rest_of_the_videos()
         self._save()
         self._quality()
@@ -95,22 +68,60 @@ class Run:
         from qbench.meters.memory import PeakMeter
 
         self._enter("load")
+        self._limit_memory()
         self.clock, self.peaks = Clock(self.device), PeakMeter(self.device)
         self.model: Model = models.find(self.recipe.model)
         self.prompts = list(prompts.chosen(self.recipe.prompts, self.model).prompts)
-        self.pipeline = models.load(self.model, self.recipe.variant.dtype, self.device)
+        variant, weights = self.recipe.variant, self.recipe.weights
+        self.pipeline = models.load(self.model, variant.dtype, self.device, weights)
         self.generation: Resolved = models.resolve(
-            self.pipeline, self.model, self.recipe.generation
+            self.pipeline, self.model, self.recipe.generation, variant.step_share
         )
         self.family = models.family(self.pipeline)
         self.facts["generation"] = vars(self.generation)
+        self._count_work()
+        if weights == "random":
+            self.facts["notes"].append(RANDOM_NOTE)
+        if self.recipe.measure.unit == "step":
+            self.facts["notes"].append(STEPS_NOTE)
         self._leave("load")
 
+    def _limit_memory(self) -> None:
+        """A smaller card, simulated: torch's allocator refuses what is past the limit."""
+        limit = self.recipe.measure.memory_limit_gib
+        if limit is None:
+            return
+        if self.device == "cpu":
+            raise Unsupported("measure.memory_limit_gib limits a GPU's memory, and there is none")
+        import torch
+
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit * 2**30 / total))
+
+    def _count_work(self) -> None:
+        """FLOP and bytes of a step, of the plain denoiser as it was loaded."""
+        from qbench import models
+        from qbench.meters import work
+
+        module = models.denoiser(self.pipeline)
+        size = next(module.parameters()).element_size()
+        try:
+            self.work = work.count(module, self._example_inputs(), size)
+        except Exception as error:  # a figure less in the record, never a failed run
+            self.facts["notes"].append(f"work of a step not counted: {type(error).__name__}")
+            return
+        self.facts["work"] = self.work.model_copy(update={"linear_flop": {}})
+
     def _quantize(self) -> None:
-        from qbench.variants import apply_eager
+        from qbench import models, variants
+        from qbench.variants import quantization
 
         self._enter("quantize")
-        self.facts["facts"] |= apply_eager(self.pipeline, self.recipe.variant, self.device)
+        variant = self.recipe.variant
+        if variant.quantize and "work" in self.facts:
+            linears = set(quantization.chosen(models.denoiser(self.pipeline), variant.quantize))
+            self.facts["facts"]["quantized_flop_share"] = self.work.share(linears)
+        self.facts["facts"] |= variants.apply(self.pipeline, variant, self.device)
         gc.collect()
         self._leave("quantize")
 
@@ -118,7 +129,6 @@ class Run:
         """Build the engine, or compile; the compiler works at the first step, so one is made."""
         from qbench import models
         from qbench.meters.memory import stored_bytes
-        from qbench.variants import compilation
 
         variant = self.recipe.variant
         self._enter("compile")
@@ -128,8 +138,6 @@ class Run:
             inputs = self._example_inputs()
             folder = self.job.folder / "engine"
             self.facts["facts"] |= engines.build(self.pipeline, inputs, variant, folder)
-        elif variant.compile:
-            compilation.apply(self.pipeline, variant.compile)
         if variant.engine or variant.compile:
             embeddings = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
             self.family.denoise(
@@ -169,11 +177,12 @@ class Run:
         prompts = [self.prompts[number] for number in numbers]
         noise = self._noise(numbers)
         seconds = {}
+        outer, self.stage_name = self.stage_name, "text_encode"
         self.clock.lap()
         self.peaks.lap()
         embeddings = self.family.encode(pipeline, generation, prompts)
         seconds["text_encode"] = self._note("text_encode")
-        steps = StepTimes(self.device)
+        steps, self.stage_name = StepTimes(self.device), "denoise"
 
         def on_step(_: int) -> None:
             steps.mark()
@@ -181,8 +190,10 @@ class Run:
 
         latents = self.family.denoise(pipeline, generation, embeddings, noise, on_step)
         seconds["denoise"] = self._note("denoise")
+        self.stage_name = "decode"
         frames = self.family.decode(pipeline, generation, latents)
         seconds["decode"] = self._note("decode")
+        self.stage_name = outer
         return frames.cpu(), latents.float().cpu(), seconds, steps.seconds()
 
     def _first_and_warm_up(self) -> None:
@@ -200,8 +211,10 @@ class Run:
         """The timed videos, one by one. Their outputs are the first that quality is computed on."""
         from statistics import median
 
+        from qbench.meters.gauges import GaugeMeter
         from qbench.quality.statistics import summarise
 
+        gauges = GaugeMeter(self.device)
         self.peak_of.clear()  # what came before is not steady
         self.results: dict[int, tuple[Any, Any]] = {}
         samples: dict[str, list[float]] = {"text_encode": [], "denoise": [], "decode": []}
@@ -209,8 +222,12 @@ class Run:
         for turn in range(self.recipe.measure.repeats):
             self._enter("steady", video=turn + 1, videos=self.recipe.measure.repeats)
             number = turn % len(self.prompts)
+            self._turn_of_the_reference(number)
+            gauges.begin()
             frames, latents, seconds, step_seconds = self._video([number])
-            self.results[number] = (frames, latents)
+            gauges.end()
+            if self.recipe.weights != "random":
+                self.results[number] = (frames, latents)
             for name, value in seconds.items():
                 samples[name].append(value)
             latency.append(sum(seconds.values()))
@@ -222,11 +239,148 @@ class Run:
             "latency": summarise(latency, of="median"),
             "step_s": steps,
             "step": summarise([median(video) for video in steps], of="median"),
+            "gauges": gauges.gauges(),
         }
+        self._pair(latency)
+
+    def _steady_steps(self) -> None:
+        """Timed denoise steps, all of one video: the pipeline's own loop, stopped after each."""
+        from qbench.meters.gauges import GaugeMeter
+        from qbench.meters.latency import UnitTimer
+        from qbench.quality.statistics import summarise
+
+        measured = self.recipe.measure
+        count = 1 + measured.warmup + measured.repeats
+        self.emit("plan", steps=count)
+        self._enter("first call")
+        timer, gauges = UnitTimer(self.device), GaugeMeter(self.device)
+        device: list[float] = []
+        host: list[float] = []
+
+        def on_step(i: int) -> None:
+            by_device, by_host = timer.end()
+            gauges.end()
+            self.emit("step")
+            if i == 0:
+                compiling = self.facts["stages"].get("compile")
+                built = compiling.seconds[0] if compiling else 0.0
+                self.facts["first_call_s"] = by_host + built
+            if i > measured.warmup:
+                device.append(by_device)
+                host.append(by_host)
+            if i + 1 < count:
+                if i == measured.warmup:
+                    self.peaks.lap()  # what came before is not steady
+                if i >= measured.warmup:
+                    self._enter("steady", step=i, steps=measured.repeats)
+                    self._turn_of_the_reference(0)
+                    gauges.begin()
+                timer.begin()
+
+        embeddings = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
+        noise = self._noise([0])
+        timer.begin()
+        self.family.denoise(self.pipeline, self.generation, embeddings, noise, on_step, steps=count)
+        self.facts["stages"]["denoise"] = Stage(seconds=host, peak=self.peaks.lap())
+        self.facts |= {
+            "step_s": [device],
+            "step_host_s": host,
+            "step": summarise(device, of="mean" if self.recipe.variant.cache else "median"),
+            "gauges": gauges.gauges(),
+        }
+        self._pair(host)
+
+    # The reference's turns -----------------------------------------------------------------------
+
+    def _turn_of_the_reference(self, number: int) -> None:
+        """Where the run is interleaved: wait until the reference has done the same unit."""
+        if not self.job.paced or self.listen is None:
+            return
+        self.emit("turn", number=number)
+        self.facts.setdefault("paired_reference_s", []).append(float(self.listen()))
+
+    def _pair(self, own: list[float]) -> None:
+        from qbench.quality.statistics import paired_speed_up
+
+        theirs = self.facts.get("paired_reference_s", [])
+        if theirs and all(map(math.isfinite, theirs)):
+            self.facts["paired_speed_up"] = paired_speed_up(theirs, own)
+        elif theirs:
+            self.facts["paired_reference_s"] = []
+            self.facts["notes"].append("not interleaved: the reference's process ended early")
+
+    def pace(self) -> None:
+        """Be the reference: a unit for every line that comes in, until there are no more."""
+        self._check_support()
+        self._load()
+        self._quantize()
+        self._compile()
+        if self.recipe.measure.unit == "step":
+            self._pace_steps()
+            return
+        self._first_and_warm_up()
+        self.emit("ready")
+        assert self.listen is not None
+        while line := self.listen():
+            _, _, seconds, _ = self._video([int(line)])
+            self.emit("paced", seconds=sum(seconds.values()))
+
+    def _pace_steps(self) -> None:
+        from qbench.meters.latency import UnitTimer
+
+        listen = self.listen
+        assert listen is not None
+        timer, warmup = UnitTimer(self.device), self.recipe.measure.warmup
+
+        class Over(Exception):
+            pass
+
+        def on_step(i: int) -> None:
+            _, seconds = timer.end()
+            if i == warmup:
+                self.emit("ready")
+            elif i > warmup:
+                self.emit("paced", seconds=seconds)
+            if i >= warmup and not listen():
+                raise Over
+            timer.begin()
+
+        embeddings = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
+        noise, most = self._noise([0]), self.pipeline.scheduler.config.num_train_timesteps
+        timer.begin()
+        try:
+            while True:
+                self.family.denoise(
+                    self.pipeline, self.generation, embeddings, noise, on_step, steps=most
+                )
+        except Over:
+            return
+
+    def _explainers(self) -> None:
+        """One more step, under the profiler."""
+        if not self.recipe.measure.profile or self.recipe.variant.engine:
+            return
+        from qbench.meters import profile
+
+        self._enter("profile")
+        embeddings = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
+        noise = self._noise([0])
+
+        def step() -> None:
+            self.family.denoise(
+                self.pipeline, self.generation, embeddings, noise, _nothing, steps=1
+            )
+
+        found = profile.take(step, self.device)
+        (self.job.folder / PROFILE).write_text(found.model_dump_json(indent=1) + "\n")
+        self.facts["files"] = {"profile": PROFILE}
 
     def _rest_of_the_videos(self) -> None:
         rest = [n for n in range(len(self.prompts)) if n not in self.results]
         batch = self.recipe.quality.batch
+        cache = self.recipe.variant.cache
+        if cache and cache.kind == "first_block":
+            batch = 1  # it decides for a whole batch at once, which users do not generate in
         for start in range(0, len(rest), batch):
             part = rest[start : start + batch]
             self._enter("more videos", video=start + len(part), videos=len(rest))
@@ -259,7 +413,7 @@ class Run:
             media.write_mp4(self.outputs.frames[number], path, fps=8)
         sheet = folder / "contact.png"
         media.contact_sheet(self.outputs.frames[:kept], self.prompts[:kept], sheet)
-        self.facts["files"] = {
+        self.facts["files"] = self.facts.get("files", {}) | {
             "outputs": OUTPUTS,
             "contact_sheet": sheet.name,
             "videos": "videos",
@@ -330,50 +484,3 @@ class Run:
 
 def _nothing(_: int) -> None:
     pass
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    words = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "out of memory" in words
-        or "can't allocate memory" in words
-        or "failed to allocate memory" in words
-    )
-
-
-def main() -> None:
-    job = Job.model_validate_json(Path(sys.argv[1]).read_text())
-    # Libraries print to standard output; only events may go there.
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    steps, last = 0, 0.0
-
-    def say(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
-        events.flush()
-
-    def emit(event: str, **more: Any) -> None:
-        """Steps are gathered: a run must not spend its time on saying how far it is."""
-        nonlocal steps, last
-        steps += event == "step"
-        now = time.monotonic()
-        if steps and (event != "step" or now - last > 0.2):
-            say({"event": "step", "count": steps})
-            steps, last = 0, now
-        if event != "step":
-            say({"event": event, **more})
-
-    emit("stage", stage="start")
-    record = execute(job, emit)
-    write(record, job.folder)
-    emit("end", status=record.status)
-
-
-if __name__ == "__main__":
-    main()

@@ -22,10 +22,14 @@ from typing import Any, Protocol
 
 from qbench import models, prompts, records
 from qbench.errors import InputError, nearest
+from qbench.meters import ceilings
+from qbench.meters.ceilings import Ceilings
 from qbench.meters.environment import Environment
-from qbench.recipe import Recipe, digest, load
+from qbench.pacing import Pacer
+from qbench.recipe import Recipe, digest
+from qbench.recipe_file import load
 from qbench.records import Fingerprints, Record, Reference
-from qbench.runner import Job
+from qbench.worker import Job
 
 DONE = ("ok", "invalid")  # a record with such a status is complete
 
@@ -92,24 +96,55 @@ def run(
     With `fresh`, the recipes that were named run again. KeyboardInterrupt ends the sweep after
     the record of the interrupted run is written.
     """
-    environments: dict[str, Environment] = {}
     finished: dict[str, tuple[Path, Record]] = {}
-    for position, item in enumerate(planned, 1):
-        recipe = item.recipe
-        if recipe.device not in environments:
-            environments[recipe.device] = read_environment(recipe.device)
-        environment = environments[recipe.device]
-        reference = None if recipe.is_reference else finished.get(recipe.reference or "")
-        draft = _draft(item, environment, reference)
-        folder = out / environment.machine() / f"{recipe.name}-{_short(draft.fingerprints)}"
-        old = None if fresh and not item.implied else _complete(folder, draft)
-        watcher.begin(recipe, position, len(planned))
-        record = old or _execute(draft, folder, reference[0] if reference else None, watcher)
-        watcher.end(record, folder, fresh=old is None)
-        finished[recipe.name] = (folder, record)
-        if record.status == "interrupted":
-            break
+    machines = _Machines(out)
+    pacers: dict[str, Pacer] = {}
+    try:
+        for position, item in enumerate(planned, 1):
+            recipe = item.recipe
+            reference = None if recipe.is_reference else finished.get(recipe.reference or "")
+            draft = _draft(item, machines.environment(recipe.device), reference)
+            folder = machines.folder(recipe.device) / f"{recipe.name}-{_short(draft.fingerprints)}"
+            old = None if fresh and not item.implied else _complete(folder, draft)
+            watcher.begin(recipe, position, len(planned))
+            if old is None:
+                draft = draft.model_copy(update={"ceilings": machines.ceilings(recipe.device)})
+            pacer = None
+            if recipe.measure.interleave and draft.reference and reference and not old:
+                pacer = pacers.setdefault(draft.reference.run, Pacer(reference[1], reference[0]))
+            where = reference[0] if reference else None
+            record = old or _execute(draft, folder, where, watcher, pacer)
+            watcher.end(record, folder, fresh=old is None)
+            finished[recipe.name] = (folder, record)
+            if record.status == "interrupted":
+                break
+    finally:
+        for pacer in pacers.values():
+            pacer.close()
     return list(finished.values())
+
+
+class _Machines:
+    """What is read once a sweep of each device that recipes ask for."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._environments: dict[str, Environment] = {}
+        self._ceilings: dict[str, Ceilings | None] = {}
+
+    def environment(self, device: str) -> Environment:
+        if device not in self._environments:
+            self._environments[device] = read_environment(device)
+        return self._environments[device]
+
+    def folder(self, device: str) -> Path:
+        return self._out / self.environment(device).machine()
+
+    def ceilings(self, device: str) -> Ceilings | None:
+        if device not in self._ceilings:
+            found = self.environment(device).device
+            self._ceilings[device] = ceilings.kept(self.folder(device), found)
+        return self._ceilings[device]
 
 
 def _draft(
@@ -129,7 +164,7 @@ def _draft(
             recipe=recipe.fingerprint(),
             settings=recipe.settings_fingerprint(),
             prompts=prompts.chosen(recipe.prompts, model).digest(),
-            model=model.digest(),
+            model=model.digest(recipe.weights),
             hardware=digest(environment.hardware()),
             software=digest(environment.software()),
         ),
@@ -165,34 +200,45 @@ def read_environment(device: str) -> Environment:
     return Environment.model_validate_json(done.stdout.strip().splitlines()[-1])
 
 
-def _execute(draft: Record, folder: Path, reference: Path | None, watcher: Watcher) -> Record:
+def _execute(
+    draft: Record, folder: Path, reference: Path | None, watcher: Watcher, pacer: Pacer | None
+) -> Record:
     """One process from start to end; its record, or one that says how it died."""
     folder.mkdir(parents=True, exist_ok=True)
     usable = reference if draft.reference else None
-    job = Job(draft=draft, folder=folder.resolve(), reference=usable and usable.resolve())
+    job = Job(
+        draft=draft,
+        folder=folder.resolve(),
+        reference=usable and usable.resolve(),
+        paced=pacer is not None,
+    )
     job_path = folder / "job.json"
     job_path.write_text(job.model_dump_json())
     records.write(draft, folder)
     stage, limit = "start", draft.recipe.measure.timeout_s
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "qbench.runner", str(job_path)],
+            [sys.executable, "-m", "qbench.worker", str(job_path)],
             stdout=subprocess.PIPE,
             stderr=log,
+            stdin=subprocess.PIPE,
             text=True,
             start_new_session=True,  # the terminal's Ctrl-C is for the sweep, which ends the run
         )
         try:
             for event in _events(process, limit):
                 stage = event.get("stage", stage)
+                if event["event"] == "turn" and pacer and process.stdin:
+                    process.stdin.write(f"{pacer.turn(event['number'])}\n")
+                    process.stdin.flush()
                 watcher.event(draft.recipe, event)
             code = process.wait()
         except TimeoutError:
-            _end(process)
+            end(process)
             reason = f"took longer than measure.timeout_s = {limit:g} s"
             return _ended(draft, folder, "timeout", reason, stage)
         except KeyboardInterrupt:
-            _end(process)
+            end(process)
             return _ended(draft, folder, "interrupted", "stopped by the user", stage)
         finally:
             job_path.unlink(missing_ok=True)
@@ -227,7 +273,7 @@ def _events(process: subprocess.Popen[str], limit: float) -> Iterator[dict[str, 
         yield json.loads(line)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[str]) -> None:
     """End the process and all that it started, compilers among them."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import RECIPES
 
-from qbench import recipe
+from qbench import recipe_file
 from qbench.errors import InputError
 
 FAULTS = {
@@ -45,7 +45,7 @@ def test_fault_is_one_line_with_file_line_and_hint(fault: str, tmp_path: Path) -
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
-        recipe.load(path)
+        recipe_file.load(path)
     message = str(caught.value)
     assert message.startswith(f"{path}:{line}:")
     assert hint in message
@@ -56,29 +56,29 @@ def test_line_of_a_fault_in_the_base_is_the_base_files(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("model: tiny-cogvideox\nmeasure:\n  repeat: 3\n")
     (tmp_path / "child.yaml").write_text("extends: base.yaml\n")
     with pytest.raises(InputError, match=r"base\.yaml:3: measure\.repeat: .*'repeats'"):
-        recipe.load(tmp_path / "child.yaml")
+        recipe_file.load(tmp_path / "child.yaml")
 
 
 def test_child_changes_one_field_and_inherits_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("name: base\ngeneration: {steps: 7, guidance: 2.0}\n")
     (tmp_path / "child.yaml").write_text("extends: base.yaml\ngeneration: {steps: 9}\n")
-    found = recipe.load(tmp_path / "child.yaml")
+    found = recipe_file.load(tmp_path / "child.yaml")
     assert (found.name, found.generation.steps, found.generation.guidance) == ("child", 9, 2.0)
 
 
 def test_override_wins_and_its_fault_names_the_override() -> None:
-    changed = recipe.load(RECIPES / "int8.yaml", recipe.overrides(["variant.dtype=fp16"]))
+    changed = recipe_file.load(RECIPES / "int8.yaml", recipe_file.overrides(["variant.dtype=fp16"]))
     assert changed.variant.dtype == "fp16"
     assert changed.variant.quantize is not None
     with pytest.raises(InputError, match=r"^--set variant\.dtype=fp61: .*'fp16'"):
-        recipe.load(RECIPES / "int8.yaml", recipe.overrides(["variant.dtype=fp61"]))
+        recipe_file.load(RECIPES / "int8.yaml", recipe_file.overrides(["variant.dtype=fp61"]))
 
 
 def test_fingerprint_moves_with_what_is_measured_and_not_with_the_name() -> None:
-    plain = recipe.load(RECIPES / "bf16.yaml")
-    renamed = recipe.load(RECIPES / "bf16.yaml", {"name": "other", "about": "text"})
-    steps = recipe.load(RECIPES / "bf16.yaml", {"generation.steps": "3"})
-    int8 = recipe.load(RECIPES / "int8.yaml")
+    plain = recipe_file.load(RECIPES / "bf16.yaml")
+    renamed = recipe_file.load(RECIPES / "bf16.yaml", {"name": "other", "about": "text"})
+    steps = recipe_file.load(RECIPES / "bf16.yaml", {"generation.steps": "3"})
+    int8 = recipe_file.load(RECIPES / "int8.yaml")
     assert plain.fingerprint() == renamed.fingerprint()
     assert plain.fingerprint() != steps.fingerprint()
     assert plain.fingerprint() != int8.fingerprint()
@@ -90,6 +90,6 @@ def test_shipped_recipes_load_under_their_file_names() -> None:
     wanted = {"fp32", "fp16", "bf16", "fp8", "int8", "int8-dynamic", "int8-quanto", "compile"}
     wanted |= {"onnx", "onnx-int8", "tensorrt"}
     wanted |= {"int4", "int2"}
-    found = {path.stem: recipe.load(path) for path in RECIPES.rglob("*.yaml")}
+    found = {path.stem: recipe_file.load(path) for path in RECIPES.rglob("*.yaml")}
     assert wanted <= set(found)
     assert all(name == item.name for name, item in found.items())

@@ -9,7 +9,7 @@ import pytest
 from conftest import qbench
 
 from qbench import records
-from qbench.recipe import load
+from qbench.recipe_file import load
 
 
 def _one(finished: Path, recipe: str) -> Path:

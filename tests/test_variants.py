@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import RECIPES
 
-from qbench import models, recipe
+from qbench import models, recipe, recipe_file
 from qbench.errors import InputError
 from qbench.meters.memory import stored_bytes
 from qbench.recipe import Quantize, Variant
@@ -128,7 +128,7 @@ FULL = support.Machine(
 
 
 def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
-    shipped = [recipe.load(path).variant for path in RECIPES.rglob("*.yaml")]
+    shipped = [recipe_file.load(path).variant for path in RECIPES.rglob("*.yaml")]
     assert [support.why_not(variant, FULL) for variant in shipped] == [None] * len(shipped)
     others = [
         Variant(attention="cudnn"),
@@ -157,7 +157,7 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
     ],
 )
 def test_reasons_say_what_to_do(recipe_name: str, machine: support.Machine, reason: str) -> None:
-    found = support.why_not(recipe.load(RECIPES / f"{recipe_name}.yaml").variant, machine)
+    found = support.why_not(recipe_file.load(RECIPES / f"{recipe_name}.yaml").variant, machine)
     assert (found is None) if reason is None else (reason in (found or ""))
 
 

@@ -29,6 +29,34 @@ class Clock:
         return spent
 
 
+class UnitTimer:
+    """One step or video at a time, by the device's own clock and by the host's."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self._clock = Clock(device)
+
+    def begin(self) -> None:
+        self._clock.lap()
+        if self._cuda:
+            import torch
+
+            self._start = torch.cuda.Event(enable_timing=True)
+            self._start.record()
+
+    def end(self) -> tuple[float, float]:
+        """Seconds by the device's events, and by the host between two synchronisations."""
+        if not self._cuda:
+            host = self._clock.lap()
+            return host, host
+        import torch
+
+        stop = torch.cuda.Event(enable_timing=True)
+        stop.record()
+        host = self._clock.lap()
+        return self._start.elapsed_time(stop) / 1000, host
+
+
 class StepTimes:
     """The seconds of each denoise step, read without making the device wait.
 

@@ -6,12 +6,12 @@ import functools
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qbench.errors import InputError, Unsupported, nearest
-from qbench.recipe import Dtype, Generation, digest
+from qbench.recipe import Dtype, Generation, Weights, digest
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
 
@@ -25,6 +25,7 @@ class Model:
     about: str = ""
     steps: int = 50
     guidance: float = 6.0
+    size: tuple[int, int, int] | None = None  # frames, height, width; null is its configuration's
     scheduler: str | None = None
     prompts: str = "scenes-v1"
     clip: str = "openai/clip-vit-base-patch32"
@@ -37,8 +38,10 @@ class Model:
     def local(self) -> bool:
         return Path(self.source).is_dir()
 
-    def digest(self) -> str:
+    def digest(self, weights: Weights = "pretrained") -> str:
         """Identifies the weights: a folder's configuration and weight files, or the hub id."""
+        if weights == "random":
+            return digest([self.source, weights])
         if not self.local:
             return digest(self.source)
         folder = Path(self.source)
@@ -73,13 +76,19 @@ KNOWN: dict[str, Model] = {
     "cogvideox-2b": Model(
         name="cogvideox-2b",
         source="zai-org/CogVideoX-2b",
-        about="49 frames at 480x720; from the hub",
+        about="49 frames at 480x720; from the hub, or weights: random",
         surroundings="fp16",
     ),
     "cogvideox-5b": Model(
         name="cogvideox-5b",
         source="zai-org/CogVideoX-5b",
-        about="49 frames at 480x720; from the hub",
+        about="49 frames at 480x720; from the hub, or weights: random",
+    ),
+    "cogvideox1.5-5b": Model(
+        name="cogvideox1.5-5b",
+        source="zai-org/CogVideoX1.5-5B",
+        size=(81, 768, 1360),
+        about="81 frames at 768x1360; from the hub, or weights: random",
     ),
 }
 
@@ -137,15 +146,21 @@ def family(pipeline: Any) -> Any:
     return families[name]
 
 
-def load(model: Model, dtype: Dtype, device: str) -> Any:
+def load(model: Model, dtype: Dtype, device: str, weights: Weights = "pretrained") -> Any:
     """The pipeline on `device`: its denoiser in `dtype`, the rest in the model's own dtype.
 
-    Reads safetensors only and runs no code of the repository that it loads from.
+    Reads safetensors only and runs no code of the repository that it loads from. With
+    `weights: random` nothing is downloaded and there is no text encoder.
     """
     import torch
     from diffusers import DiffusionPipeline
 
     kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    if weights == "random":
+        from qbench.models import untrained
+
+        surroundings = kinds[_surroundings(model, device)]
+        return untrained.pipeline(model, kinds[dtype], surroundings, device)
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             model.source,
@@ -183,6 +198,7 @@ def replace_denoiser(pipeline: Any, module: Any) -> None:
     setattr(pipeline, name, module)
 
 
-def resolve(pipeline: Any, model: Model, wanted: Generation) -> Resolved:
+def resolve(pipeline: Any, model: Model, wanted: Generation, step_share: float = 1.0) -> Resolved:
     """Fill what the recipe left null from the model's and the pipeline's own defaults."""
-    return family(pipeline).resolve(pipeline, model, wanted)
+    found: Resolved = family(pipeline).resolve(pipeline, model, wanted)
+    return replace(found, steps=max(1, round(found.steps * step_share)))

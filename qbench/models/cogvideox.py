@@ -20,9 +20,13 @@ from qbench.recipe import Generation
 def resolve(pipeline: Any, model: Model, wanted: Generation) -> Resolved:
     config = denoiser(pipeline).config
     spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
-    frames = wanted.frames or config.sample_frames
-    height = wanted.height or config.sample_height * spatial
-    width = wanted.width or config.sample_width * spatial
+    own = (config.sample_frames, config.sample_height * spatial, config.sample_width * spatial)
+    frames, height, width = (
+        asked or default
+        for asked, default in zip(
+            (wanted.frames, wanted.height, wanted.width), model.size or own, strict=True
+        )
+    )
     check(wanted, spatial, temporal, config.patch_size)
     kind = wanted.scheduler or model.scheduler
     if kind:
@@ -86,8 +90,17 @@ def noise(pipeline: Any, run: Resolved, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def encode(pipeline: Any, run: Resolved, prompts: list[str]) -> tuple[Any, Any]:
-    """Prompt and negative-prompt embeddings in the denoiser's dtype."""
+    """Prompt and negative-prompt embeddings in the denoiser's dtype.
+
+    A pipeline with no text encoder (`weights: random`) gets noise of the right shape.
+    """
     guided = run.guidance > 1
+    if pipeline.text_encoder is None:
+        module = denoiser(pipeline)
+        shape = (len(prompts), run.text_tokens, module.config.text_embed_dim)
+        device = pipeline._execution_device
+        made = [torch.randn(shape, device=device).to(module.dtype) for _ in range(2)]
+        return made[0], made[1] if guided else None
     positive, negative = pipeline.encode_prompt(
         prompts,
         do_classifier_free_guidance=guided,
@@ -139,3 +152,53 @@ def decode(pipeline: Any, run: Resolved, latents: torch.Tensor) -> torch.Tensor:
 def repeated_blocks(module: Any) -> list[Any]:
     """The blocks that regional compilation compiles once for all."""
     return list(module.transformer_blocks)
+
+
+def set_attention(module: Any, kernel: Callable[[Any, Any, Any], Any]) -> None:
+    """Have every block compute attention by `kernel`, of (batch, tokens, heads, channels)."""
+    for block in repeated_blocks(module):
+        block.attn1.set_processor(Processor(kernel))
+
+
+class Processor:
+    """CogVideoX's joint attention over text and video, as diffusers' own processor computes it.
+
+    Where the layer holds one linear for query, key and value (`to_qkv`), that one is called.
+    """
+
+    def __init__(self, kernel: Callable[[Any, Any, Any], Any]) -> None:
+        self.kernel = kernel
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if attention_mask is not None:
+            raise ValueError("CogVideoX's pipelines pass no attention mask, nor can this processor")
+        text = encoder_hidden_states.size(1)
+        both = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        if getattr(attn, "fused_projections", False):
+            q, k, v = attn.to_qkv(both).chunk(3, dim=-1)
+        else:
+            q, k, v = attn.to_q(both), attn.to_k(both), attn.to_v(both)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in (q, k, v))
+        q = q if attn.norm_q is None else attn.norm_q(q)
+        k = k if attn.norm_k is None else attn.norm_k(k)
+        if image_rotary_emb is not None:
+            q, k = (_rotated(x, text, image_rotary_emb) for x in (q, k))
+        out = self.kernel(q, k, v).flatten(2)
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out[:, text:], out[:, :text]
+
+
+def _rotated(x: torch.Tensor, text: int, rotary: Any) -> torch.Tensor:
+    """Rotary position embedding of the video's tokens; the text's have none."""
+    from diffusers.models.embeddings import apply_rotary_emb
+
+    video: Any = apply_rotary_emb(x[:, text:].transpose(1, 2), rotary)
+    video = video.transpose(1, 2)
+    return torch.cat([x[:, :text], video], dim=1)

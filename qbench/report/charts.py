@@ -29,7 +29,7 @@ def draw(ranking: Ranking, out: Path, suffix: str) -> list[Path]:
         "svg.hashsalt": "qbench",
         "svg.fonttype": "none",
     }
-    sound = [r for r in ranking.records if r.status == "ok" and r.latency]
+    sound = [r for r in ranking.records if r.status == "ok" and (r.latency or r.step)]
     made = []
     with plt.rc_context(style):
         for name, plot in (
@@ -167,7 +167,8 @@ def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         ]
         axes.barh(names, widths, left=start, color=colour, label=stage)
         start = [a + b for a, b in zip(start, widths, strict=True)]
-    _finish(axes, "Latency by stage", "seconds a video (median of each stage)", sound)
+    unit = shown[0].recipe.measure.unit
+    _finish(axes, "Latency by stage", f"seconds a {unit} (median of each stage)", sound)
     return figure
 
 

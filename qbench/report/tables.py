@@ -13,6 +13,7 @@ HEADERS = (
     "variant",
     "video",
     "step",
+    "of ceiling",
     "speed-up (95 %)",
     "peak memory",
     "weights",
@@ -22,7 +23,7 @@ HEADERS = (
     "FVD",
     "follows",
 )
-NARROW = (0, 1, 3, 4, 6, 10)  # the columns that fit a terminal of 80
+NARROW = (0, 1, 2, 4, 5, 7)  # the columns that fit a terminal of 80
 MISSING = "-"
 
 
@@ -45,11 +46,18 @@ def rows(ranking: Ranking) -> list[Row]:
 
 
 def against_reference(record: Record, ranking: Ranking) -> Ratio | None:
-    """Speed-up of the video over the reference's, where both were measured."""
+    """Speed-up over the reference, of the video, or of the step where only steps were timed.
+
+    Interleaved runs carry their own pairs; others are compared run against run.
+    """
     reference = ranking.reference
-    if reference is None or reference is record or not record.latency_s:
-        return None
-    return speed_up(reference.latency_s, record.latency_s)
+    if record.paired_speed_up or reference is None or reference is record:
+        return record.paired_speed_up
+    if record.latency_s and reference.latency_s:
+        return speed_up(reference.latency_s, record.latency_s)
+    if record.step_s and reference.step_s:
+        return speed_up(sum(reference.step_s, []), sum(record.step_s, []))
+    return None
 
 
 def _row(record: Record, ranking: Ranking) -> Row:
@@ -57,11 +65,12 @@ def _row(record: Record, ranking: Ranking) -> Row:
     if record.status not in ("ok", "invalid"):
         blank = (MISSING,) * (len(HEADERS) - 1)
         return Row((name, *blank), record.status, record.reason)
-    latency, step = record.latency, record.step
+    video, step, share = record.video_seconds(), record.step_seconds(), record.ceiling_share()
     cells = (
         name,
-        f"{latency.median:.3g} s" if latency else MISSING,
-        f"{step.median * 1000:.3g} ms" if step else MISSING,
+        f"{video:.3g} s" if video else MISSING,
+        f"{step * 1000:.3g} ms" if step else MISSING,
+        f"{share:.0%}" if share else MISSING,
         _speed(record, ranking),
         _peak(record),
         bytes_text(record.weights_bytes),
@@ -150,6 +159,11 @@ def numbers(ranking: Ranking) -> list[dict[str, Any]]:
                 line[f"{name}_{key}_s"] = getattr(summary, key) if summary else None
         line |= {
             "first_call_s": record.first_call_s,
+            "payback_videos": payback_videos(record, ranking),
+            "achieved_flop_per_s": record.achieved_flop_per_s(),
+            "ceiling_share": record.ceiling_share(),
+            "interleaved": bool(record.paired_reference_s),
+            **_gauges(record),
             "speed_up": ratio.value if ratio else None,
             "speed_up_low": ratio.low if ratio else None,
             "speed_up_high": ratio.high if ratio else None,
@@ -163,6 +177,44 @@ def numbers(ranking: Ranking) -> list[dict[str, Any]]:
                 line |= {f"{name}_low": metric.summary.low, f"{name}_high": metric.summary.high}
         found.append(line | {"run": record.run, "ranking": "-".join(record.fingerprints.ranking())})
     return found
+
+
+def _gauges(record: Record) -> dict[str, Any]:
+    """Energy of a timed unit, and the state of the GPU while it was timed."""
+    gauges = record.gauges
+    if gauges is None:
+        return {}
+    energy = sum(gauges.energy_j) / len(gauges.energy_j) if gauges.energy_j else None
+    unit = record.recipe.measure.unit
+    return {
+        f"energy_j_per_{unit}": energy,
+        **gauges.model_dump(include={"power_w", "sm_clock_mhz", "temperature_c"}),
+        "throttled": "; ".join(f"{k} {v:.0%}" for k, v in gauges.throttled.items()),
+    }
+
+
+def payback_videos(record: Record, ranking: Ranking) -> float | None:
+    """After how many videos quantizing and compiling have paid for themselves.
+
+    The extra time until the first result, over what each video saves; null where nothing is saved.
+    Where only steps were timed a video is `generation.steps` of them.
+    """
+    reference = ranking.reference
+    if reference is None or reference is record:
+        return None
+    times = []
+    for one in (reference, record):
+        video = one.video_seconds()
+        step = one.step_seconds()
+        if video is None and step is not None:
+            video = step * float(one.generation.get("steps", 0))
+        stage = one.stages.get("quantize")
+        if video is None or one.first_call_s is None:
+            return None
+        times.append((video, one.first_call_s + (stage.seconds[0] if stage else 0.0)))
+    (video_before, start_before), (video_after, start_after) = times
+    saved = video_before - video_after
+    return max(0.0, start_after - start_before) / saved if saved > 0 else None
 
 
 def frame(made: list[Ranking]) -> Any:

@@ -7,17 +7,31 @@ from typing import Any
 from qbench.recipe import Variant
 
 
-def apply_eager(pipeline: Any, variant: Variant, device: str) -> dict[str, Any]:
-    """Quantization, attention and memory: all that comes before compilation or an engine.
+def apply(pipeline: Any, variant: Variant, device: str) -> dict[str, Any]:
+    """All that does not need the compiler to run, in place. Compiling itself happens at first use.
 
     Returns facts for the record, such as the share of parameters that was quantized.
     """
     from qbench.models import denoiser
-    from qbench.variants import attention, memory, quantization
+    from qbench.variants import attention, caching, compilation, memory, quantization
 
     facts: dict[str, Any] = {}
+    if variant.fuse_qkv:
+        _fuse_qkv(denoiser(pipeline))
     if variant.quantize and not variant.engine:
         facts |= quantization.apply(denoiser(pipeline), variant.quantize)
     attention.apply(pipeline, variant.attention)
+    if variant.compile:
+        compilation.apply(pipeline, variant.compile, cached=variant.cache is not None)
+    if variant.cache:
+        caching.apply(pipeline, variant.cache)
     memory.apply(pipeline, variant.memory, device)
     return facts
+
+
+def _fuse_qkv(module: Any) -> None:
+    """One linear in place of three, by diffusers; the three, which it keeps, are let go."""
+    module.fuse_qkv_projections()
+    for layer in module.modules():
+        if getattr(layer, "fused_projections", False):
+            layer.to_q = layer.to_k = layer.to_v = None

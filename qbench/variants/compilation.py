@@ -7,17 +7,29 @@ from typing import Any
 from qbench.recipe import Compile
 
 
-def apply(pipeline: Any, wanted: Compile) -> None:
+def apply(pipeline: Any, wanted: Compile, cached: bool) -> None:
     """Wrap in place; the compiler itself runs at the first call.
 
     Regional compilation compiles one block and reuses it for its twins. diffusers' own helper needs
-    a `_repeated_blocks` that CogVideoX's transformer does not have, so the family names them.
+    a `_repeated_blocks` that CogVideoX's transformer does not have, so the family names them. Where
+    steps are `cached`, only the blocks' own forward is compiled: hooks come around it later, since
+    a hook that is traced makes every block a program of its own.
     """
+    import torch
+
     from qbench.models import denoiser, family
 
     module = denoiser(pipeline)
+    how: dict[str, Any] = {
+        "mode": wanted.mode,
+        "dynamic": False,
+        "fullgraph": wanted.fullgraph,
+    }
     if wanted.scope == "model":
-        module.compile(mode=wanted.mode, dynamic=False)
+        module.compile(**how)
         return
     for block in family(pipeline).repeated_blocks(module):
-        block.compile(mode=wanted.mode, dynamic=False)
+        if cached:
+            block.forward = torch.compile(block.forward, **how)
+        else:
+            block.compile(**how)

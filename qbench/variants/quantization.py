@@ -1,4 +1,4 @@
-"""Quantizing the denoiser's linears in place, by torchao or optimum-quanto."""
+"""Quantizing the denoiser's linears in place, by torchao, optimum-quanto or qbench itself."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ from qbench.recipe import Quantize
 
 def apply(module: Any, wanted: Quantize) -> dict[str, Any]:
     """Quantize the chosen linears of `module`. Returns which share of it they hold."""
-    import torch
-
-    linears = {
-        name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, torch.nn.Linear) and _chosen(name, wanted)
-    }
+    linears = chosen(module, wanted)
     if not linears:
         raise InputError(
             f"variant.quantize: include {wanted.include} and exclude {wanted.exclude} "
@@ -24,26 +18,35 @@ def apply(module: Any, wanted: Quantize) -> dict[str, Any]:
         )
     total = sum(p.numel() for p in module.parameters())
     share = sum(layer.weight.numel() for layer in linears.values()) / total
-    quantizers = {"torchao": _torchao, "quanto": _quanto}
-    quantizers[wanted.backend](module, wanted.scheme, set(linears))
+    quantizers = {"torchao": _torchao, "quanto": _quanto, "qbench": _qbench}
+    quantizers[wanted.backend](module, wanted, set(linears))
     return {"quantized_linears": len(linears), "quantized_parameter_share": share}
 
 
-def _chosen(name: str, wanted: Quantize) -> bool:
-    included = not wanted.include or any(part in name for part in wanted.include)
-    return included and not any(part in name for part in wanted.exclude)
+def chosen(module: Any, wanted: Quantize) -> dict[str, Any]:
+    """The linears of `module` that `include` and `exclude` leave, by name."""
+    import torch
+
+    def fits(name: str) -> bool:
+        included = not wanted.include or any(part in name for part in wanted.include)
+        return included and not any(part in name for part in wanted.exclude)
+
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, torch.nn.Linear) and fits(name)
+    }
 
 
-def _torchao(module: Any, scheme: str, chosen: set[str]) -> None:
+def _torchao(module: Any, wanted: Quantize, chosen: set[str]) -> None:
     try:
         import torchao.quantization as ao
     except ImportError as error:
         raise Unsupported("torchao is not installed: pip install torchao") from error
     import torch
 
-    # The configs would switch on inductor's autotuning for the whole process, which makes the
-    # first call with FP8 take minutes and gains nothing on these shapes.
-    plain: dict[str, Any] = {"set_inductor_config": False}
+    scheme = wanted.scheme
+    plain: dict[str, Any] = {"set_inductor_config": wanted.tune}
 
     def config() -> Any:
         if scheme == "int8_weight_only":
@@ -62,7 +65,7 @@ def _torchao(module: Any, scheme: str, chosen: set[str]) -> None:
     ao.quantize_(module, config(), filter_fn=lambda _, name: name in chosen)
 
 
-def _quanto(module: Any, scheme: str, chosen: set[str]) -> None:
+def _quanto(module: Any, wanted: Quantize, chosen: set[str]) -> None:
     try:
         from optimum import quanto
     except ImportError as error:
@@ -74,6 +77,12 @@ def _quanto(module: Any, scheme: str, chosen: set[str]) -> None:
         "int4_weight_only": quanto.qint4,
         "int2_weight_only": quanto.qint2,
         "fp8_weight_only": quanto.qfloat8,
-    }[scheme]
+    }[wanted.scheme]
     quanto.quantize(module, weights=weights, include=sorted(chosen))
     quanto.freeze(module)
+
+
+def _qbench(module: Any, _: Quantize, chosen: set[str]) -> None:
+    from qbench.variants.kernels import fp8_linear
+
+    fp8_linear.replace(module, chosen)

@@ -48,6 +48,12 @@ def _scheme(prefix: str, backend: str = "torchao") -> Callable[[Variant], bool]:
     return applies
 
 
+def _excluded(variant: Variant) -> set[str]:
+    return set(variant.quantize.exclude) if variant.quantize else set()
+
+
+HALF = ("flash", "cudnn", "flash-3", "flash-4", "sage", "fp8")
+INNER = ("pab", "faster")
 RULES: tuple[Rule, ...] = (
     Rule(
         "torchao",
@@ -110,6 +116,88 @@ RULES: tuple[Rule, ...] = (
         "TensorRT is not installed: pip install 'qbench[tensorrt]'",
     ),
     Rule(
+        "FP8 linears of qbench",
+        _scheme("", "qbench"),
+        lambda m: m.cuda and m.capability >= (8, 9),
+        "FP8 products need an NVIDIA GPU of compute capability 8.9 or newer",
+    ),
+    Rule(
+        "INT8 products",
+        lambda v: _scheme("int8_dynamic")(v) and not {"time_embedding", "norm"} <= _excluded(v),
+        lambda m: not m.cuda,
+        "INT8 products on a GPU take more than 16 rows, and these linears see one a video: "
+        "exclude [time_embedding, norm]",
+    ),
+    Rule(
+        "FP8 attention",
+        lambda v: v.attention == "fp8",
+        lambda m: m.cuda and m.capability == (9, 0),
+        "qbench's FP8 attention is written for NVIDIA Hopper (compute capability 9.0)",
+    ),
+    Rule(
+        "FlashAttention 3's GPU",
+        lambda v: v.attention == "flash-3",
+        lambda m: m.cuda and m.capability == (9, 0),
+        "FlashAttention 3 is written for NVIDIA Hopper (compute capability 9.0)",
+    ),
+    Rule(
+        "FlashAttention 3",
+        lambda v: v.attention == "flash-3",
+        lambda m: bool({"flash_attn_interface", "xformers"} & m.packages),
+        "FlashAttention 3 is not installed: pip install --no-deps xformers==0.0.34 "
+        "nvidia-cuda-runtime-cu12",
+    ),
+    Rule(
+        "FlashAttention 4's GPU",
+        lambda v: v.attention == "flash-4",
+        lambda m: m.cuda and m.capability >= (9, 0),
+        "FlashAttention 4 needs an NVIDIA GPU of compute capability 9.0 or newer",
+    ),
+    Rule(
+        "FlashAttention 4",
+        lambda v: v.attention == "flash-4",
+        lambda m: "flash_attn.cute" in m.packages,
+        "FlashAttention 4 is not installed: pip install --pre 'flash-attn-4[cu13]'",
+    ),
+    Rule(
+        "SageAttention's GPU",
+        lambda v: v.attention in ("sage", "xformers"),
+        lambda m: m.cuda and m.capability >= (8, 0),
+        "this attention kernel needs an NVIDIA GPU of compute capability 8.0 or newer",
+    ),
+    Rule(
+        "SageAttention",
+        lambda v: v.attention == "sage",
+        lambda m: "sageattention" in m.packages,
+        "SageAttention is not installed: pip install sageattention==1.0.6",
+    ),
+    Rule(
+        "xformers",
+        lambda v: v.attention == "xformers",
+        lambda m: "xformers" in m.packages,
+        "xformers is not installed: pip install xformers",
+    ),
+    Rule(
+        "half precision for attention kernels",
+        lambda v: v.attention in HALF and v.dtype == "fp32",
+        lambda m: not m.cuda,
+        f"the attention kernels {', '.join(HALF)} take FP16 or BF16, not FP32",
+    ),
+    Rule(
+        "caches inside compiled blocks",
+        lambda v: v.compile is not None and v.cache is not None and v.cache.kind in INNER,
+        lambda _: False,
+        "PAB and FasterCache hook the attention inside each block: compiled, every block becomes "
+        "a program of its own; use taylorseer or first_block, or leave out compile",
+    ),
+    Rule(
+        "caches and a model compiled whole",
+        lambda v: v.compile is not None and v.cache is not None and v.compile.scope == "model",
+        lambda _: False,
+        "a cache decides between blocks, which one compiled program cannot: compile with scope "
+        "blocks",
+    ),
+    Rule(
         "GPU attention kernels",
         lambda v: v.attention in ("efficient", "cudnn"),
         lambda m: m.cuda,
@@ -132,6 +220,10 @@ PACKAGES = (
     "tensorrt",
     "tensorrt_rtx",
     "tensorrt_rtx_bindings",
+    "flash_attn_interface",
+    "flash_attn.cute",
+    "sageattention",
+    "xformers",
 )
 
 

@@ -1,0 +1,85 @@
+"""Where a step's time goes: kernels of one profiler trace, sorted into four classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Class = Literal["products", "attention", "pointwise", "movement"]
+KEPT = 40  # kernels in a profile, by time; the rest is summed
+# First match wins. Names are those of CUDA kernels, and of torch's own operators on a CPU.
+CLASSES: tuple[tuple[Class, str], ...] = (
+    ("attention", r"attend|attention|flash|fmha|sdpa|_attn|\battn|mha_|scaled_dot|^pack$|^stats$"),
+    (
+        "products",
+        r"gemm|nvjet|cutlass|cublas|xmma|wgmma|conv|addmm|\bbmm|::mm\b|_mm\b|matmul|linear|gemv"
+        r"|mkldnn|onednn|_dot_|splitk|int_mm",
+    ),
+    ("movement", r"memcpy|memset|copy|::cat|^cat|contiguous|_to\b|::to$|clone|transpose|fill"),
+    ("pointwise", r""),
+)
+
+
+class Kernel(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    kind: Class
+    calls: int
+    seconds: float
+
+
+class Profile(BaseModel):
+    """One denoise step under the profiler. On a GPU its device time; on a CPU its own time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    wall_s: float  # with the profiler's own cost
+    kernels: tuple[Kernel, ...]
+    other_s: float = 0.0  # of kernels past the KEPT longest
+
+    def seconds(self) -> dict[Class, float]:
+        """By class; what is past the longest kernels counts as pointwise."""
+        total: dict[Class, float] = {name: 0.0 for name, _ in CLASSES}
+        for kernel in self.kernels:
+            total[kernel.kind] += kernel.seconds
+        total["pointwise"] += self.other_s
+        return total
+
+
+def classify(name: str) -> Class:
+    plain = name.lower()
+    return next(kind for kind, pattern in CLASSES if re.search(pattern, plain))
+
+
+def take(step: Callable[[], Any], device: str) -> Profile:
+    """Run `step` once under torch's profiler."""
+    import time
+
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = device.startswith("cuda")
+    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    with profile(activities=[activity]) as trace:
+        start = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - start
+    found = []
+    for event in trace.key_averages():
+        micros = event.self_device_time_total if cuda else event.self_cpu_time_total
+        if micros > 0 and not event.key.startswith(("cuda", "ProfilerStep", "Activity")):
+            found.append(
+                Kernel(
+                    name=event.key[:160],
+                    kind=classify(event.key),
+                    calls=event.count,
+                    seconds=micros / 1e6,
+                )
+            )
+    found.sort(key=lambda kernel: -kernel.seconds)
+    rest = sum(kernel.seconds for kernel in found[KEPT:])
+    return Profile(wall_s=wall, kernels=tuple(found[:KEPT]), other_s=rest)

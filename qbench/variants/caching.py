@@ -1,0 +1,56 @@
+"""Reusing what earlier denoise steps computed, by diffusers' own hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qbench.recipe import Cache
+
+# Timesteps, of 1000, in which attention may be reused: the ends of the schedule change fastest
+# (PAB, Zhao 2024, figure 2; FasterCache, Lv 2024).
+PAB_RANGE = (100, 800)
+FASTER_RANGE = (-1, 681)
+FASTER_GUIDANCE_RANGE = (-1, 641)
+FASTER_WEIGHT = 0.3  # of the newer of two cached attentions
+FULL_STEPS = 3  # TaylorSeer computes so many before it predicts
+
+
+def apply(pipeline: Any, wanted: Cache) -> None:
+    """Put the hooks on the denoiser. The pipeline resets them at the end of each video."""
+    from qbench.models import denoiser
+
+    denoiser(pipeline).enable_cache(_config(pipeline, wanted))
+
+
+def _config(pipeline: Any, wanted: Cache) -> Any:
+    import diffusers
+
+    def now() -> int:
+        return int(pipeline.current_timestep)
+
+    if wanted.kind == "first_block":
+        return diffusers.FirstBlockCacheConfig(threshold=wanted.threshold)
+    if wanted.kind == "pab":
+        return diffusers.PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=wanted.interval,
+            spatial_attention_timestep_skip_range=PAB_RANGE,
+            current_timestep_callback=now,
+        )
+    if wanted.kind == "faster":
+        return diffusers.FasterCacheConfig(
+            spatial_attention_block_skip_range=wanted.interval,
+            spatial_attention_timestep_skip_range=FASTER_RANGE,
+            unconditional_batch_skip_range=5,
+            unconditional_batch_timestep_skip_range=FASTER_GUIDANCE_RANGE,
+            attention_weight_callback=lambda _: FASTER_WEIGHT,
+            tensor_format="BFCHW",
+            current_timestep_callback=now,
+        )
+    # The default patterns of TaylorSeer name layers that CogVideoX does not have. Its 'lite' ones
+    # do fit: blocks are skipped whole and the last projection is predicted.
+    return diffusers.TaylorSeerCacheConfig(
+        cache_interval=wanted.interval,
+        disable_cache_before_step=FULL_STEPS,
+        max_order=1,
+        use_lite_mode=True,
+    )

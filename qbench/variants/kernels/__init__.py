@@ -1,0 +1,1 @@
+"""Attention kernels that qbench brings itself."""

@@ -1,0 +1,186 @@
+"""FP8 linears whose activations are quantized by one kernel, row by row.
+
+The arithmetic is that of torchao's dynamic FP8 per row (e4m3, one scale a row of activations and
+one a row of weights, FP32 accumulation). What differs is traffic: compiled, torchao's takes two
+passes over each activation, and GELU is computed in both; `fp8_rows.cu` takes one. A feed-forward
+layer is one operator that works through its rows in parts, so its widest tensor never exists whole.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+MAX_COLUMNS = 8192  # of a row that the kernel takes
+PARTS = 4  # a feed-forward layer's rows are worked through in so many parts
+SMALL = 16  # rows or fewer are not worth FP8 arithmetic: only the weights are FP8 then
+
+
+class Fp8Linear(nn.Module):
+    """A linear with FP8 weights; its input is quantized as it comes."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        codes, scale = quantize_weight(linear.weight)
+        self.register_buffer("weight", codes)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() // self.in_features <= SMALL:
+            weight = self.weight.to(x.dtype) * self.scale.to(x.dtype)
+            return functional.linear(x, weight, self.bias)
+        return _linear(x, self.weight, self.scale, self.bias)
+
+
+class Fp8FeedForward(nn.Module):
+    """linear, GELU (tanh), linear."""
+
+    def __init__(self, wide: nn.Linear, narrow: nn.Linear) -> None:
+        super().__init__()
+        self.wide, self.narrow = Fp8Linear(wide), Fp8Linear(narrow)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide, narrow = self.wide, self.narrow
+        return _feed_forward(
+            x, wide.weight, wide.scale, wide.bias, narrow.weight, narrow.scale, narrow.bias
+        )
+
+
+def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out, in) weights as e4m3 codes and one FP32 scale a row, shape (out, 1)."""
+    scale = weight.float().abs().amax(1, keepdim=True).clamp_min(1e-12) / 448
+    return (weight.float() / scale).to(torch.float8_e4m3fn), scale
+
+
+def quantize_rows(x: torch.Tensor, gelu: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, columns) as e4m3 codes and one FP32 scale a row, shape (rows, 1)."""
+    rows, columns = x.shape
+    if not x.is_cuda:
+        y = functional.gelu(x.float(), approximate="tanh") if gelu else x.float()
+        return quantize_weight(y)
+    if columns % 8 or columns > MAX_COLUMNS:
+        raise ValueError(f"rows of a multiple of 8 and at most {MAX_COLUMNS} values, not {columns}")
+    x = x.contiguous()
+    codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    is_bf16 = int(x.dtype == torch.bfloat16)
+    _kernel(x.device.index or 0)(
+        (rows, 1, 1), (256, 1, 1), [x, codes, scale, columns, int(gelu), is_bf16]
+    )
+    return codes, scale
+
+
+@functools.cache
+def _kernel(_: int) -> Any:
+    from torch.cuda import _compile_kernel
+
+    source = (Path(__file__).parent / "fp8_rows.cu").read_text()
+    return _compile_kernel(source, "quantize_rows")
+
+
+def product(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The product of quantized rows and quantized weights, in `dtype`."""
+    if not codes.is_cuda:
+        y = (codes.float() @ weight.float().t()) * scale * weight_scale.t()
+        y = (y if bias is None else y + bias.float()).to(dtype)
+        return y if out is None else out.copy_(y)
+    arguments: dict[str, Any] = {"bias": bias, "out_dtype": dtype, "use_fast_accum": True}
+    scales = (scale, weight_scale.t())
+    if out is None:
+        return torch._scaled_mm(codes, weight.t(), *scales, **arguments)
+    return torch._scaled_mm(codes, weight.t(), *scales, **arguments, out=out)
+
+
+@torch.library.custom_op("qbench::fp8_linear", mutates_args=())  # one node for torch.compile
+def _linear(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    codes, rows_scale = quantize_rows(x.flatten(0, -2))
+    y = product(codes, rows_scale, weight, scale, bias, x.dtype)
+    return y.view(*x.shape[:-1], -1)
+
+
+@_linear.register_fake
+def _(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("qbench::fp8_feed_forward", mutates_args=())
+def _feed_forward(
+    x: torch.Tensor,
+    wide: torch.Tensor,
+    wide_scale: torch.Tensor,
+    wide_bias: torch.Tensor | None,
+    narrow: torch.Tensor,
+    narrow_scale: torch.Tensor,
+    narrow_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    flat = x.flatten(0, -2)
+    out = flat.new_empty(flat.shape[0], narrow.shape[0])
+    size = max(SMALL, -(-flat.shape[0] // (PARTS * 128)) * 128)
+    for rows, place in zip(flat.split(size), out.split(size), strict=True):
+        hidden = product(*quantize_rows(rows), wide, wide_scale, wide_bias, x.dtype)
+        codes, scale = quantize_rows(hidden, gelu=True)
+        del hidden
+        product(codes, scale, narrow, narrow_scale, narrow_bias, x.dtype, out=place)
+    return out.view(*x.shape[:-1], -1)
+
+
+@_feed_forward.register_fake
+def _(
+    x: torch.Tensor,
+    wide: torch.Tensor,
+    wide_scale: torch.Tensor,
+    wide_bias: torch.Tensor | None,
+    narrow: torch.Tensor,
+    narrow_scale: torch.Tensor,
+    narrow_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], narrow.shape[0])
+
+
+def replace(module: nn.Module, chosen: set[str]) -> None:
+    """Put FP8 layers in place of the chosen linears of `module`, feed-forward layers as a whole."""
+    for name, layer in list(module.named_modules()):
+        pair = _feed_forward_linears(layer)
+        if pair and {f"{name}.net.0.proj", f"{name}.net.2"} <= chosen:
+            _set(module, name, Fp8FeedForward(*pair))
+            chosen = chosen - {f"{name}.net.0.proj", f"{name}.net.2"}
+    for name in sorted(chosen):
+        _set(module, name, Fp8Linear(module.get_submodule(name)))  # type: ignore[arg-type]
+
+
+def _feed_forward_linears(layer: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
+    """The two linears of diffusers' FeedForward with GELU (tanh), if it is one."""
+    net = getattr(layer, "net", None)
+    if not isinstance(net, nn.ModuleList) or len(net) < 3:
+        return None
+    first, second = net[0], net[2]
+    tanh = type(first).__name__ == "GELU" and getattr(first, "approximate", "") == "tanh"
+    fits = tanh and isinstance(second, nn.Linear)
+    return (first.proj, second) if fits else None  # type: ignore[return-value]
+
+
+def _set(module: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, new)
