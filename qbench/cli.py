@@ -103,6 +103,24 @@ def report(
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="Folder of one run.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the charts.")] = None,
+) -> None:
+    """Why a run is as fast and as large as it is, and what would change that."""
+    from qbench.explain import explain as said
+    from qbench.report import charts
+
+    paragraphs, ranking = said(run)
+    for text in paragraphs:
+        print(text + "\n")
+    folder = out or (run if run.is_dir() else run.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in charts.draw(ranking, folder, "", only="step-by-work"):
+        print(f"chart: {path}")
+
+
 @app.command(name="ls")
 def list_(
     recipes: Annotated[Path, typer.Argument(help="Folder of recipes.")] = Path("recipes"),

@@ -109,9 +109,10 @@ class Record(Strict):
 
     def step_seconds(self) -> float | None:
         """A denoise step: the median, or the mean where caching makes steps of two kinds."""
-        if self.step is None:
-            return None
-        return self.step.mean if self.recipe.variant.cache else self.step.median
+        if self.recipe.variant.cache and self.step_s:
+            steps = [step for video in self.step_s for step in video]
+            return sum(steps) / len(steps)
+        return self.step.median if self.step else None
 
     def video_seconds(self) -> float | None:
         return self.latency.median if self.latency else None

@@ -36,14 +36,13 @@ class Run:
         self.peak_of: dict[str, Peak] = {}
 
     def all(self) -> None:
-        self._check_support()
-        self._load()
-        self._quantize()
-        self._compile()
+        from qbench import steps
+
+        self.prepare()
         if self.recipe.measure.unit == "step":
-            self._steady_steps()
+            steps.measure(self)
         else:
-            self._first_and_warm_up()
+            self.first_and_warm_up()
             self._steady()
         self._explainers()
         if self.recipe.measure.unit == "step" or self.recipe.weights == "random":
@@ -52,6 +51,12 @@ class Run:
         self._rest_of_the_videos()
         self._save()
         self._quality()
+
+    def prepare(self) -> None:
+        self._check_support()
+        self._load()
+        self._quantize()
+        self._compile()
 
     # Preparation ---------------------------------------------------------------------------------
 
@@ -67,7 +72,7 @@ class Run:
         from qbench.meters.latency import Clock
         from qbench.meters.memory import PeakMeter
 
-        self._enter("load")
+        self.enter("load")
         self._limit_memory()
         self.clock, self.peaks = Clock(self.device), PeakMeter(self.device)
         self.model: Model = models.find(self.recipe.model)
@@ -116,7 +121,7 @@ class Run:
         from qbench import models, variants
         from qbench.variants import quantization
 
-        self._enter("quantize")
+        self.enter("quantize")
         variant = self.recipe.variant
         if variant.quantize and "work" in self.facts:
             linears = set(quantization.chosen(models.denoiser(self.pipeline), variant.quantize))
@@ -131,7 +136,7 @@ class Run:
         from qbench.meters.memory import stored_bytes
 
         variant = self.recipe.variant
-        self._enter("compile")
+        self.enter("compile")
         if variant.engine:
             from qbench import engines
 
@@ -141,7 +146,7 @@ class Run:
         if variant.engine or variant.compile:
             embeddings = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
             self.family.denoise(
-                self.pipeline, self.generation, embeddings, self._noise([0]), _nothing, steps=1
+                self.pipeline, self.generation, embeddings, self.noise([0]), _nothing, steps=1
             )
             self._leave("compile")
         gc.collect()
@@ -153,12 +158,12 @@ class Run:
 
         positive, negative = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
         both = [negative, positive] if negative is not None else [positive]
-        latents = self._noise([0] * len(both)).to(positive.device, positive.dtype)
+        latents = self.noise([0] * len(both)).to(positive.device, positive.dtype)
         middle = int(self.pipeline.scheduler.config.num_train_timesteps) // 2
         timestep = torch.full((len(both),), middle, device=positive.device)
         return latents, torch.cat(both), timestep
 
-    def _noise(self, numbers: list[int]) -> Any:
+    def noise(self, numbers: list[int]) -> Any:
         """Initial noise of the videos with these numbers: the same for every variant."""
         import torch
 
@@ -169,13 +174,13 @@ class Run:
 
     # Generation ----------------------------------------------------------------------------------
 
-    def _video(self, numbers: list[int]) -> tuple[Any, Any, dict[str, float], list[float]]:
+    def video(self, numbers: list[int]) -> tuple[Any, Any, dict[str, float], list[float]]:
         """Generate the videos with these numbers as one batch. Frames, latents, seconds, steps."""
         from qbench.meters.latency import StepTimes
 
         pipeline, generation = self.pipeline, self.generation
         prompts = [self.prompts[number] for number in numbers]
-        noise = self._noise(numbers)
+        noise = self.noise(numbers)
         seconds = {}
         outer, self.stage_name = self.stage_name, "text_encode"
         self.clock.lap()
@@ -196,35 +201,34 @@ class Run:
         self.stage_name = outer
         return frames.cpu(), latents.float().cpu(), seconds, steps.seconds()
 
-    def _first_and_warm_up(self) -> None:
+    def first_and_warm_up(self) -> None:
         self._plan()
-        self._enter("first call")
-        _, _, seconds, _ = self._video([0])
-        compiling = self.facts["stages"].get("compile")
-        built = compiling.seconds[0] if compiling else 0.0
-        self.facts["first_call_s"] = sum(seconds.values()) + built
+        self.enter("first call")
+        _, _, seconds, _ = self.video([0])
+        self.facts["first_call_s"] = sum(seconds.values()) + self.built_s()
         for _ in range(self.recipe.measure.warmup):
-            self._enter("warm-up")
-            self._video([0])
+            self.enter("warm-up")
+            self.video([0])
 
     def _steady(self) -> None:
         """The timed videos, one by one. Their outputs are the first that quality is computed on."""
-        from statistics import median
+        from statistics import mean, median
 
         from qbench.meters.gauges import GaugeMeter
         from qbench.quality.statistics import summarise
 
         gauges = GaugeMeter(self.device)
+        typical = mean if self.recipe.variant.cache else median  # cached steps are of two kinds
         self.peak_of.clear()  # what came before is not steady
         self.results: dict[int, tuple[Any, Any]] = {}
         samples: dict[str, list[float]] = {"text_encode": [], "denoise": [], "decode": []}
         latency, steps = [], []
         for turn in range(self.recipe.measure.repeats):
-            self._enter("steady", video=turn + 1, videos=self.recipe.measure.repeats)
+            self.enter("steady", video=turn + 1, videos=self.recipe.measure.repeats)
             number = turn % len(self.prompts)
-            self._turn_of_the_reference(number)
+            self.wait_turn(number)
             gauges.begin()
-            frames, latents, seconds, step_seconds = self._video([number])
+            frames, latents, seconds, step_seconds = self.video([number])
             gauges.end()
             if self.recipe.weights != "random":
                 self.results[number] = (frames, latents)
@@ -238,68 +242,26 @@ class Run:
             "latency_s": latency,
             "latency": summarise(latency, of="median"),
             "step_s": steps,
-            "step": summarise([median(video) for video in steps], of="median"),
+            "step": summarise([typical(video) for video in steps], of="median"),
             "gauges": gauges.gauges(),
         }
-        self._pair(latency)
-
-    def _steady_steps(self) -> None:
-        """Timed denoise steps, all of one video: the pipeline's own loop, stopped after each."""
-        from qbench.meters.gauges import GaugeMeter
-        from qbench.meters.latency import UnitTimer
-        from qbench.quality.statistics import summarise
-
-        measured = self.recipe.measure
-        count = 1 + measured.warmup + measured.repeats
-        self.emit("plan", steps=count)
-        self._enter("first call")
-        timer, gauges = UnitTimer(self.device), GaugeMeter(self.device)
-        device: list[float] = []
-        host: list[float] = []
-
-        def on_step(i: int) -> None:
-            by_device, by_host = timer.end()
-            gauges.end()
-            self.emit("step")
-            if i == 0:
-                compiling = self.facts["stages"].get("compile")
-                built = compiling.seconds[0] if compiling else 0.0
-                self.facts["first_call_s"] = by_host + built
-            if i > measured.warmup:
-                device.append(by_device)
-                host.append(by_host)
-            if i + 1 < count:
-                if i == measured.warmup:
-                    self.peaks.lap()  # what came before is not steady
-                if i >= measured.warmup:
-                    self._enter("steady", step=i, steps=measured.repeats)
-                    self._turn_of_the_reference(0)
-                    gauges.begin()
-                timer.begin()
-
-        embeddings = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
-        noise = self._noise([0])
-        timer.begin()
-        self.family.denoise(self.pipeline, self.generation, embeddings, noise, on_step, steps=count)
-        self.facts["stages"]["denoise"] = Stage(seconds=host, peak=self.peaks.lap())
-        self.facts |= {
-            "step_s": [device],
-            "step_host_s": host,
-            "step": summarise(device, of="mean" if self.recipe.variant.cache else "median"),
-            "gauges": gauges.gauges(),
-        }
-        self._pair(host)
+        self.pair(latency)
 
     # The reference's turns -----------------------------------------------------------------------
 
-    def _turn_of_the_reference(self, number: int) -> None:
+    def built_s(self) -> float:
+        """What compiling, or building an engine, took before the first call."""
+        stage = self.facts["stages"].get("compile")
+        return float(stage.seconds[0]) if stage else 0.0
+
+    def wait_turn(self, number: int) -> None:
         """Where the run is interleaved: wait until the reference has done the same unit."""
         if not self.job.paced or self.listen is None:
             return
         self.emit("turn", number=number)
         self.facts.setdefault("paired_reference_s", []).append(float(self.listen()))
 
-    def _pair(self, own: list[float]) -> None:
+    def pair(self, own: list[float]) -> None:
         from qbench.quality.statistics import paired_speed_up
 
         theirs = self.facts.get("paired_reference_s", [])
@@ -309,62 +271,15 @@ class Run:
             self.facts["paired_reference_s"] = []
             self.facts["notes"].append("not interleaved: the reference's process ended early")
 
-    def pace(self) -> None:
-        """Be the reference: a unit for every line that comes in, until there are no more."""
-        self._check_support()
-        self._load()
-        self._quantize()
-        self._compile()
-        if self.recipe.measure.unit == "step":
-            self._pace_steps()
-            return
-        self._first_and_warm_up()
-        self.emit("ready")
-        assert self.listen is not None
-        while line := self.listen():
-            _, _, seconds, _ = self._video([int(line)])
-            self.emit("paced", seconds=sum(seconds.values()))
-
-    def _pace_steps(self) -> None:
-        from qbench.meters.latency import UnitTimer
-
-        listen = self.listen
-        assert listen is not None
-        timer, warmup = UnitTimer(self.device), self.recipe.measure.warmup
-
-        class Over(Exception):
-            pass
-
-        def on_step(i: int) -> None:
-            _, seconds = timer.end()
-            if i == warmup:
-                self.emit("ready")
-            elif i > warmup:
-                self.emit("paced", seconds=seconds)
-            if i >= warmup and not listen():
-                raise Over
-            timer.begin()
-
-        embeddings = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
-        noise, most = self._noise([0]), self.pipeline.scheduler.config.num_train_timesteps
-        timer.begin()
-        try:
-            while True:
-                self.family.denoise(
-                    self.pipeline, self.generation, embeddings, noise, on_step, steps=most
-                )
-        except Over:
-            return
-
     def _explainers(self) -> None:
         """One more step, under the profiler."""
         if not self.recipe.measure.profile or self.recipe.variant.engine:
             return
         from qbench.meters import profile
 
-        self._enter("profile")
+        self.enter("profile")
         embeddings = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
-        noise = self._noise([0])
+        noise = self.noise([0])
 
         def step() -> None:
             self.family.denoise(
@@ -383,8 +298,8 @@ class Run:
             batch = 1  # it decides for a whole batch at once, which users do not generate in
         for start in range(0, len(rest), batch):
             part = rest[start : start + batch]
-            self._enter("more videos", video=start + len(part), videos=len(rest))
-            frames, latents, _, _ = self._video(part)
+            self.enter("more videos", video=start + len(part), videos=len(rest))
+            frames, latents, _, _ = self.video(part)
             for i, number in enumerate(part):
                 self.results[number] = (frames[i : i + 1], latents[i : i + 1])
 
@@ -396,7 +311,7 @@ class Run:
         from qbench import media
         from qbench.quality.measure import OUTPUTS, Outputs
 
-        self._enter("save")
+        self.enter("save")
         order = range(len(self.prompts))
         self.outputs: Outputs = Outputs(
             prompts=self.prompts,
@@ -424,7 +339,7 @@ class Run:
     def _quality(self) -> None:
         from qbench.quality import measure, validity
 
-        self._enter("quality")
+        self.enter("quality")
         run = self.generation
         reference = None
         if self.job.reference:
@@ -445,7 +360,7 @@ class Run:
             list(measure.ABOUT) if metrics is None else list(metrics),
             self.recipe.quality.clip or self.model.clip,
             self.device,
-            progress=lambda name: self._enter("quality", metric=name),
+            progress=lambda name: self.enter("quality", metric=name),
         )
         self.facts["quality"] = found
         self.facts["notes"] += notes
@@ -463,7 +378,7 @@ class Run:
         videos = 1 + measured.warmup + measured.repeats + batches
         self.emit("plan", steps=videos * self.generation.steps)
 
-    def _enter(self, stage: str, **more: Any) -> None:
+    def enter(self, stage: str, **more: Any) -> None:
         self.stage_name = stage
         self.emit("stage", stage=stage, **more)
 

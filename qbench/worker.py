@@ -78,19 +78,20 @@ def out_of_memory(error: BaseException) -> bool:
 
 def needed_bytes(error: BaseException) -> dict[str, float]:
     """What was in use and what was asked for beyond it, where a GPU's allocator said so."""
-    asked = re.search(r"Tried to allocate ([\d.]+) (KiB|MiB|GiB)", str(error))
-    if not asked:
+    size = r"([\d.]+) (KiB|MiB|GiB)"
+    asked = re.search(f"Tried to allocate {size}", str(error))
+    held = re.search(f"allocated memory {size} is allocated by PyTorch", str(error))
+    if not asked or not held:
         return {}
-    import torch
-
-    unit = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[asked[2]]
-    return {"needed_bytes": torch.cuda.memory_allocated() + float(asked[1]) * unit}
+    units = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    return {"needed_bytes": sum(float(found[1]) * units[found[2]] for found in (asked, held))}
 
 
 def memory_reason(error: BaseException, facts: dict[str, float]) -> str:
     if "needed_bytes" not in facts:
         return one_line(error)
-    return f"needed {facts['needed_bytes'] / 2**30:.1f} GiB at once; {one_line(error)}"[:500]
+    told = ". ".join(str(error).split(". ")[:2])  # past that torch gives advice
+    return f"needed {facts['needed_bytes'] / 2**30:.2f} GiB at once: {' '.join(told.split())}"
 
 
 def main() -> None:
@@ -118,8 +119,9 @@ def main() -> None:
     emit("stage", stage="start")
     if "--pace" in sys.argv:
         from qbench.runner import Run
+        from qbench.steps import pace
 
-        Run(job, emit, sys.stdin.readline).pace()
+        pace(Run(job, emit, sys.stdin.readline))
         return
     record = execute(job, emit, sys.stdin.readline if job.paced else None)
     write(record, job.folder)

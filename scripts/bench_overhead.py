@@ -18,7 +18,8 @@ from qbench import models, prompts, recipe
 from qbench.meters import environment
 from qbench.quality.statistics import summarise
 from qbench.records import Fingerprints, Record
-from qbench.runner import Job, Run
+from qbench.runner import Run
+from qbench.worker import Job
 
 
 def qbench_run(device: str, dtype: str, folder: Path) -> Run:
@@ -74,7 +75,7 @@ def main() -> None:
         return time.perf_counter() - start
 
     def ours(number: int) -> float:
-        return sum(run._video([number])[2].values())
+        return sum(run.video([number])[2].values())
 
     for _ in range(2):
         bare(0), ours(0)

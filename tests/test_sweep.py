@@ -93,7 +93,7 @@ def _runner(parent: int) -> int:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for child in psutil.Process(parent).children():
-            if "qbench.runner" in child.cmdline():
+            if "qbench.worker" in child.cmdline():
                 return child.pid
         time.sleep(0.05)
     raise AssertionError("no run was started")

@@ -12,6 +12,8 @@ Class = Literal["products", "attention", "pointwise", "movement"]
 KEPT = 40  # kernels in a profile, by time; the rest is summed
 # First match wins. Names are those of CUDA kernels, and of torch's own operators on a CPU.
 CLASSES: tuple[tuple[Class, str], ...] = (
+    # Inductor names a kernel after all that it fused; only its templates are products.
+    ("pointwise", r"^triton_(poi|red|per)"),
     ("attention", r"attend|attention|flash|fmha|sdpa|_attn|\battn|mha_|scaled_dot|^pack$|^stats$"),
     (
         "products",
@@ -24,11 +26,16 @@ CLASSES: tuple[tuple[Class, str], ...] = (
 
 
 class Kernel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """The class follows from the name, so that what is on file is sorted by today's patterns."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
     name: str
-    kind: Class
     calls: int
     seconds: float
+
+    @property
+    def kind(self) -> Class:
+        return classify(self.name)
 
 
 class Profile(BaseModel):
@@ -75,7 +82,6 @@ def take(step: Callable[[], Any], device: str) -> Profile:
             found.append(
                 Kernel(
                     name=event.key[:160],
-                    kind=classify(event.key),
                     calls=event.count,
                     seconds=micros / 1e6,
                 )

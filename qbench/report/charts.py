@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qbench.records import Record
 from qbench.report import Ranking, label, tables
 
+if TYPE_CHECKING:
+    from qbench.meters.profile import Class, Profile
+
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 STAGES = {"text_encode": GREY, "denoise": BLUE, "decode": ORANGE}
+KINDS: dict[Class, tuple[str, str]] = {
+    "attention": ("attention", BLUE),
+    "products": ("matrix products", ORANGE),
+    "pointwise": ("norms and pointwise", GREEN),
+    "movement": ("memory movement", GREY),
+}
 LABELLED, BARS = 40, 30  # points that get a name; bars that fit on a page
 
 
-def draw(ranking: Ranking, out: Path, suffix: str) -> list[Path]:
-    """The charts that this ranking has figures for. Returns the PNG files."""
+def draw(ranking: Ranking, out: Path, suffix: str, only: str | None = None) -> list[Path]:
+    """The charts that this ranking has figures for, or one of them. Returns the PNG files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -35,9 +44,12 @@ def draw(ranking: Ranking, out: Path, suffix: str) -> list[Path]:
         for name, plot in (
             ("speed-quality", _speed_quality),
             ("latency-by-stage", _latency),
+            ("step-by-work", _work),
             ("memory-by-stage", _memory),
             ("size", _size),
         ):
+            if only not in (None, name):
+                continue
             figure = plot(plt, ranking, sound)
             if figure is None:
                 continue
@@ -172,6 +184,37 @@ def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     return figure
 
 
+def _work(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+    """Where a step goes: its time by class of kernel, as the profiler saw one step."""
+    profiles = profiles_of(ranking)
+    shown = [r for r in sound if r.run in profiles and r.step_seconds()][:BARS]
+    if not shown:
+        return None
+    names = [label(r, ranking) for r in shown]
+    figure, axes = _bars(plt, names)
+    start = [0.0] * len(shown)
+    for kind, (text, colour) in KINDS.items():
+        widths = [profiles[r.run].seconds()[kind] * 1000 for r in shown]
+        axes.barh(names, widths, left=start, color=colour, label=text)
+        start = [a + b for a, b in zip(start, widths, strict=True)]
+    for i, record in enumerate(shown):
+        axes.plot(2 * [(record.step_seconds() or 0.0) * 1000], [i - 0.4, i + 0.4], color="black")
+    _finish(axes, "Where a denoise step goes", "ms of kernels (black: the measured step)", sound)
+    return figure
+
+
+def profiles_of(ranking: Ranking) -> dict[str, Profile]:
+    """The profiles beside this ranking's records, by run."""
+    from qbench.meters.profile import Profile
+
+    found = {}
+    for record, folder in zip(ranking.records, ranking.folders, strict=True):
+        path = folder / record.files.get("profile", "")
+        if "profile" in record.files and path.is_file():
+            found[record.run] = Profile.model_validate_json(path.read_text())
+    return found
+
+
 def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     shown = sound[:BARS]
     if not shown:
@@ -211,7 +254,7 @@ def _finish(axes: Any, title: str, xlabel: str, sound: list[Record]) -> None:
     cut = "" if len(sound) <= BARS else f" (the {BARS} fastest of {len(sound)})"
     axes.set_title(title + cut)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+        axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), fontsize=7.5)
 
 
 def _median(record: Record) -> float:

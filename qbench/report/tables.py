@@ -25,6 +25,7 @@ HEADERS = (
 )
 NARROW = (0, 1, 2, 4, 5, 7)  # the columns that fit a terminal of 80
 MISSING = "-"
+FEW = 3  # samples below which there is no interval
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,12 @@ def against_reference(record: Record, ranking: Ranking) -> Ratio | None:
     if record.latency_s and reference.latency_s:
         return speed_up(reference.latency_s, record.latency_s)
     if record.step_s and reference.step_s:
-        return speed_up(sum(reference.step_s, []), sum(record.step_s, []))
+        return speed_up(_flat(reference.step_s), _flat(record.step_s))
     return None
+
+
+def _flat(videos: list[list[float]]) -> list[float]:
+    return [step for video in videos for step in video]
 
 
 def _row(record: Record, ranking: Ranking) -> Row:
@@ -89,6 +94,9 @@ def _speed(record: Record, ranking: Ranking) -> str:
     ratio = against_reference(record, ranking)
     if ratio is None:
         return MISSING
+    samples = record.latency or record.step
+    if samples is not None and samples.n < FEW:
+        return f"{ratio.value:.2f}x (n = {samples.n})"  # too few to say how sure that is
     text = f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
     if not ratio.clear:
         return f"{text} no difference"

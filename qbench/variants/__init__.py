@@ -32,6 +32,9 @@ def apply(pipeline: Any, variant: Variant, device: str) -> dict[str, Any]:
 def _fuse_qkv(module: Any) -> None:
     """One linear in place of three, by diffusers; the three, which it keeps, are let go."""
     module.fuse_qkv_projections()
+    module.requires_grad_(False)
     for layer in module.modules():
         if getattr(layer, "fused_projections", False):
-            layer.to_q = layer.to_k = layer.to_v = None
+            for name in ("to_q", "to_k", "to_v"):
+                getattr(layer, name).weight.data = layer.to_qkv.weight.data.new_empty(0)
+                setattr(layer, name, None)

@@ -119,7 +119,11 @@ def _opaque(name: str, run: Kernel) -> Kernel:
     """The kernel as an operator that torch.compile keeps as one node instead of tracing it."""
     import torch
 
-    @torch.library.custom_op(f"qbench::attention_{name}", mutates_args=())
+    @torch.library.custom_op(
+        f"qbench::attention_{name}",
+        mutates_args=(),
+        schema="(Tensor q, Tensor k, Tensor v) -> Tensor",
+    )
     def operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return run(q, k, v).contiguous()
 

@@ -34,6 +34,8 @@ class Fp8Linear(nn.Module):
         self.register_buffer("weight", codes)
         self.register_buffer("scale", scale)
         self.bias = linear.bias
+        # Let go now, not with the last reference to the old layer: weights would be held twice.
+        linear.weight.data = linear.weight.data.new_empty(0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel() // self.in_features <= SMALL:
@@ -56,6 +58,7 @@ class Fp8FeedForward(nn.Module):
         )
 
 
+@torch.no_grad()  # or the codes would keep every step of their making alive for a backward pass
 def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, in) weights as e4m3 codes and one FP32 scale a row, shape (out, 1)."""
     scale = weight.float().abs().amax(1, keepdim=True).clamp_min(1e-12) / 448

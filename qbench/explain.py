@@ -1,0 +1,210 @@
+"""Why a run is as fast, and as large, as it is: plain sentences from its record and its profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qbench import records
+from qbench.errors import InputError
+
+if TYPE_CHECKING:
+    from qbench.meters.profile import Class, Profile
+    from qbench.recipe import Variant
+    from qbench.records import Record
+    from qbench.report import Ranking
+
+LOWER = {
+    "text_encode": "memory.offload: model keeps the text encoder off the GPU but for its own stage",
+    "denoise": "FP8 or INT8 weights, or memory.offload: group, which streams the blocks",
+    "decode": "memory.vae_tiling: true decodes in tiles",
+}
+
+
+def explain(place: Path) -> tuple[list[str], Ranking]:
+    """Paragraphs about the run at `place`, and the ranking of what lies beside it.
+
+    Raises InputError where there is no finished run.
+    """
+    from qbench.report import rankings
+    from qbench.report.charts import profiles_of
+
+    path = place / records.FILE if place.is_dir() else place
+    if not path.is_file():
+        raise InputError(f"{place}: no {records.FILE} there; name the folder of one run")
+    try:
+        record = records.read(path)
+    except records.Unreadable as error:
+        raise InputError(str(error)) from None
+    found, _ = records.read_all(records.find([path.parent.parent]))
+    ranking = next(
+        ranking
+        for ranking in rankings(found if record.run in {r.run for _, r in found} else [])
+        if any(r.fingerprints.ranking() == record.fingerprints.ranking() for r in ranking.records)
+    )
+    if record.status not in ("ok", "invalid"):
+        return [_failure(record)], ranking
+    profiles = profiles_of(ranking)
+    said = [_step(record), _shares(record, profiles.get(record.run))]
+    reference = ranking.reference
+    if reference is not None and reference.run in profiles:
+        said.append(_gains(record, ranking, profiles[reference.run]))
+    said += [_memory(record), _payback(record, ranking), _gauges(record), *record.notes]
+    return [text for text in said if text], ranking
+
+
+def _failure(record: Record) -> str:
+    text = f"{record.recipe.name} did not finish: {record.status} in {record.stage or 'start'}"
+    needed = record.facts.get("needed_bytes")
+    if needed:
+        text += f"; it needed {needed / 2**30:.1f} GiB at once"
+    lower = LOWER.get(record.stage)
+    return f"{text}. {record.reason}." + (f" What lowers it: {lower}." if lower else "")
+
+
+def _step(record: Record) -> str:
+    seconds, rate, share = record.step_seconds(), record.achieved_flop_per_s(), None
+    if seconds is None:
+        return ""
+    name, device = record.recipe.name, record.environment.device_name
+    text = f"A denoise step of {name} takes {seconds * 1000:.4g} ms on {device}."
+    if record.work and rate:
+        text += (
+            f" It is worth {record.work.flop / 1e12:.3g} TFLOP, "
+            f"{record.work.attention_flop / record.work.flop:.0%} of them in attention: "
+            f"{rate / 1e12:.3g} TFLOP/s."
+        )
+        share = record.ceiling_share()
+    if share and rate:
+        kinds = "/".join(sorted(record.recipe.variant.arithmetic())).upper()
+        text += (
+            f" That is {share:.0%} of what products reach here in the fastest dtype it uses "
+            f"({kinds}: {rate / share / 1e12:.4g} TFLOP/s); at that rate a step would take "
+            f"{seconds * share * 1000:.4g} ms."
+        )
+    return text
+
+
+def _shares(record: Record, profile: Profile | None) -> str:
+    if profile is None:
+        return ""
+    seconds = profile.seconds()
+    total = sum(seconds.values())
+    if not total:
+        return ""
+    named: tuple[tuple[Class, str], ...] = (
+        ("products", "matrix products"),
+        ("attention", "attention"),
+        ("pointwise", "norms and pointwise work"),
+        ("movement", "memory movement"),
+    )
+    parts = ", ".join(f"{words} {seconds[kind] / total:.0%}" for kind, words in named)
+    text = f"Of its kernels' time go to {parts}."
+    step = record.step_seconds()
+    if record.environment.device == "cuda" and step and total < 0.9 * step:
+        text += (
+            f" The kernels fill {total / step:.0%} of the step: the GPU waits for the host, so "
+            "quantizing gains little here and compiling more."
+        )
+    longest = profile.kernels[0]
+    return text + f" The longest kernel is {longest.name} ({longest.seconds / total:.0%})."
+
+
+def bound(profile: Profile, reference: Record, variant: Variant, share: float) -> float | None:
+    """The largest speed-up of a step that this variant could bring (Amdahl 1967).
+
+    What it changes goes to the floor that the machine's ceilings set, or to nothing where it can be
+    fused; what it leaves alone takes as long as in the reference's `profile`. `share` is the share
+    of all FLOP that is quantized.
+    """
+    work, ceilings = reference.work, reference.ceilings
+    if work is None or ceilings is None:
+        return None
+    rates, seconds = ceilings.product_flop_per_s, dict(profile.seconds())
+    before = sum(seconds.values())
+    kind = next((k for k in ("fp8", "int8") if k in variant.arithmetic()), str(variant.dtype))
+    dynamic = variant.quantize is not None and "dynamic" in variant.quantize.scheme
+    if dynamic and kind in rates:
+        part = min(1.0, share * work.flop / work.product_flop)
+        floor = part * work.product_flop / rates[kind]
+        kept = (1 - part) * seconds["products"]
+        seconds["products"] = min(seconds["products"], floor + kept)
+    if variant.attention == "fp8" and "fp8" in rates:
+        floor = work.attention_flop / rates["fp8"]
+        seconds["attention"] = min(seconds["attention"], floor)
+    elif variant.attention != "auto" and str(variant.dtype) in rates:
+        floor = work.attention_flop / rates[str(variant.dtype)]
+        seconds["attention"] = min(seconds["attention"], floor)
+    if variant.compile:
+        seconds["pointwise"] = seconds["movement"] = 0.0
+    after = sum(seconds.values())
+    if variant.cache and variant.cache.interval:
+        after /= variant.cache.interval
+    return before / after if after else None
+
+
+def _gains(record: Record, ranking: Ranking, profile: Profile) -> str:
+    """What every variant beside this run could gain at most, and what it did gain."""
+    from qbench.report.tables import against_reference
+
+    reference = ranking.reference
+    assert reference is not None
+    lines = []
+    shown = [r for r in ranking.records if r.status == "ok" and r is not reference]
+    shown.sort(key=lambda r: r.run != record.run)
+    for other in shown:
+        share = other.facts.get("quantized_flop_share", 0.0)
+        most = bound(profile, reference, other.recipe.variant, share)
+        ratio = against_reference(other, ranking)
+        if most is None or ratio is None or other.recipe.variant.engine:
+            continue
+        same = other.recipe.variant.dtype == reference.recipe.variant.dtype
+        limit = f"at most {most:.2f}x" if same else "no bound from here (another dtype)"
+        lines.append(f"  {other.recipe.name}: {limit}, gained {ratio.value:.2f}x")
+    if not lines:
+        return ""
+    head = (
+        f"What could be gained over {reference.recipe.name}, if all that a variant changes ran at "
+        "the machine's ceiling and all that can be fused cost nothing, and what was gained:"
+    )
+    return "\n".join([head, *lines])
+
+
+def _memory(record: Record) -> str:
+    peaks = {
+        name: stage.peak.allocated_bytes or stage.peak.resident_bytes or 0
+        for name, stage in record.stages.items()
+        if name in LOWER
+    }
+    if not any(peaks.values()):
+        return ""
+    top = max(peaks, key=lambda name: peaks[name])
+    each = ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in peaks.items())
+    text = f"Memory peaks in {top} ({each})"
+    if record.weights_bytes:
+        text += f"; the denoiser's weights are {record.weights_bytes / 2**30:.3g} GiB of it"
+    if record.environment.device == "cpu":
+        return text + ". On a CPU this is the whole process, its libraries included."
+    return f"{text}. What lowers it: {LOWER[top]}."
+
+
+def _payback(record: Record, ranking: Ranking) -> str:
+    from qbench.report.tables import payback_videos
+
+    videos = payback_videos(record, ranking)
+    if videos is None:
+        return ""
+    return f"Quantizing and compiling have paid for themselves after {videos:.2g} videos."
+
+
+def _gauges(record: Record) -> str:
+    gauges = record.gauges
+    if gauges is None or gauges.power_w is None:
+        return ""
+    text = f"The card drew {gauges.power_w:.0f} W at {gauges.sm_clock_mhz:.0f} MHz"
+    if gauges.energy_j:
+        mean = sum(gauges.energy_j) / len(gauges.energy_j)
+        text += f", {mean:.3g} J a {record.recipe.measure.unit}"
+    for reason, share in gauges.throttled.items():
+        text += f"; slowed by its {reason} in {share:.0%} of the readings"
+    return text + "."
