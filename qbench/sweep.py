@@ -142,8 +142,10 @@ class _Machines:
 
     def ceilings(self, device: str) -> Ceilings | None:
         if device not in self._ceilings:
-            found = self.environment(device).device
-            self._ceilings[device] = ceilings.kept(self.folder(device), found)
+            found = self.environment(device)
+            machine = digest([found.hardware(), found.software()])
+            folder = ceilings.cache_folder() / f"{found.machine()}-{machine}"
+            self._ceilings[device] = ceilings.kept(folder, found.device)
         return self._ceilings[device]
 
 

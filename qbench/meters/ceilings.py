@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 FILE = "ceilings.json"
+SLOW_S = 0.05  # a product that takes longer is not tried at the next size
 
 
 class Ceilings(BaseModel):
@@ -28,12 +31,16 @@ def measure(device: str) -> Ceilings:
     import torch
 
     cuda = device == "cuda"
-    size = 8192 if cuda else 2048
     rates: dict[str, float] = {}
-    for name, product in _products(size, device).items():
-        seconds = _best(product, cuda)
-        if seconds:
-            rates[name] = 2 * size**3 / seconds
+    for name in ("fp32", "bf16", "fp16", "int8", "fp8"):
+        # From small to large: some CPUs take minutes for a large product in FP16.
+        for size in (1024, 8192) if cuda else (512, 2048):
+            product = _product(name, size, device)
+            seconds = _best(product, cuda) if product else None
+            if seconds:
+                rates[name] = max(rates.get(name, 0.0), 2 * size**3 / seconds)
+            if not seconds or seconds > SLOW_S:
+                break
     source = torch.empty(2**30 if cuda else 2**26, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     seconds = _best(lambda: target.copy_(source), cuda)
@@ -47,23 +54,26 @@ def measure(device: str) -> Ceilings:
     )
 
 
-def _products(size: int, device: str) -> dict[str, Any]:
+def _product(name: str, size: int, device: str) -> Callable[[], Any] | None:
+    """A square product of random values; None where the machine has none in this dtype."""
     import torch
 
+    if name == "int8":
+        x, y = (torch.randint(-127, 128, (size, size), device=device) for _ in range(2))
+        x, y = x.to(torch.int8), y.to(torch.int8)
+        return lambda: torch._int_mm(x, y)
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
-    made: dict[str, Any] = {"fp32": lambda: a @ b}
-    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        x, y = a.to(dtype), b.to(dtype)
-        made[name] = lambda x=x, y=y: x @ y
-    ints = [torch.randint(-127, 128, (size, size), device=device).to(torch.int8) for _ in range(2)]
-    made["int8"] = lambda: torch._int_mm(ints[0], ints[1])
-    if device == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
-        x8, y8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
+    if name == "fp8":
+        if device != "cuda" or torch.cuda.get_device_capability() < (8, 9):
+            return None
+        a, b = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
         one = torch.ones((), device=device)
-        made["fp8"] = lambda: torch._scaled_mm(
-            x8, y8, one, one, out_dtype=torch.bfloat16, use_fast_accum=True
+        return lambda: torch._scaled_mm(
+            a, b, one, one, out_dtype=torch.bfloat16, use_fast_accum=True
         )
-    return made
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    a, b = a.to(dtype), b.to(dtype)
+    return lambda: a @ b
 
 
 def _best(call: Any, cuda: bool) -> float | None:
@@ -73,7 +83,7 @@ def _best(call: Any, cuda: bool) -> float | None:
     try:
         call()
         found: list[float] = []
-        until = time.perf_counter() + (0.15 if cuda else 0.5)
+        until = time.perf_counter() + 0.15
         while time.perf_counter() < until or len(found) < 3:
             if cuda:
                 torch.cuda.synchronize()
@@ -85,6 +95,11 @@ def _best(call: Any, cuda: bool) -> float | None:
         return min(found)
     except (RuntimeError, NotImplementedError):
         return None
+
+
+def cache_folder() -> Path:
+    """Where a user's machine keeps what is measured once (XDG Base Directory)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qbench"
 
 
 def kept(folder: Path, device: str) -> Ceilings | None:

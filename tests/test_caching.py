@@ -1,0 +1,102 @@
+"""Caches skip work, forget between videos, and stay near what they stand in for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from qbench import models, variants
+from qbench.errors import InputError
+from qbench.models import cogvideox
+from qbench.recipe import Generation, Variant
+from qbench.recipe_file import load
+from qbench.variants import support
+
+STEPS = 10
+
+
+def _video(pipeline: Any, run: Any) -> torch.Tensor:
+    embeddings = cogvideox.encode(pipeline, run, ["a red star moves left on a navy background"])
+    noise = cogvideox.noise(pipeline, run, 3)
+    return cogvideox.denoise(pipeline, run, embeddings, noise, lambda _: None)
+
+
+def _prepared(cache: dict[str, Any] | None) -> tuple[Any, Any, list[int]]:
+    """A pipeline with the cache, its settings, and a count of what its last block computes."""
+    model = models.find("tiny-cogvideox")
+    pipeline = models.load(model, "fp32", "cpu")
+    run = models.resolve(pipeline, model, Generation(steps=STEPS))
+    calls = [0]
+    last = models.denoiser(pipeline).transformer_blocks[-1].attn1.to_out[0]
+    last.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    variants.apply(pipeline, Variant.model_validate({"cache": cache}), "cpu")
+    return pipeline, run, calls
+
+
+@pytest.mark.parametrize(
+    ("cache", "most_calls", "least_psnr"),
+    [
+        ({"kind": "taylorseer", "interval": 2}, 7, 20),
+        ({"kind": "first_block", "threshold": 0.5}, 8, 20),
+        ({"kind": "pab", "interval": 2}, 8, 20),
+        ({"kind": "faster", "interval": 2}, 9, 12),
+    ],
+)
+def test_cache_skips_work_and_forgets_between_videos(
+    cache: dict[str, Any], most_calls: int, least_psnr: float
+) -> None:
+    plain, run, calls = _prepared(None)
+    expected = _video(plain, run)
+    assert calls == [STEPS]
+    pipeline, run, calls = _prepared(cache)
+    first = _video(pipeline, run)
+    assert 2 <= calls[0] <= most_calls
+    assert torch.equal(_video(pipeline, run), first)
+    assert calls[0] % 2 == 0  # as many again
+    span = expected.max() - expected.min()
+    assert 10 * torch.log10(span**2 / (first - expected).square().mean()) > least_psnr
+
+
+def test_a_threshold_of_nothing_caches_nothing() -> None:
+    plain, run, _ = _prepared(None)
+    pipeline, run, calls = _prepared({"kind": "first_block", "threshold": 1e-9})
+    assert torch.allclose(_video(pipeline, run), _video(plain, run), atol=1e-5)
+    assert calls == [STEPS]
+
+
+def test_step_share_is_a_share_of_the_steps() -> None:
+    model = models.find("tiny-cogvideox")
+    pipeline = models.load(model, "fp32", "cpu")
+    assert models.resolve(pipeline, model, Generation(), 0.5).steps == 10
+    assert models.resolve(pipeline, model, Generation(steps=3), 0.1).steps == 1
+
+
+def test_a_cache_takes_its_own_field_alone(tmp_path: Any) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("variant:\n  cache: {kind: taylorseer, threshold: 0.2}\n")
+    with pytest.raises(InputError, match=r"wrong.yaml:2.*needs a field 'interval'"):
+        load(path)
+
+
+def test_inner_caches_do_not_go_with_compiled_blocks() -> None:
+    machine = support.Machine("cuda", (9, 0), frozenset(support.PACKAGES))
+    for kind, fits in (("pab", False), ("faster", False), ("taylorseer", True)):
+        variant = Variant.model_validate(
+            {"cache": {"kind": kind, "interval": 2}, "compile": {"scope": "blocks"}}
+        )
+        assert (support.why_not(variant, machine) is None) == fits
+
+
+def test_tiles_of_a_small_vae_add_up_to_the_frame() -> None:
+    pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
+    latents = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = latents.to(pipeline.vae.dtype)
+    with torch.no_grad():
+        whole = pipeline.vae.decode(latents).sample
+        variants.apply(pipeline, Variant.model_validate({"memory": {"vae_tiling": True}}), "cpu")
+        tiled = pipeline.vae.decode(latents).sample
+    assert tiled.shape == whole.shape
+    assert not torch.equal(tiled, whole)
+    assert (tiled - whole).abs().mean() < 0.2 * whole.abs().mean()

@@ -1,0 +1,170 @@
+"""Work, ceilings, profiles, and the sentences made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import qbench
+
+from qbench import records
+from qbench.explain import bound
+from qbench.meters import ceilings, profile, work
+from qbench.meters.ceilings import Ceilings
+from qbench.meters.profile import Kernel, Profile
+from qbench.recipe import Variant
+from qbench.worker import needed_bytes
+
+
+def _denoiser(**sizes: int) -> Any:
+    from diffusers import CogVideoXTransformer3DModel
+
+    with torch.device("meta"):
+        return CogVideoXTransformer3DModel(**sizes)
+
+
+def _count(module: Any, frames: int, height: int, width: int, text: int) -> work.Work:
+    with torch.device("meta"):
+        latents = torch.empty(2, frames, 16, height, width)
+        embeddings = torch.empty(2, text, module.config.text_embed_dim)
+        return work.count(module, (latents, embeddings, torch.full((2,), 500)), 2)
+
+
+def test_work_of_cogvideox_2b_is_what_its_shapes_say() -> None:
+    """Closed form: 30 blocks, width 1920, 17,776 tokens, a batch of two."""
+    found = _count(_denoiser(), 13, 60, 90, 226)
+    tokens, width, layers = 226 + 13 * 30 * 45, 1920, 30
+    assert found.attention_flop == 4 * 2 * layers * tokens**2 * width
+    blocks = 2 * 2 * tokens * layers * (4 * width**2 + 2 * 4 * width**2)
+    rest = 2 * 2 * (226 * 4096 + 17_550 * 2 * 64) * width  # text, patches in, patches out
+    assert found.product_flop == pytest.approx(blocks + rest, rel=1e-3)
+    assert found.weights_bytes == pytest.approx(2 * 1.69e9, rel=0.01)
+    feed_forward = {name for name in found.linear_flop if ".ff." in name}
+    share = 2 * 2 * tokens * layers * 8 * width**2 / found.flop
+    assert found.share(feed_forward) == pytest.approx(share)
+
+
+def test_traffic_does_not_write_out_the_scores() -> None:
+    sizes = {"num_layers": 1, "num_attention_heads": 2}
+    found = _count(_denoiser(**sizes), 13, 60, 90, 226)
+    tokens = 226 + 13 * 30 * 45
+    assert found.traffic_bytes < 2 * 2 * 2 * tokens**2  # what the scores alone would be
+
+
+def test_ceilings_are_measured_once_and_kept(tmp_path: Path) -> None:
+    first = ceilings.kept(tmp_path, "cpu")
+    assert first is not None
+    assert 1e9 < first.product_flop_per_s["fp32"] < 1e14
+    assert 1e8 < first.copy_bytes_per_s < 1e13
+    path = tmp_path / ceilings.FILE
+    path.write_text(path.read_text().replace('"cpu"', '"kept"'))
+    again = ceilings.kept(tmp_path, "cpu")
+    assert again is not None
+    assert again.device_name == "kept"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("nvjet_sm90_tst_128x256_64x4_1x2_h_bz_coopA_TNT", "products"),
+        ("aten::addmm", "products"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob", "attention"),
+        ("void pytorch_flash::flash_fwd_kernel<...>", "attention"),
+        ("attend", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("triton_poi_fused__scaled_mm__to_copy_clamp_div_gelu_t_7", "pointwise"),
+        ("void at::native::vectorized_layer_norm_kernel<c10::BFloat16>", "pointwise"),
+        ("Memcpy DtoD (Device -> Device)", "movement"),
+        ("aten::cat", "movement"),
+    ],
+)
+def test_kernels_are_sorted_by_what_they_do(name: str, kind: str) -> None:
+    assert profile.classify(name) == kind
+
+
+def test_profile_of_a_product_is_products() -> None:
+    a = torch.randn(600, 600)
+    found = profile.take(lambda: [a @ a for _ in range(5)], "cpu").seconds()
+    assert found["products"] > 0.8 * sum(found.values())
+
+
+def _reference(finished: Path) -> records.Record:
+    found = next(path for path in records.find([finished]) if "fp32" in str(path))
+    made = records.read(found)
+    counted = work.Work(product_flop=4e12, attention_flop=6e12, weights_bytes=1, traffic_bytes=1)
+    rates = {"fp32": 1e13, "bf16": 1e13, "fp8": 2e13}
+    limits = Ceilings(device_name="x", torch="x", product_flop_per_s=rates, copy_bytes_per_s=1)
+    return made.model_copy(update={"work": counted, "ceilings": limits})
+
+
+@pytest.mark.parametrize(
+    ("variant", "share", "expected"),
+    [
+        ({}, 0.0, 1.0),
+        # Products take 0.5 s of 2; all of them in FP8 could take 0.2 s.
+        ({"quantize": {"backend": "torchao", "scheme": "fp8_dynamic_row"}}, 0.4, 2 / 1.7),
+        # Half of them: 0.1 s for those, 0.25 s for the others.
+        ({"quantize": {"backend": "torchao", "scheme": "fp8_dynamic_row"}}, 0.2, 2 / 1.85),
+        ({"quantize": {"backend": "torchao", "scheme": "fp8_weight_only"}}, 0.4, 1.0),
+        ({"attention": "fp8"}, 0.0, 2 / 1.3),
+        ({"compile": {}}, 0.0, 2 / 1.5),
+        ({"compile": {}, "cache": {"kind": "taylorseer", "interval": 2}}, 0.0, 4 / 1.5),
+    ],
+)
+def test_bound_is_amdahls(
+    variant: dict[str, Any], share: float, expected: float, finished: Path
+) -> None:
+    seen = Profile(
+        wall_s=2.0,
+        kernels=(
+            Kernel(name="aten::mm", calls=1, seconds=0.5),
+            Kernel(name="attend", calls=1, seconds=1.0),
+            Kernel(name="aten::gelu", calls=1, seconds=0.3),
+            Kernel(name="aten::cat", calls=1, seconds=0.2),
+        ),
+    )
+    chosen = Variant.model_validate(variant)
+    assert bound(seen, _reference(finished), chosen, share) == pytest.approx(expected)
+
+
+def test_explain_says_where_the_time_goes_and_draws_it(finished: Path, tmp_path: Path) -> None:
+    run = next(path.parent for path in records.find([finished]) if "int8" in str(path))
+    done = qbench("explain", str(run), "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for words in ("A denoise step of int8 takes", "matrix products", "at most", "Memory peaks in"):
+        assert words in done.stdout
+    assert (tmp_path / "step-by-work.png").stat().st_size > 5000
+
+
+def test_explain_of_what_did_not_run_says_why(finished: Path, tmp_path: Path) -> None:
+    run = next(path.parent for path in records.find([finished]) if "tensorrt" in str(path))
+    done = qbench("explain", str(run), "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "did not finish: skipped" in done.stdout
+    missing = qbench("explain", str(tmp_path))
+    assert missing.returncode == 2
+    assert "name the folder of one run" in missing.stderr
+
+
+def test_out_of_memory_says_what_it_needed() -> None:
+    told = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 512.00 MiB. GPU 0 has 139.80 GiB. "
+        "Of the allocated memory 7.50 GiB is allocated by PyTorch, and 1 MiB is reserved."
+    )
+    assert needed_bytes(told) == {"needed_bytes": 8 * 2**30}
+    assert needed_bytes(RuntimeError("something else")) == {}
+
+
+def test_records_of_the_first_schema_are_still_read(finished: Path, tmp_path: Path) -> None:
+    facts = json.loads(records.find([finished])[0].read_text())
+    for name in ("work", "ceilings", "gauges", "paired_reference_s", "step_host_s"):
+        del facts[name]
+    path = tmp_path / records.FILE
+    path.write_text(json.dumps(facts | {"schema_version": 1}))
+    assert records.read(path).work is None
+    path.write_text(json.dumps(facts | {"schema_version": 3}))
+    with pytest.raises(records.Unreadable, match="1 and 2"):
+        records.read(path)

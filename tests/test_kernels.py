@@ -1,0 +1,186 @@
+"""qbench's own kernels: their arithmetic here, the kernels themselves where there is a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from qbench import models, variants
+from qbench.models import cogvideox
+from qbench.recipe import Quantize, Variant
+from qbench.variants.kernels import fp8_attention, fp8_linear
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+
+def _exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    out = functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    return out.transpose(1, 2)
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+def _random(tokens: int, heads: int = 2, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, tokens, heads, 64, generator=generator) for _ in range(3)]
+
+
+def test_fp8_attention_of_equal_values_returns_them() -> None:
+    """Weights must sum to one exactly: numerator and denominator come from the same codes."""
+    q, k, _ = _random(300)
+    v = torch.full_like(q, 0.75)
+    assert torch.allclose(fp8_attention.emulated(3 * q, k, v), v, rtol=1e-5)
+
+
+def test_fp8_attention_of_no_preference_is_the_mean() -> None:
+    _, k, v = _random(300)
+    found = fp8_attention.emulated(torch.zeros_like(k), k, v + 1)
+    expected = (v + 1).mean(1, keepdim=True).expand_as(v)
+    assert _error(found, expected) < 0.01
+
+
+def test_fp8_attention_of_one_loud_key_is_its_value() -> None:
+    q, k, v = _random(200)
+    k[:, 77] = 40 * functional.normalize(q[:, :1], dim=-1)[:, 0]
+    found = fp8_attention.emulated(q[:, :1].expand_as(q), k, v)
+    assert _error(found, v[:, 77:78].expand_as(v)) < 0.04
+
+
+def test_fp8_attention_is_as_close_as_plain_fp8_with_true_exponentials() -> None:
+    """Against an independent FP8 attention: codes in place of exponentials must not cost more."""
+    q, k, v = _random(700)
+
+    def e4m3(x: torch.Tensor) -> torch.Tensor:
+        scale = x.abs().amax() / 448
+        return (x / scale).to(torch.float8_e4m3fn).float() * scale
+
+    scores = e4m3(q).transpose(1, 2) @ e4m3(k).permute(0, 2, 3, 1) / 8
+    weights = (scores - scores.amax(-1, keepdim=True)).exp() * 256
+    weights = weights.to(torch.float8_e4m3fn).float()
+    plain = (weights @ e4m3(v).transpose(1, 2) / weights.sum(-1, keepdim=True)).transpose(1, 2)
+    exact = _exact(q, k, v)
+    assert _error(fp8_attention.emulated(q, k, v), exact) < 1.1 * _error(plain, exact)
+
+
+def test_centring_keys_pays_where_they_have_a_common_part() -> None:
+    q, k, v = _random(500)
+    shifted = k + 6 * torch.randn(64, generator=torch.Generator().manual_seed(1))
+    with_shift = _error(fp8_attention.emulated(q, shifted, v), _exact(q, shifted, v))
+    assert with_shift < 1.1 * _error(fp8_attention.emulated(q, k, v), _exact(q, k, v))
+
+
+def test_fp8_attention_refuses_other_shapes() -> None:
+    q = torch.zeros(1, 4, 2, 32)
+    with pytest.raises(ValueError, match="64"):
+        fp8_attention.attend(q, q, q)
+    q = torch.zeros(1, 4, 2, 64)
+    with pytest.raises(ValueError, match="BF16 or FP16"):
+        fp8_attention.attend(q, q, q)
+
+
+@pytest.mark.skipif(not HOPPER, reason="needs an NVIDIA Hopper GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [1, 128, 300, 1111])
+def test_kernel_computes_what_its_model_says(dtype: torch.dtype, tokens: int) -> None:
+    q, k, v = (x.cuda().to(dtype) for x in _random(tokens, heads=3))
+    found = fp8_attention.attend(q, k + 2, v)
+    assert _error(found, fp8_attention.emulated(q, k + 2, v)) < 0.01
+
+
+def test_rows_are_quantized_to_three_bits_of_mantissa_each_with_its_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 96, generator=generator) * torch.logspace(-6, 3, 50)[:, None]
+    codes, scale = fp8_linear.quantize_rows(x)
+    back = codes.float() * scale
+    assert torch.allclose(back.abs().amax(1), x.abs().amax(1), rtol=1e-5)
+    normal = x.abs() > x.abs().amax(1, keepdim=True) / 448 * 2**-6
+    assert ((back - x).abs()[normal] <= x.abs()[normal] * (2**-4 + 1e-5)).all()
+    through_gelu, scale = fp8_linear.quantize_rows(x, gelu=True)
+    expected = functional.gelu(x, approximate="tanh")
+    assert _error(through_gelu.float() * scale, expected) < 0.03
+
+
+def test_feed_forward_in_parts_is_the_feed_forward() -> None:
+    torch.manual_seed(0)
+    wide, narrow = torch.nn.Linear(64, 256), torch.nn.Linear(256, 64)
+    x = torch.randn(3, 411, 64)
+    with torch.no_grad():
+        exact = narrow(functional.gelu(wide(x), approximate="tanh"))
+        whole = fp8_linear.Fp8FeedForward(wide, narrow)
+        by_layers = whole.narrow(functional.gelu(whole.wide(x), approximate="tanh"))
+        found = whole(x)
+    assert _error(found, exact) < 0.06
+    assert _error(found, by_layers) < 1e-3
+
+
+def test_fp8_layers_hold_a_byte_a_weight_and_nothing_of_their_making() -> None:
+    pipeline = models.load(models.find("tiny-cogvideox"), "bf16", "cpu")
+    module = models.denoiser(pipeline)
+    before = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    variant = Variant(
+        dtype="bf16",
+        fuse_qkv=True,
+        quantize=Quantize(backend="qbench", scheme="fp8_dynamic_row"),
+    )
+    facts = variants.apply(pipeline, variant, "cpu")
+    assert facts["quantized_parameter_share"] > 0.98
+    assert not any(buffer.grad_fn for buffer in module.buffers())
+    assert sum(layer.weight.numel() for layer in before) == 0  # even where someone still has them
+    held = sum(x.numel() * x.element_size() for x in [*module.parameters(), *module.buffers()])
+    assert held < 9_673_024 * 1.1
+
+
+def _step(module: Any) -> torch.Tensor:
+    config = module.config
+    generator = torch.Generator().manual_seed(0)
+    frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
+    shape = (2, frames, config.in_channels, config.sample_height, config.sample_width)
+    latents = torch.randn(shape, generator=generator)
+    text = torch.randn(2, config.max_text_seq_length, config.text_embed_dim, generator=generator)
+    rotary = None
+    if config.use_rotary_positional_embeddings:
+        patches = frames * (config.sample_height // 2) * (config.sample_width // 2)
+        angles = torch.rand(patches, config.attention_head_dim, generator=generator)
+        rotary = (angles.cos(), angles.sin())
+    with torch.no_grad():
+        return module(latents, text, torch.tensor([500, 500]), image_rotary_emb=rotary).sample
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_our_processor_is_diffusers_own_with_another_kernel(rotary: bool, fused: bool) -> None:
+    from diffusers import CogVideoXTransformer3DModel
+
+    torch.manual_seed(0)
+    module = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        num_layers=2,
+        text_embed_dim=32,
+        max_text_seq_length=7,
+        sample_frames=5,
+        sample_height=8,
+        sample_width=8,
+        use_rotary_positional_embeddings=rotary,
+    ).eval()
+    expected = _step(module)
+    if fused:
+        variants._fuse_qkv(module)
+        assert torch.allclose(_step(module), expected, atol=1e-5)
+    cogvideox.set_attention(module, _exact)
+    assert torch.allclose(_step(module), expected, atol=1e-5)
+
+
+def test_a_denoiser_in_fp8_throughout_stays_close() -> None:
+    """Attention and linears together, by their models: the arithmetic of recipes/fast.yaml."""
+    pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
+    module = models.denoiser(pipeline)
+    expected = _step(module)
+    wanted = Quantize(backend="qbench", scheme="fp8_dynamic_row")
+    variants.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu")
+    cogvideox.set_attention(module, fp8_attention.emulated)
+    assert 0.003 < _error(_step(module), expected) < 0.06

@@ -1,0 +1,106 @@
+"""Steps as the unit, random weights, and a reference that takes turns."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from conftest import RECIPES, qbench
+
+from qbench import records
+from qbench.pacing import Pacer
+from qbench.quality.statistics import paired_speed_up, speed_up
+
+STEPS = ["--set=measure.unit=step", "--set=measure.repeats=4", "--set=measure.interleave=true"]
+
+
+def _records(out: Path) -> dict[str, records.Record]:
+    good, bad = records.read_all(records.find([out]))
+    assert not bad
+    return {record.recipe.name: record for _, record in good}
+
+
+@pytest.fixture(scope="module")
+def interleaved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("steps")
+    words = [str(RECIPES / "bf16.yaml"), *STEPS, "--set=weights=random", "--device=cpu"]
+    done = qbench("run", *words, f"--out={out}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_every_timed_step_has_its_turn_of_the_reference(interleaved: Path) -> None:
+    found = _records(interleaved)
+    bf16, fp32 = found["bf16"], found["fp32"]
+    assert len(bf16.paired_reference_s) == len(bf16.step_host_s) == len(bf16.step_s[0]) == 4
+    assert bf16.paired_speed_up is not None
+    ratios = [a / b for a, b in zip(bf16.paired_reference_s, bf16.step_host_s, strict=True)]
+    assert min(ratios) <= bf16.paired_speed_up.value <= max(ratios)
+    assert not fp32.paired_reference_s
+    assert bf16.stages["denoise"].seconds == bf16.step_host_s
+    assert not list(interleaved.rglob("pacer*"))
+
+
+def test_random_weights_give_no_quality_and_say_why(interleaved: Path) -> None:
+    for record in _records(interleaved).values():
+        assert record.status == "ok"
+        assert not record.quality
+        assert any("weights: random" in note for note in record.notes)
+        assert record.work is not None
+        assert record.ceiling_share() is not None
+
+
+def test_a_report_of_steps_ranks_them(interleaved: Path, tmp_path: Path) -> None:
+    done = qbench("report", str(interleaved), "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    line = next(x for x in (tmp_path / "report.md").read_text().splitlines() if "| bf16" in x)
+    assert "x [" in line
+    assert " ms" in line
+    assert (tmp_path / "step-by-work.png").is_file()
+
+
+def test_interleaved_videos_pair_by_number(tmp_path: Path) -> None:
+    words = ["--set=measure.interleave=true", "--set=measure.repeats=3", "--set=measure.warmup=0"]
+    words += ["--set=generation.steps=2", "--set=prompts.count=2", "--device=cpu"]
+    done = qbench("run", str(RECIPES / "bf16.yaml"), *words, f"--out={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = _records(tmp_path)["bf16"]
+    assert len(record.paired_reference_s) == len(record.latency_s) == 3
+    assert "psnr" in record.quality
+
+
+def test_a_reference_that_cannot_run_gives_no_turn(interleaved: Path, tmp_path: Path) -> None:
+    reference = _records(interleaved)["fp32"]
+    broken = reference.model_copy(
+        update={"recipe": reference.recipe.model_copy(update={"model": "/nowhere"})}
+    )
+    pacer = Pacer(broken, tmp_path)
+    assert math.isnan(pacer.turn(0))
+    assert math.isnan(pacer.turn(0))
+    pacer.close()
+
+
+def test_pairs_see_through_a_drift_that_hides_the_difference() -> None:
+    """A machine that slows down threefold, and a variant that is 1.05 times as fast throughout."""
+    drift = [1 + 2 * i / 19 for i in range(20)]
+    reference, variant = [1.05 * x for x in drift], drift
+    paired = paired_speed_up(reference, variant)
+    assert paired.value == pytest.approx(1.05)
+    assert paired.clear
+    assert not speed_up(reference, variant).clear
+    with pytest.raises(ValueError, match="equal lengths"):
+        paired_speed_up([1.0], [1.0, 2.0])
+
+
+def test_random_weights_of_an_unknown_size_are_refused(tmp_path: Path) -> None:
+    words = ["--model=someone/CogVideoX-9b", "--set=weights=random", f"--out={tmp_path}"]
+    done = qbench("run", str(RECIPES / "fp32.yaml"), *words)
+    assert done.returncode == 1
+    assert "the size of someone/CogVideoX-9b is not known" in done.stdout.replace("\n", " ")
+
+
+def test_a_simulated_small_card_needs_a_card(tmp_path: Path) -> None:
+    words = ["--set=measure.memory_limit_gib=8", "--device=cpu", f"--out={tmp_path}"]
+    done = qbench("run", str(RECIPES / "fp32.yaml"), *words)
+    assert "limits a GPU's memory, and there is none" in done.stdout
