@@ -118,9 +118,11 @@ class Record(Strict):
         return self.latency.median if self.latency else None
 
     def achieved_flop_per_s(self) -> float | None:
-        """The plain denoiser's FLOP over the step's time: a cached step counts as a whole one."""
+        """The FLOP of a step over its time; none for cached steps, which leave work out."""
         seconds = self.step_seconds()
-        return self.work.flop / seconds if self.work and seconds else None
+        if self.work is None or not seconds or self.recipe.variant.cache:
+            return None
+        return self.work.flop / seconds
 
     def ceiling_share(self) -> float | None:
         """What was achieved, of what this machine's products reach in the fastest dtype used."""

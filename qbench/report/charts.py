@@ -199,7 +199,7 @@ def _work(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         start = [a + b for a, b in zip(start, widths, strict=True)]
     for i, record in enumerate(shown):
         axes.plot(2 * [(record.step_seconds() or 0.0) * 1000], [i - 0.4, i + 0.4], color="black")
-    _finish(axes, "Where a denoise step goes", "ms of kernels (black: the measured step)", sound)
+    _finish(axes, "Where a step goes", "ms of kernels (black: the measured step)", sound)
     return figure
 
 
@@ -254,7 +254,16 @@ def _finish(axes: Any, title: str, xlabel: str, sound: list[Record]) -> None:
     cut = "" if len(sound) <= BARS else f" (the {BARS} fastest of {len(sound)})"
     axes.set_title(title + cut)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), fontsize=7.5)
+        axes.legend(
+            frameon=False,
+            ncols=4,
+            loc="lower right",
+            bbox_to_anchor=(1.03, 1),
+            fontsize=8,
+            handlelength=0.9,
+            handletextpad=0.4,
+            columnspacing=0.9,
+        )
 
 
 def _median(record: Record) -> float:

@@ -33,19 +33,36 @@ def write(
     return path
 
 
+def _how(ranking: Ranking) -> str:
+    """How the figures of this ranking were taken, in words."""
+    first = ranking.records[0]
+    unit = first.recipe.measure.unit
+    timed = [r.latency or r.step for r in ranking.records]
+    n = max((summary.n for summary in timed if summary), default=0)
+    text = (
+        f"{n} timed {unit}{'s' if n != 1 else ''} each, one at a time, after the first call and "
+        f"{first.recipe.measure.warmup} warm-up; medians (means where steps are cached), with "
+        "bootstrap intervals."
+    )
+    if any(r.paired_reference_s for r in ranking.records):
+        text += f" The reference took its turn before each {unit}; speed-ups are of those pairs."
+    videos = max((r.videos for r in ranking.records), default=0)
+    if videos:
+        text += (
+            f" Quality on {videos} videos of the same prompts and noise, PSNR, SSIM and FVD "
+            "against the reference."
+        )
+    return text
+
+
 def _section(ranking: Ranking, drawn: list[Path]) -> list[str]:
     first = ranking.records[0]
     environment = first.environment
     versions = ", ".join(f"{k} {v}" for k, v in environment.libraries.items() if k != "numpy")
-    n = max((r.latency.n for r in ranking.records if r.latency), default=0)
-    videos = max((r.videos for r in ranking.records), default=0)
     lines = [
         f"## {ranking.title()}",
         "",
-        f"{n} timed videos each, one at a time, after the first call and "
-        f"{first.recipe.measure.warmup} warm-up; medians, with bootstrap intervals. Quality on "
-        f"{videos} videos of the same prompts and noise, PSNR, SSIM and FVD against the reference. "
-        f"Python {environment.python}, {versions}.",
+        f"{_how(ranking)} Python {environment.python}, {versions}.",
         "",
         tables.markdown(ranking),
         "",
