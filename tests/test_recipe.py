@@ -92,4 +92,7 @@ def test_shipped_recipes_load_under_their_file_names() -> None:
     wanted |= {"int4", "int2"}
     found = {path.stem: recipe_file.load(path) for path in RECIPES.rglob("*.yaml")}
     assert wanted <= set(found)
-    assert all(name == item.name for name, item in found.items())
+    below = {path.stem for path in (RECIPES / "attention").glob("*.yaml")}  # named after their axis
+    below |= {path.stem for path in (RECIPES / "offload").glob("*.yaml")}
+    for name, item in found.items():
+        assert item.name == name or (name in below and item.name.endswith(name))

@@ -74,7 +74,7 @@ def test_out_of_memory_becomes_a_record_with_its_stage(tmp_path: Path) -> None:
     assert done.returncode == 1
     record = _record(tmp_path, "fp32")
     assert record.status == "oom", record.reason
-    assert record.stage == "first call"
+    assert record.stage in ("denoise", "decode")
     assert "Traceback" not in done.stdout + done.stderr
     assert "Traceback" in (next(tmp_path.glob("*/fp32-*")) / "log.txt").read_text()
 

@@ -109,7 +109,7 @@ def test_torchao_leaves_inductors_global_settings_alone() -> None:
 
 def test_regional_compilation_keeps_the_function() -> None:
     pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
-    compilation.apply(pipeline, recipe.Compile(scope="blocks"))
+    compilation.apply(pipeline, recipe.Compile(scope="blocks"), cached=False)
     assert _error(models.denoiser(pipeline), torch.float32) < 1e-5
     compiled = [
         block._compiled_call_impl is not None
@@ -134,6 +134,12 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
         Variant(attention="cudnn"),
         Variant.model_validate({"memory": {"offload": "model"}}),
         Variant.model_validate({"quantize": {"backend": "torchao", "scheme": "fp8_dynamic_row"}}),
+        Variant.model_validate({"quantize": {"backend": "torchao", "scheme": "int8_dynamic"}}),
+        Variant(attention="sage"),
+        Variant.model_validate({"compile": {}, "cache": {"kind": "pab", "interval": 2}}),
+        Variant.model_validate(
+            {"compile": {"scope": "model"}, "cache": {"kind": "taylorseer", "interval": 2}}
+        ),
     ]
     for rule in support.RULES:
         assert any(rule.applies(variant) for variant in [*shipped, *others]), rule.about
