@@ -125,13 +125,20 @@ class Record(Strict):
         return self.work.flop / seconds
 
     def ceiling_share(self) -> float | None:
-        """What was achieved, of what this machine's products reach in the fastest dtype used."""
+        """What was achieved, of what this machine's products reach in the fastest dtype used.
+
+        FP32 counts as used: a CPU computes what it has no units for in FP32, and faster than its
+        own products in that dtype.
+        """
         rate = self.achieved_flop_per_s()
         if rate is None or self.ceilings is None:
             return None
         known = self.ceilings.product_flop_per_s
-        reached = [known[name] for name in self.recipe.variant.arithmetic() if name in known]
+        reached = [known[name] for name in self._dtypes() if name in known]
         return rate / max(reached) if reached else None
+
+    def _dtypes(self) -> set[str]:
+        return {"fp32", *self.recipe.variant.arithmetic()}
 
     def peak(self) -> Peak:
         """The largest peak of the stages that a user pays for each video."""
