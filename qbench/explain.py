@@ -37,11 +37,9 @@ def explain(place: Path) -> tuple[list[str], Ranking]:
     except records.Unreadable as error:
         raise InputError(str(error)) from None
     found, _ = records.read_all(records.find([path.parent.parent]))
-    ranking = next(
-        ranking
-        for ranking in rankings(found if record.run in {r.run for _, r in found} else [])
-        if any(r.fingerprints.ranking() == record.fingerprints.ranking() for r in ranking.records)
-    )
+    own = record.fingerprints.ranking()
+    alike = [item for item in found if item[1].fingerprints.ranking() == own]
+    (ranking,) = rankings(alike or [(path, record)])
     if record.status not in ("ok", "invalid"):
         return [_failure(record)], ranking
     profiles = profiles_of(ranking)
@@ -202,9 +200,8 @@ def _gauges(record: Record) -> str:
     if gauges is None or gauges.power_w is None:
         return ""
     text = f"The card drew {gauges.power_w:.0f} W at {gauges.sm_clock_mhz:.0f} MHz"
-    if gauges.energy_j:
-        mean = sum(gauges.energy_j) / len(gauges.energy_j)
-        text += f", {mean:.3g} J a {record.recipe.measure.unit}"
+    if energy := gauges.mean_energy_j():
+        text += f", {energy:.3g} J a {record.recipe.measure.unit}"
     for reason, share in gauges.throttled.items():
         text += f"; slowed by its {reason} in {share:.0%} of the readings"
     return text + "."

@@ -31,7 +31,7 @@ class Run:
     def __init__(self, job: Job, emit: Emit, listen: Callable[[], str] | None = None) -> None:
         self.job, self.recipe, self.emit, self.listen = job, job.draft.recipe, emit, listen
         self.device = job.draft.environment.device
-        self.facts: dict[str, Any] = {"stages": {}, "facts": {}, "notes": []}
+        self.facts: dict[str, Any] = {"stages": {}, "facts": {}, "notes": [], "files": {}}
         self.stage_name = ""
         self.peak_of: dict[str, Peak] = {}
 
@@ -46,7 +46,7 @@ class Run:
             self._steady()
         self._explainers()
         if self.recipe.measure.unit == "step" or self.recipe.weights == "random":
-            self.facts["files"] = {"log": "log.txt"} | self.facts.get("files", {})
+            self.facts["files"]["log"] = "log.txt"
             return
         self._rest_of_the_videos()
         self._save()
@@ -144,10 +144,7 @@ class Run:
             folder = self.job.folder / "engine"
             self.facts["facts"] |= engines.build(self.pipeline, inputs, variant, folder)
         if variant.engine or variant.compile:
-            embeddings = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
-            self.family.denoise(
-                self.pipeline, self.generation, embeddings, self.noise([0]), _nothing, steps=1
-            )
+            self.denoise(*self.first_inputs(), _nothing, steps=1)
             self._leave("compile")
         gc.collect()
         self.facts["weights_bytes"] = stored_bytes(models.denoiser(self.pipeline))
@@ -172,6 +169,14 @@ class Run:
             [self.family.noise(self.pipeline, self.generation, seed) for seed in seeds]
         )
 
+    def first_inputs(self) -> tuple[Any, Any]:
+        """Embeddings and initial noise of the first video."""
+        embeddings = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
+        return embeddings, self.noise([0])
+
+    def denoise(self, *inputs: Any, **more: Any) -> Any:
+        return self.family.denoise(self.pipeline, self.generation, *inputs, **more)
+
     # Generation ----------------------------------------------------------------------------------
 
     def video(self, numbers: list[int]) -> tuple[Any, Any, dict[str, float], list[float]]:
@@ -193,7 +198,7 @@ class Run:
             steps.mark()
             self.emit("step")
 
-        latents = self.family.denoise(pipeline, generation, embeddings, noise, on_step)
+        latents = self.denoise(embeddings, noise, on_step)
         seconds["denoise"] = self._note("denoise")
         self.stage_name = "decode"
         frames = self.family.decode(pipeline, generation, latents)
@@ -249,11 +254,6 @@ class Run:
 
     # The reference's turns -----------------------------------------------------------------------
 
-    def built_s(self) -> float:
-        """What compiling, or building an engine, took before the first call."""
-        stage = self.facts["stages"].get("compile")
-        return float(stage.seconds[0]) if stage else 0.0
-
     def wait_turn(self, number: int) -> None:
         """Where the run is interleaved: wait until the reference has done the same unit."""
         if not self.job.paced or self.listen is None:
@@ -278,17 +278,10 @@ class Run:
         from qbench.meters import profile
 
         self.enter("profile")
-        embeddings = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
-        noise = self.noise([0])
-
-        def step() -> None:
-            self.family.denoise(
-                self.pipeline, self.generation, embeddings, noise, _nothing, steps=1
-            )
-
-        found = profile.take(step, self.device)
+        inputs = self.first_inputs()
+        found = profile.take(lambda: self.denoise(*inputs, _nothing, steps=1), self.device)
         (self.job.folder / PROFILE).write_text(found.model_dump_json(indent=1) + "\n")
-        self.facts["files"] = {"profile": PROFILE}
+        self.facts["files"]["profile"] = PROFILE
 
     def _rest_of_the_videos(self) -> None:
         rest = [n for n in range(len(self.prompts)) if n not in self.results]
@@ -328,7 +321,7 @@ class Run:
             media.write_mp4(self.outputs.frames[number], path, fps=8)
         sheet = folder / "contact.png"
         media.contact_sheet(self.outputs.frames[:kept], self.prompts[:kept], sheet)
-        self.facts["files"] = self.facts.get("files", {}) | {
+        self.facts["files"] |= {
             "outputs": OUTPUTS,
             "contact_sheet": sheet.name,
             "videos": "videos",
@@ -377,6 +370,11 @@ class Run:
         batches = -(-rest // self.recipe.quality.batch)
         videos = 1 + measured.warmup + measured.repeats + batches
         self.emit("plan", steps=videos * self.generation.steps)
+
+    def built_s(self) -> float:
+        """What compiling, or building an engine, took before the first call."""
+        stage = self.facts["stages"].get("compile")
+        return float(stage.seconds[0]) if stage else 0.0
 
     def enter(self, stage: str, **more: Any) -> None:
         self.stage_name = stage

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 def measure(run: Run) -> None:
     """Timed denoise steps, all of one video: the pipeline's own loop, stopped after each."""
-
     measured = run.recipe.measure
     count = 1 + measured.warmup + measured.repeats
     run.emit("plan", steps=count)
@@ -47,10 +46,9 @@ def measure(run: Run) -> None:
                 gauges.begin()
             timer.begin()
 
-    embeddings = run.family.encode(run.pipeline, run.generation, run.prompts[:1])
-    noise = run.noise([0])
+    inputs = run.first_inputs()
     timer.begin()
-    run.family.denoise(run.pipeline, run.generation, embeddings, noise, on_step, steps=count)
+    run.denoise(*inputs, on_step, steps=count)
     run.facts["stages"]["denoise"] = Stage(seconds=host, peak=run.peaks.lap())
     run.facts |= {
         "step_s": [device],
@@ -77,7 +75,6 @@ def pace(run: Run) -> None:
 
 
 def _pace_steps(run: Run, listen: Callable[[], str]) -> None:
-
     timer, warmup = UnitTimer(run.device), run.recipe.measure.warmup
 
     class Over(Exception):
@@ -93,11 +90,10 @@ def _pace_steps(run: Run, listen: Callable[[], str]) -> None:
             raise Over
         timer.begin()
 
-    embeddings = run.family.encode(run.pipeline, run.generation, run.prompts[:1])
-    noise, most = run.noise([0]), run.pipeline.scheduler.config.num_train_timesteps
+    inputs, most = run.first_inputs(), run.pipeline.scheduler.config.num_train_timesteps
     timer.begin()
     try:
         while True:
-            run.family.denoise(run.pipeline, run.generation, embeddings, noise, on_step, steps=most)
+            run.denoise(*inputs, on_step, steps=most)
     except Over:
         return

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from qbench.meters import environment, work
 from qbench.meters.latency import UnitTimer
+from qbench.models import cogvideox, untrained
 from qbench.recipe import Quantize, Variant
 from qbench.variants import attention, quantization
 
@@ -40,13 +40,12 @@ def build(frames: int, height: int, width: int) -> Any:
     from diffusers import CogVideoXTransformer3DModel
 
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        module = CogVideoXTransformer3DModel(
-            sample_frames=frames, sample_height=height // 8, sample_width=width // 8
-        )
-    torch.set_default_dtype(torch.float32)
-    return module.eval().requires_grad_(False).to("cuda", torch.bfloat16)
+    sizes = {
+        "sample_frames": frames,
+        "sample_height": height // 8,
+        "sample_width": width // 8,
+    }
+    return untrained.module(CogVideoXTransformer3DModel, sizes, torch.bfloat16, "cuda")
 
 
 @torch.no_grad()
@@ -62,11 +61,8 @@ def measure(frames: int, height: int, width: int, name: str) -> dict[str, Any]:
     variant = VARIANTS[name]
     if variant.quantize:
         quantization.apply(module, variant.quantize)
-    whole = SimpleNamespace(transformer=module)
     if variant.attention != "auto":
-        from qbench.models import cogvideox
-
-        cogvideox.set_attention(whole.transformer, attention.load(variant.attention))
+        cogvideox.set_attention(module, attention.load(variant.attention))
     timer, times = UnitTimer("cuda"), []
     torch.cuda.reset_peak_memory_stats()
     for turn in range(WARMUP + REPEATS):
@@ -91,7 +87,8 @@ def measure(frames: int, height: int, width: int, name: str) -> dict[str, Any]:
 def main() -> None:
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    facts = {"environment": environment.read("cuda").model_dump(), "rows": rows}
     for frames, height, width in SIZES:
         for name in VARIANTS:
             try:
@@ -102,7 +99,6 @@ def main() -> None:
                 rows.append(shape | {"error": reason})
             torch.cuda.empty_cache()
             print(json.dumps({k: v for k, v in rows[-1].items() if k != "step_s"}), flush=True)
-            facts = {"environment": environment.read("cuda").model_dump(), "rows": rows}
             (out / "scaling.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

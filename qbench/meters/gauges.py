@@ -30,6 +30,9 @@ class Gauges(BaseModel):
     temperature_c: float | None = None  # highest
     throttled: dict[str, float] = {}  # reason: share of the readings
 
+    def mean_energy_j(self) -> float | None:
+        return sum(self.energy_j) / len(self.energy_j) if self.energy_j else None
+
 
 class GaugeMeter:
     """Reads NVML from a thread between `begin()` and `end()`; without NVML it reads nothing."""

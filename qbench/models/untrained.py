@@ -49,24 +49,27 @@ def pipeline(model: Model, dtype: Any, surroundings: Any, device: str) -> Any:
 
     denoiser_config, vae_config, scheduler_config = _configs(model)
     torch.manual_seed(0)
-    made = []
-    for cls, config, kind in (
-        (CogVideoXTransformer3DModel, denoiser_config, dtype),
-        (AutoencoderKLCogVideoX, vae_config, surroundings),
-    ):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(kind)
-        try:
-            with torch.device(device):  # made in place: 2 billion values are slow to draw on a CPU
-                made.append(cls.from_config(config).eval().requires_grad_(False).to(device, kind))
-        finally:
-            torch.set_default_dtype(before)
+    denoiser = module(CogVideoXTransformer3DModel, denoiser_config, dtype, device)
+    vae = module(AutoencoderKLCogVideoX, vae_config, surroundings, device)
     scheduler = CogVideoXDDIMScheduler.from_config(scheduler_config)
     whole: Any = CogVideoXPipeline(
-        tokenizer=None, text_encoder=None, vae=made[1], transformer=made[0], scheduler=scheduler
+        tokenizer=None, text_encoder=None, vae=vae, transformer=denoiser, scheduler=scheduler
     )
     whole.set_progress_bar_config(disable=True)
     return whole
+
+
+def module(cls: Any, config: dict[str, Any], dtype: Any, device: str) -> Any:
+    """A diffusers module with random weights, drawn in `dtype` on `device` itself."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):  # 2 billion values are slow to draw on a CPU
+            return cls.from_config(config).eval().requires_grad_(False).to(device, dtype)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _configs(model: Model) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

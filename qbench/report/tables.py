@@ -192,10 +192,9 @@ def _gauges(record: Record) -> dict[str, Any]:
     gauges = record.gauges
     if gauges is None:
         return {}
-    energy = sum(gauges.energy_j) / len(gauges.energy_j) if gauges.energy_j else None
     unit = record.recipe.measure.unit
     return {
-        f"energy_j_per_{unit}": energy,
+        f"energy_j_per_{unit}": gauges.mean_energy_j(),
         **gauges.model_dump(include={"power_w", "sm_clock_mhz", "temperature_c"}),
         "throttled": "; ".join(f"{k} {v:.0%}" for k, v in gauges.throttled.items()),
     }

@@ -118,8 +118,9 @@ def _load_library_of_xformers() -> None:
 def _opaque(name: str, run: Kernel) -> Kernel:
     """The kernel as an operator that torch.compile keeps as one node instead of tracing it."""
     import torch
+    from torch.library import custom_op
 
-    @torch.library.custom_op(
+    @custom_op(
         f"qbench::attention_{name}",
         mutates_args=(),
         schema="(Tensor q, Tensor k, Tensor v) -> Tensor",

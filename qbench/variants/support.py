@@ -74,8 +74,8 @@ RULES: tuple[Rule, ...] = (
         "optimum-quanto builds its kernels at first use and no C++ compiler was found",
     ),
     Rule(
-        "FP8 activations",
-        _scheme("fp8_dynamic"),
+        "FP8 products",
+        lambda v: _scheme("fp8_dynamic")(v) or _scheme("fp8_dynamic", "qbench")(v),
         lambda m: m.cuda and m.capability >= (8, 9),
         "FP8 products need an NVIDIA GPU of compute capability 8.9 or newer",
     ),
@@ -114,12 +114,6 @@ RULES: tuple[Rule, ...] = (
         lambda v: v.engine == "tensorrt",
         lambda m: bool({"tensorrt_rtx_bindings", "tensorrt_rtx", "tensorrt"} & m.packages),
         "TensorRT is not installed: pip install 'qbench[tensorrt]'",
-    ),
-    Rule(
-        "FP8 linears of qbench",
-        _scheme("", "qbench"),
-        lambda m: m.cuda and m.capability >= (8, 9),
-        "FP8 products need an NVIDIA GPU of compute capability 8.9 or newer",
     ),
     Rule(
         "INT8 products",

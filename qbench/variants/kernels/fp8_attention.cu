@@ -21,11 +21,6 @@
 // that hold S after the first product are the registers that the second one reads as P; that
 // permutes the keys of each 32, and pack() permutes V's to match.
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef unsigned short u16;
-typedef unsigned char u8;
-
 #ifndef CONSUMERS
 #define CONSUMERS 3       // warpgroups of 64 query rows each
 #endif
@@ -50,13 +45,6 @@ __device__ __forceinline__ int tiles_of(int tokens) {  // even: the main loop ta
 
 // Conversions -------------------------------------------------------------------------------------
 
-__device__ __forceinline__ float to_float(u16 x, int is_bf16) {
-    float y;
-    if (is_bf16) return __uint_as_float((u32)x << 16);
-    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
-    return y;
-}
-
 __device__ __forceinline__ u32 from_floats(float low, float high, int is_bf16) {
     u32 y;
     if (is_bf16)
@@ -64,13 +52,6 @@ __device__ __forceinline__ u32 from_floats(float low, float high, int is_bf16) {
     else
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
-}
-
-__device__ __forceinline__ u32 to_e4m3x4(float a, float b, float c, float d) {
-    u16 low, high;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
-    return (u32)low | ((u32)high << 16);
 }
 
 __device__ __forceinline__ u32 half_twice(float x) {  // rounded down, in both halves

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch.library import custom_op
+
+from qbench.variants.kernels import build
 
 HEAD_DIM = 64
 TILE, CHUNK = 128, 512  # as in the source
@@ -32,7 +34,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return _operator(q, k, v)
 
 
-@torch.library.custom_op("qbench::fp8_attention", mutates_args=())  # one node for torch.compile
+@custom_op("qbench::fp8_attention", mutates_args=())  # one node for torch.compile
 def _operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return _launch(q, k, v)
 
@@ -45,13 +47,7 @@ def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def _kernels(_: int) -> tuple[Any, Any, Any]:
     """The three kernels of the source, compiled for the current device."""
-    from torch.cuda import _compile_kernel
-
-    source = (Path(__file__).parent / "fp8_attention.cu").read_text()
-    stats, pack, attention = (
-        _compile_kernel(source, name, compute_capability="90a")
-        for name in ("stats", "pack", "attend")
-    )
+    stats, pack, attention = build("fp8_attention.cu", "stats", "pack", "attend", capability="90a")
     attention.set_shared_memory_config(STAGES * TILE_BYTES)
     return stats, pack, attention
 

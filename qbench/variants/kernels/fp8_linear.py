@@ -9,12 +9,14 @@ layer is one operator that works through its rows in parts, so its widest tensor
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.library import custom_op
 from torch.nn import functional
+
+from qbench.variants.kernels import build
 
 MAX_COLUMNS = 8192  # of a row that the kernel takes
 PARTS = 4  # a feed-forward layer's rows are worked through in so many parts
@@ -85,10 +87,7 @@ def quantize_rows(x: torch.Tensor, gelu: bool = False) -> tuple[torch.Tensor, to
 
 @functools.cache
 def _kernel(_: int) -> Any:
-    from torch.cuda import _compile_kernel
-
-    source = (Path(__file__).parent / "fp8_rows.cu").read_text()
-    return _compile_kernel(source, "quantize_rows")
+    return build("fp8_rows.cu", "quantize_rows")[0]
 
 
 def product(
@@ -112,7 +111,7 @@ def product(
     return torch._scaled_mm(codes, weight.t(), *scales, **arguments, out=out)
 
 
-@torch.library.custom_op("qbench::fp8_linear", mutates_args=())  # one node for torch.compile
+@custom_op("qbench::fp8_linear", mutates_args=())  # one node for torch.compile
 def _linear(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
@@ -128,7 +127,7 @@ def _(
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-@torch.library.custom_op("qbench::fp8_feed_forward", mutates_args=())
+@custom_op("qbench::fp8_feed_forward", mutates_args=())
 def _feed_forward(
     x: torch.Tensor,
     wide: torch.Tensor,

@@ -2,26 +2,8 @@
 // Optionally through GELU (tanh), which otherwise costs a pass of its own over a feed-forward's
 // widest tensor. Needs sm_89 or newer.
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned char u8;
-
 #define THREADS 256
 #define VECTORS 4  // of 8 values a thread: rows of up to 8,192
-
-__device__ __forceinline__ float to_float(u16 x, int is_bf16) {
-    float y;
-    if (is_bf16) return __uint_as_float((u32)x << 16);
-    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
-    return y;
-}
-
-__device__ __forceinline__ u32 to_e4m3x4(float a, float b, float c, float d) {
-    u16 low, high;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
-    return (u32)low | ((u32)high << 16);
-}
 
 __device__ __forceinline__ float gelu_tanh(float x) {
     float t, u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
