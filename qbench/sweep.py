@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,16 +219,18 @@ def _execute(
     job_path.write_text(job.model_dump_json())
     records.write(draft, folder)
     stage, limit = "start", draft.recipe.measure.timeout_s
+    process: subprocess.Popen[str] | None = None
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "qbench.worker", str(job_path)],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            stdin=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # the terminal's Ctrl-C is for the sweep, which ends the run
-        )
         try:
+            with _interrupt_held():  # a process that was started is a process that is ended
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "qbench.worker", str(job_path)],
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    stdin=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,  # the terminal's Ctrl-C is for the sweep
+                )
             for event in _events(process, limit):
                 stage = event.get("stage", stage)
                 if event["event"] == "turn" and pacer and process.stdin:
@@ -236,11 +239,13 @@ def _execute(
                 watcher.event(draft.recipe, event)
             code = process.wait()
         except TimeoutError:
+            assert process is not None
             end(process)
             reason = f"took longer than measure.timeout_s = {limit:g} s"
             return _ended(draft, folder, "timeout", reason, stage)
         except KeyboardInterrupt:
-            end(process)
+            if process is not None:
+                end(process)
             return _ended(draft, folder, "interrupted", "stopped by the user", stage)
         finally:
             job_path.unlink(missing_ok=True)
@@ -251,6 +256,19 @@ def _execute(
     if record.status != "running":
         return record
     return _ended(draft, folder, "crashed", _how(code), stage)
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is left, so that none falls inside it."""
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _events(process: subprocess.Popen[str], limit: float) -> Iterator[dict[str, Any]]:
