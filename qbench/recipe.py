@@ -22,7 +22,26 @@ Attention = Literal[
     "auto", "math", "flash", "efficient", "cudnn", "flash-3", "flash-4", "sage", "xformers", "fp8"
 ]
 Metric = Literal[
-    "clip_score", "fvd_reference", "fvd_rendered", "psnr", "ssim", "latent_error", "following"
+    "clip_score",
+    "clip_consistency",
+    "psnr",
+    "ssim",
+    "lpips",
+    "latent_error",
+    "fvd_reference",
+    "kvd_reference",
+    "fvd_rendered",
+    "flicker",
+    "following",
+]
+Verdict = Literal["indistinguishable", "drift", "degraded", "broken"]
+Fault = Literal[
+    "scale_doubled",
+    "block_skipped",
+    "norms_fp8",
+    "last_frames_repeated",
+    "channels_swapped",
+    "black",
 ]
 SCHEMES: dict[str, tuple[str, ...]] = {
     "torchao": (
@@ -119,6 +138,10 @@ class Variant(Strict):
     memory: Memory = Memory()
     # The honest control of every speed-up: this share of the reference's denoise steps.
     step_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # Video n gets the initial noise of video n + seed_offset: the noise floor of another seed,
+    # and, as a planted fault, the pairing off by one.
+    seed_offset: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    fault: Fault | None = None  # damage on purpose, to see that it is caught
     engine: Literal["onnxruntime", "tensorrt"] | None = None
 
     def arithmetic(self) -> set[str]:
@@ -136,8 +159,8 @@ class Variant(Strict):
             raise ValueError("@compile: an engine replaces the module, so there is none to compile")
         if self.engine and self.attention != "auto":
             raise ValueError("@attention: an engine brings its own attention kernel")
-        if self.engine and (self.fuse_qkv or self.cache):
-            field = "fuse_qkv" if self.fuse_qkv else "cache"
+        if self.engine and (self.fuse_qkv or self.cache or self.fault):
+            field = "fuse_qkv" if self.fuse_qkv else "cache" if self.cache else "fault"
             raise ValueError(f"@{field}: an engine replaces the modules that this one changes")
         if self.engine and self.memory.offload:
             raise ValueError("@memory: an engine's weights cannot be offloaded by diffusers")
@@ -187,12 +210,49 @@ class Measure(Strict):
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
 
 
+class Fvd(Strict):
+    """The protocol of FVD and KVD, for the value changes with every part of it.
+
+    network: `i3d` (after `qbench weights fetch i3d`), `probe` (the bundled world's own), or the
+    path of a TorchScript I3D; `auto` is the probe for the bundled model, else i3d.
+    """
+
+    network: str = "auto"
+    layer: Literal["logits", "features"] = "logits"
+    frames: Annotated[int, Field(ge=2, le=1000)] | None = None  # the first so many; null is all
+    stride: Annotated[int, Field(ge=1, le=100)] = 1
+    resize: Literal["bilinear", "bilinear-antialias", "bicubic-antialias"] = "bilinear"
+    crop: Literal["none", "centre"] = "none"  # none stretches to the square, as FVD's authors do
+
+
+class Margins(Strict):
+    """Differences that do not matter: what a verdict calls as good as the reference.
+
+    psnr_db is what rounding to the 8 bits of a display allows: an error of one level, root mean
+    square. The others are losses of the mean over videos; flicker's is a share of the reference's.
+    """
+
+    psnr_db: Annotated[float, Field(gt=0, le=100)] = 48.13
+    clip_score: Annotated[float, Field(gt=0)] = 0.5
+    clip_consistency: Annotated[float, Field(gt=0)] = 0.5
+    following: Annotated[float, Field(gt=0)] = 0.05
+    flicker: Annotated[float, Field(gt=0)] = 0.1
+
+
 class Quality(Strict):
     """What is computed on the videos. The videos past `measure.repeats` come `batch` at a time."""
 
     metrics: list[Metric] | None = None
     batch: Annotated[int, Field(ge=1, le=4096)] = 8
-    clip: str | None = None  # a hub id or a folder; null is the model's own
+    clip: str | None = None  # CLIP or SigLIP, a hub id or a folder; null is the model's own
+    lpips: Literal["alex", "vgg"] = "alex"
+    fvd: Fvd = Fvd()
+    margins: Margins = Margins()
+    trajectories: Annotated[int, Field(ge=0, le=64)] = 2  # videos whose error is followed by step
+
+
+# What a recipe says about itself; it changes nothing that is measured.
+_LABELS = {"name", "about", "reference", "noise_floor", "expects"}
 
 
 class Recipe(Strict):
@@ -201,6 +261,10 @@ class Recipe(Strict):
     name: str
     about: str = ""
     reference: str | None = "fp32"
+    # The reference in another guise (compiled, another kernel, another seed): its distance from
+    # the reference is what no difference looks like.
+    noise_floor: bool = False
+    expects: Verdict | None = None  # what a planted fault, or a control, deserves
     model: str = "tiny-cogvideox"
     weights: Weights = "pretrained"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -225,12 +289,12 @@ class Recipe(Strict):
 
     def fingerprint(self) -> str:
         """Identifies what is measured: every field but the name and the description."""
-        facts = self.model_dump(mode="json", exclude={"name", "about", "reference"})
+        facts = self.model_dump(mode="json", exclude=_LABELS)
         return digest(facts)
 
     def settings_fingerprint(self) -> str:
         """Identifies how it is measured. Only runs that share it may share a ranking."""
-        facts = self.model_dump(mode="json", exclude={"name", "about", "variant", "reference"})
+        facts = self.model_dump(mode="json", exclude={*_LABELS, "variant"})
         return digest(facts)
 
 

@@ -20,10 +20,11 @@ from qbench.meters.gauges import Gauges
 from qbench.meters.memory import Peak
 from qbench.meters.work import Work
 from qbench.quality.statistics import Metric, Ratio, Summary
+from qbench.quality.trajectory import ErrorGrowth
 from qbench.recipe import Recipe
 
-SCHEMA = 2
-READABLE = (1, SCHEMA)  # 2 added fields, and changed none
+SCHEMA = 3
+READABLE = (1, 2, SCHEMA)  # each added fields, and changed none
 FILE = "record.json"
 
 Status = Literal[
@@ -104,6 +105,7 @@ class Record(Strict):
     facts: dict[str, float] = {}  # shares quantized, parity of an engine ...
     videos: int = 0  # that quality was computed on
     quality: dict[str, Metric] = {}
+    error_growth: ErrorGrowth | None = None  # of the latents, step by step
     notes: list[str] = []  # what a reader of the figures must know
     files: dict[str, str] = {}  # by kind, relative to the record
 
@@ -180,7 +182,7 @@ def read(path: Path) -> Record:
     except (OSError, ValueError, AttributeError) as error:
         raise Unreadable(f"{path}: not a record: {' '.join(str(error).split())}") from None
     if version not in READABLE:
-        known = " and ".join(map(str, READABLE))
+        known = ", ".join(map(str, READABLE))
         raise Unreadable(f"{path}: schema version {version!r}; this qbench reads {known}")
     try:
         return Record.model_validate_json(text)

@@ -13,10 +13,8 @@ from qbench.records import Stage
 if TYPE_CHECKING:
     from qbench.meters.memory import Peak
     from qbench.models import Model, Resolved
-    from qbench.quality.measure import Outputs
     from qbench.worker import Emit, Job
 
-SAMPLE_VIDEOS = 6  # kept as mp4 and on the contact sheet
 PROFILE = "profile.json"
 RANDOM_NOTE = (
     "weights: random: latency and memory only, for they do not depend on the values of weights; "
@@ -36,7 +34,7 @@ class Run:
         self.peak_of: dict[str, Peak] = {}
 
     def all(self) -> None:
-        from qbench import steps
+        from qbench import judging, steps
 
         self.prepare()
         if self.recipe.measure.unit == "step":
@@ -48,9 +46,7 @@ class Run:
         if self.recipe.measure.unit == "step" or self.recipe.weights == "random":
             self.facts["files"]["log"] = "log.txt"
             return
-        self._rest_of_the_videos()
-        self._save()
-        self._quality()
+        judging.judge(self)
 
     def prepare(self) -> None:
         self._check_support()
@@ -89,7 +85,7 @@ class Run:
             self.facts["notes"].append(RANDOM_NOTE)
         if self.recipe.measure.unit == "step":
             self.facts["notes"].append(STEPS_NOTE)
-        self._leave("load")
+        self.leave("load")
 
     def _limit_memory(self) -> None:
         """A smaller card, simulated: torch's allocator refuses what is past the limit."""
@@ -128,7 +124,7 @@ class Run:
             self.facts["facts"]["quantized_flop_share"] = self.work.share(linears)
         self.facts["facts"] |= variants.apply(self.pipeline, variant, self.device)
         gc.collect()
-        self._leave("quantize")
+        self.leave("quantize")
 
     def _compile(self) -> None:
         """Build the engine, or compile; the compiler works at the first step, so one is made."""
@@ -145,7 +141,7 @@ class Run:
             self.facts["facts"] |= engines.build(self.pipeline, inputs, variant, folder)
         if variant.engine or variant.compile:
             self.denoise(*self.first_inputs(), _nothing, steps=1)
-            self._leave("compile")
+            self.leave("compile")
         gc.collect()
         self.facts["weights_bytes"] = stored_bytes(models.denoiser(self.pipeline))
 
@@ -164,7 +160,8 @@ class Run:
         """Initial noise of the videos with these numbers: the same for every variant."""
         import torch
 
-        seeds = [self.generation.seed + number for number in numbers]
+        first = self.generation.seed + self.recipe.variant.seed_offset
+        seeds = [first + number for number in numbers]
         return torch.cat(
             [self.family.noise(self.pipeline, self.generation, seed) for seed in seeds]
         )
@@ -220,12 +217,14 @@ class Run:
         from statistics import mean, median
 
         from qbench.meters.gauges import GaugeMeter
+        from qbench.quality.outputs import FOLDER, Outputs
         from qbench.quality.statistics import summarise
 
         gauges = GaugeMeter(self.device)
         typical = mean if self.recipe.variant.cache else median  # cached steps are of two kinds
         self.peak_of.clear()  # what came before is not steady
-        self.results: dict[int, tuple[Any, Any]] = {}
+        self.outputs = Outputs(self.job.folder / FOLDER)
+        self.outputs.clear()
         samples: dict[str, list[float]] = {"text_encode": [], "denoise": [], "decode": []}
         latency, steps = [], []
         for turn in range(self.recipe.measure.repeats):
@@ -236,7 +235,7 @@ class Run:
             frames, latents, seconds, step_seconds = self.video([number])
             gauges.end()
             if self.recipe.weights != "random":
-                self.results[number] = (frames, latents)
+                self.outputs.add(number, frames, latents)
             for name, value in seconds.items():
                 samples[name].append(value)
             latency.append(sum(seconds.values()))
@@ -283,84 +282,6 @@ class Run:
         (self.job.folder / PROFILE).write_text(found.model_dump_json(indent=1) + "\n")
         self.facts["files"]["profile"] = PROFILE
 
-    def _rest_of_the_videos(self) -> None:
-        rest = [n for n in range(len(self.prompts)) if n not in self.results]
-        batch = self.recipe.quality.batch
-        cache = self.recipe.variant.cache
-        if cache and cache.kind == "first_block":
-            batch = 1  # it decides for a whole batch at once, which users do not generate in
-        for start in range(0, len(rest), batch):
-            part = rest[start : start + batch]
-            self.enter("more videos", video=start + len(part), videos=len(rest))
-            frames, latents, _, _ = self.video(part)
-            for i, number in enumerate(part):
-                self.results[number] = (frames[i : i + 1], latents[i : i + 1])
-
-    # Outputs -------------------------------------------------------------------------------------
-
-    def _save(self) -> None:
-        import torch
-
-        from qbench import media
-        from qbench.quality.measure import OUTPUTS, Outputs
-
-        self.enter("save")
-        order = range(len(self.prompts))
-        self.outputs: Outputs = Outputs(
-            prompts=self.prompts,
-            frames=torch.cat([self.results[n][0] for n in order]),
-            latents=torch.cat([self.results[n][1] for n in order]),
-        )
-        self.results.clear()
-        folder = self.job.folder
-        self.outputs.save(folder / OUTPUTS)
-        kept = min(SAMPLE_VIDEOS, len(self.prompts))
-        (folder / "videos").mkdir(exist_ok=True)
-        for number in range(kept):
-            path = folder / "videos" / f"{number:03d}.mp4"
-            media.write_mp4(self.outputs.frames[number], path, fps=8)
-        sheet = folder / "contact.png"
-        media.contact_sheet(self.outputs.frames[:kept], self.prompts[:kept], sheet)
-        self.facts["files"] |= {
-            "outputs": OUTPUTS,
-            "contact_sheet": sheet.name,
-            "videos": "videos",
-            "log": "log.txt",
-        }
-        self._leave("save")
-
-    def _quality(self) -> None:
-        from qbench.quality import measure, validity
-
-        self.enter("quality")
-        run = self.generation
-        reference = None
-        if self.job.reference:
-            reference = measure.load_outputs(self.job.reference / measure.OUTPUTS, self.prompts)
-        expected = (run.frames, 3, run.height, run.width)
-        other = None if reference is None else reference.frames.float()
-        faults = validity.faults(self.outputs.frames, self.outputs.latents, expected, other)
-        self.facts["videos"] = len(self.prompts)
-        if faults:
-            self.facts["reason"] = "; ".join(faults)
-            self._leave("quality")
-            return
-        metrics = self.recipe.quality.metrics
-        found, notes = measure.measure(
-            self.outputs,
-            reference,
-            self.model,
-            list(measure.ABOUT) if metrics is None else list(metrics),
-            self.recipe.quality.clip or self.model.clip,
-            self.device,
-            progress=lambda name: self.enter("quality", metric=name),
-        )
-        self.facts["quality"] = found
-        self.facts["notes"] += notes
-        if reference is None and not self.recipe.is_reference:
-            self.facts["notes"].append("no finished run of the reference to compare with")
-        self._leave("quality")
-
     # Book-keeping --------------------------------------------------------------------------------
 
     def _plan(self) -> None:
@@ -380,7 +301,7 @@ class Run:
         self.stage_name = stage
         self.emit("stage", stage=stage, **more)
 
-    def _leave(self, stage: str) -> None:
+    def leave(self, stage: str) -> None:
         """End a stage that happens once."""
         self.facts["stages"][stage] = Stage(seconds=[self.clock.lap()], peak=self.peaks.lap())
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT
 
 from qbench import models, world
-from qbench.quality import fidelity, fvd, measure, validity
+from qbench.quality import clip_score, fidelity, fvd, measure, temporal, trajectory, validity
 from qbench.quality.clip_score import ClipScorer
+from qbench.quality.outputs import Outputs
 from qbench.quality.probe import load_probe
+from qbench.recipe import Quality
 
 BUNDLED = models.BUNDLED
 
@@ -66,22 +69,27 @@ def test_paired_metrics_refuse_unequal_shapes() -> None:
         fidelity.psnr(torch.zeros(2, 3, 3, 8, 8), torch.zeros(2, 4, 3, 8, 8))
 
 
+def exactly(mean: list[float], sigma: list[float], count: int = 500) -> torch.Tensor:
+    """Samples whitened to have exactly these moments."""
+    x = torch.randn(count, len(mean), dtype=torch.float64)
+    x = x - x.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(x.T))
+    white = x @ vectors / values.sqrt()
+    return white * torch.tensor(sigma) + torch.tensor(mean)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return fvd.frechet_distance(fvd.moments(a), fvd.moments(b))
+
+
 def test_frechet_distance_of_gaussians_with_a_known_one() -> None:
-    """Samples whitened to have exactly the moments wanted; diagonal covariances have a formula."""
+    """Diagonal covariances have a formula."""
     torch.manual_seed(0)
-
-    def exactly(mean: list[float], sigma: list[float]) -> torch.Tensor:
-        x = torch.randn(500, len(mean), dtype=torch.float64)
-        x = x - x.mean(0)
-        values, vectors = torch.linalg.eigh(torch.cov(x.T))
-        white = x @ vectors / values.sqrt()
-        return white * torch.tensor(sigma) + torch.tensor(mean)
-
     a = exactly([0.0, 1.0, 2.0], [1.0, 2.0, 0.5])
     b = exactly([0.5, 1.0, 0.0], [2.0, 2.0, 1.5])
     expected = (0.25 + 4.0) + (1.0 + 0.0 + 1.0)  # shifts, then differences of sigmas
-    assert fvd.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
-    assert fvd.frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
+    assert distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert distance(a, a) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_frechet_distance_against_scipys_matrix_root() -> None:
@@ -94,52 +102,170 @@ def test_frechet_distance_against_scipys_matrix_root() -> None:
     ca, cb = np.cov(a.T.numpy()), np.cov(b.T.numpy())
     shift = float(((a.mean(0) - b.mean(0)) ** 2).sum())
     expected = shift + np.trace(ca + cb - 2 * np.real(sqrtm(ca @ cb)))
-    assert fvd.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+    assert distance(a, b) == pytest.approx(expected, rel=1e-8)
 
 
 def test_frechet_distance_with_fewer_videos_than_features_is_finite_and_ordered() -> None:
     torch.manual_seed(2)
     a = torch.randn(10, 64)
     near, far = a + 0.01 * torch.randn(10, 64), a + torch.randn(10, 64)
-    assert 0 <= fvd.frechet_distance(a, near) < fvd.frechet_distance(a, far) < math.inf
+    assert 0 <= distance(a, near) < distance(a, far) < math.inf
     with pytest.raises(ValueError, match="at least two"):
-        fvd.frechet_distance(a[:1], a)
+        distance(a[:1], a)
 
 
-def test_clip_score_against_the_models_own_logits() -> None:
-    """transformers' forward scales cosines by exp(logit_scale); ours by 100."""
+def test_moments_that_come_in_parts_are_those_of_the_whole() -> None:
+    """Far from zero, where a sum of squares in float32 would have lost the covariance."""
+    torch.manual_seed(3)
+    x = 1e4 + torch.randn(301, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
+    found = fvd.Moments(5)
+    for part in x.split(7):
+        found.update(part)
+    assert found.count == 301
+    assert torch.allclose(found.mean, x.mean(0), rtol=1e-12)
+    assert torch.allclose(found.covariance(), torch.cov(x.T), rtol=1e-9)
+    with pytest.raises(ValueError, match=r"\(n, 5\)"):
+        found.update(x[:, :4])
+
+
+def test_kernel_distance_against_its_definition_and_without_bias() -> None:
+    torch.manual_seed(4)
+    a, b = torch.randn(6, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64) + 1
+
+    def k(x: torch.Tensor, y: torch.Tensor) -> float:
+        return ((x @ y).item() / 3 + 1) ** 3
+
+    within = sum(k(a[i], a[j]) for i in range(6) for j in range(6) if i != j) / 30
+    within += sum(k(b[i], b[j]) for i in range(5) for j in range(5) if i != j) / 20
+    across = sum(k(x, y) for x in a for y in b) / 30
+    assert fvd.kernel_distance(a, b) == pytest.approx(within - 2 * across)
+    # Of equal distributions its mean is 0 at any n, which no Fréchet distance achieves.
+    null = torch.tensor(
+        [fvd.kernel_distance(torch.randn(8, 3), torch.randn(8, 3)) for _ in range(400)]
+    )
+    assert abs(null.mean()) < 3 * null.std() / 400**0.5
+    biased = [distance(torch.randn(8, 3), torch.randn(8, 3)) for _ in range(50)]
+    assert min(biased) > 0
+
+
+def test_kernel_distance_of_pairs_that_are_nearly_equal_is_nearly_zero() -> None:
+    torch.manual_seed(5)
+    a = 10 * torch.randn(40, 3)
+    assert abs(fvd.kernel_distance(a, a + 1e-4)) < 1e-2 * abs(fvd.kernel_distance(a, a + 1))
+
+
+def test_flicker_of_known_changes() -> None:
+    steady = torch.linspace(0, 0.8, 9).view(1, 9, 1, 1, 1).expand(1, 9, 3, 4, 4)
+    assert temporal.flicker(steady).item() == pytest.approx(0, abs=1e-6)
+    blinking = steady.clone()
+    blinking[:, 1::2] += 0.1
+    assert temporal.flicker(blinking).item() == pytest.approx(0.2, abs=1e-6)
+    assert temporal.flicker(steady[:, :2]).item() == 0
+    assert temporal.motion(steady)[0].tolist() == pytest.approx([0.1] * 8, abs=1e-6)
+
+
+def test_clip_score_against_torchmetrics_on_the_same_weights() -> None:
+    from torchmetrics.functional.multimodal import clip_score as theirs
     from transformers import AutoTokenizer, CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    videos, scenes = clips(4)
-    prompts = [scene.caption() for scene in scenes]
-    found = ClipScorer(str(BUNDLED / "tiny-clip"), "cpu").score(videos, prompts)
-    model = CLIPModel.from_pretrained(BUNDLED / "tiny-clip", dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED / "tiny-clip")
+    folder = BUNDLED / "tiny-clip"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    images = CLIPImageProcessorPil.from_pretrained(folder)
+
+    class Model(CLIPModel):  # torchmetrics expects what transformers 4 returned
+        def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return super().get_image_features(pixel_values=pixel_values).pooler_output
+
+        def get_text_features(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return super().get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+
+    def processor(**words: Any) -> Any:
+        if "text" in words:
+            return tokenizer(words["text"], return_tensors="pt", padding=True)
+        return images(images=words["images"], return_tensors="pt")
+
+    model = Model.from_pretrained(folder, dtype=torch.float32).eval()
+    scorer = ClipScorer(str(folder), "cpu")
+    videos, scenes = clips(3)
+    videos = (videos * 255).round() / 255  # what torchmetrics reads are whole levels
+    wide = torch.nn.functional.interpolate(videos.flatten(0, 1), (90, 150), mode="bilinear")
+    wide = (wide * 255).round().view(3, 17, 3, 90, 150) / 255
+    for batch, close in ((videos, 1e-3), (wide, 0.5)):  # PIL rounds to levels as it resizes
+        ours = clip_score.clip_score(
+            scorer.frames(batch), scorer.texts([scene.caption() for scene in scenes])
+        ).mean(1)
+        for video, scene, score in zip(batch, scenes, ours, strict=True):
+            pixels = [(frame * 255).round().byte() for frame in video]
+            with torch.no_grad():
+                expected = theirs(
+                    pixels, [scene.caption()] * len(pixels), lambda: (model, processor)
+                )
+            assert score.item() == pytest.approx(expected.item(), abs=close)
+
+
+def test_siglip_is_read_as_its_own_forward_does(tmp_path: Path) -> None:
+    """Another family: no projection, no mask, frames stretched to the square."""
     import json
+    import shutil
 
-    settings = json.loads((BUNDLED / "tiny-clip" / "preprocessor_config.json").read_text())
-    mean = torch.tensor(settings["image_mean"]).view(3, 1, 1)
-    std = torch.tensor(settings["image_std"]).view(3, 1, 1)
-    for video, prompt, score in zip(videos, prompts, found, strict=True):
-        tokens = tokenizer([prompt], padding="max_length", max_length=24, return_tensors="pt")
-        with torch.no_grad():
-            out = model(
-                input_ids=tokens["input_ids"],
-                attention_mask=tokens["attention_mask"],
-                pixel_values=(video - mean) / std,
-            )
-        cosines = out.logits_per_image[:, 0] / model.logit_scale.exp()
-        assert score.item() == pytest.approx(100 * cosines.clamp(min=0).mean().item(), abs=1e-3)
+    from transformers import AutoTokenizer, SiglipConfig, SiglipModel
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    text = {"vocab_size": 2000, "max_position_embeddings": 16, **tower}
+    vision = {"image_size": 32, "patch_size": 8, **tower}
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUNDLED / "tiny-clip" / name, tmp_path)
+    settings = {
+        "size": {"height": 32, "width": 32},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**settings, "resample": 3}))
+    scorer = ClipScorer(str(tmp_path), "cpu")
+    video = torch.rand(1, 2, 3, 32, 32)
+    prompts = ["a small red star moves left on a navy background"]
+    found = scorer.frames(video)[0] @ scorer.texts(prompts)[0]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokens = tokenizer(
+        prompts, padding="max_length", max_length=16, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        out = model(
+            **{k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask")},
+            pixel_values=video[0] * 2 - 1,
+        )
+    cosines = (out.logits_per_image[:, 0] - model.logit_bias) / model.logit_scale.exp()
+    assert torch.allclose(found, cosines, atol=1e-5)
+    wide = clip_score.preprocess(torch.rand(1, 3, 48, 90), settings)
+    assert tuple(wide.shape) == (1, 3, 32, 32)
 
 
 def test_clip_score_prefers_the_right_prompt() -> None:
     videos, scenes = clips(24, seed=5)
     scorer = ClipScorer(str(BUNDLED / "tiny-clip"), "cpu")
-    right = [scene.caption() for scene in scenes]
-    wrong = right[1:] + right[:1]
-    assert (scorer.score(videos, right) > scorer.score(videos, wrong)).float().mean() > 0.95
-    assert scorer.cut(right) == 0
+    frames = scorer.frames(videos)
+    right = scorer.texts([scene.caption() for scene in scenes])
+    score = clip_score.clip_score
+    better = score(frames, right).mean(1) > score(frames, right.roll(1, 0)).mean(1)
+    assert better.float().mean() > 0.95
+    assert scorer.cut([scene.caption() for scene in scenes]) == 0
     assert scorer.cut(["word " * 40]) == 1
+
+
+def test_clip_consistency_falls_where_frames_do_not_belong_together() -> None:
+    videos, _ = clips(4)
+    scorer = ClipScorer(str(BUNDLED / "tiny-clip"), "cpu")
+    still = videos[:, :1].expand_as(videos)
+    mixed = torch.stack([videos[i % 4, i] for i in range(17)])[None]
+    own, frozen, jumping = (
+        clip_score.clip_consistency(scorer.frames(v)) for v in (videos, still, mixed)
+    )
+    assert torch.allclose(frozen, torch.tensor(100.0), atol=1e-3)
+    assert jumping.item() < own.min().item() <= 100
 
 
 def test_probe_is_right_on_rendered_clips() -> None:
@@ -155,31 +281,94 @@ def test_probe_refuses_clips_of_another_shape() -> None:
         load_probe(BUNDLED / "probe")(torch.zeros(1, 9, 3, 64, 64))
 
 
-def test_measure_sees_a_wrong_colour_that_psnr_alone_does_not_name() -> None:
+MODEL = models.find("tiny-cogvideox")
+
+
+def stored(folder: Path, frames: torch.Tensor, latents: torch.Tensor) -> Outputs:
+    """Videos on disk as runs leave them: some alone, the rest in batches."""
+    made = Outputs(folder)
+    for start, stop in ((0, 1), (1, 2), (2, 5), (5, len(frames))):
+        made.add(start, frames[start:stop], latents[start:stop])
+    return made
+
+
+def measured(ours: Outputs, theirs: Outputs | None, prompts: list[str], **more: Any) -> Any:
+    return measure.measure(ours, theirs, prompts, (17, 3, 64, 64), MODEL, Quality(**more), "cpu")
+
+
+def test_measure_sees_a_wrong_colour_that_psnr_alone_does_not_name(tmp_path: Path) -> None:
     videos, scenes = clips(8, seed=1)
     prompts = [scene.caption() for scene in scenes]
     latents = torch.randn(8, 5, 16, 8, 8)
-    good = measure.Outputs(prompts, videos, latents)
-    bad = measure.Outputs(prompts, videos.flip(2), latents)  # BGR for RGB
-    model = models.find("tiny-cogvideox")
-    names = ["following", "psnr", "fvd_reference"]
-    found, notes = measure.measure(bad, good, model, names, model.clip, "cpu")
-    assert found["following_colour"].value < 0.7
-    assert found["following_shape"].value > 0.9
-    assert found["psnr"].value < 30
-    assert found["fvd_reference"].value > 1
-    assert notes == []
-    same, _ = measure.measure(good, good, model, names, model.clip, "cpu")
+    good = stored(tmp_path / "good", videos, latents)
+    bad = stored(tmp_path / "bad", videos.flip(2), latents)  # BGR for RGB
+    wanted = {"metrics": ["following", "psnr", "fvd_reference", "kvd_reference"]}
+    found = measured(bad, good, prompts, **wanted)
+    assert found.metrics["following_colour"].value < 0.7
+    assert found.metrics["following_shape"].value > 0.9
+    assert found.metrics["psnr"].value < 30
+    assert found.metrics["fvd_reference"].value > 1
+    assert found.notes == found.faults == []
+    fit = measured(good, good, prompts, metrics=["clip_score"]).metrics["clip_score"]
+    assert fit.by_frame is not None
+    assert len(fit.by_frame) == 17
+    assert sum(fit.by_frame) / 17 == pytest.approx(fit.value, rel=1e-5)
+    same = measured(good, good, prompts, **wanted).metrics
     assert same["following"].value == 1.0
     assert same["fvd_reference"].value == pytest.approx(0, abs=1e-6)
+    assert same["kvd_reference"].value == pytest.approx(0, abs=1e-6)
+    assert same["fvd_null"].value > 1  # two halves of eight videos differ by chance
 
 
-def test_outputs_survive_the_disk(tmp_path: Path) -> None:
-    videos, scenes = clips(2)
+def test_figures_do_not_depend_on_how_videos_were_batched(tmp_path: Path) -> None:
+    videos, scenes = clips(7, seed=2)
     prompts = [scene.caption() for scene in scenes]
-    measure.Outputs(prompts, videos, torch.randn(2, 5, 16, 8, 8)).save(tmp_path / "o.safetensors")
-    back = measure.load_outputs(tmp_path / "o.safetensors", prompts)
-    assert (fidelity.psnr(back.frames.float(), videos) > 70).all()
+    latents = torch.randn(7, 5, 16, 8, 8)
+    theirs = stored(tmp_path / "theirs", videos, latents)
+    ours = Outputs(tmp_path / "ours")
+    noisy = (videos + 0.01 * torch.randn(videos.shape)).clamp(0, 1)
+    ours.add(0, noisy, 1.01 * latents)
+    metrics = ["psnr", "ssim", "latent_error", "clip_score", "flicker", "fvd_reference"]
+    one = measured(ours, theirs, prompts, metrics=metrics, batch=1).metrics
+    all_ = measured(ours, theirs, prompts, metrics=metrics, batch=64).metrics
+    assert set(metrics) < set(one)
+    for name, metric in one.items():
+        assert metric.value == pytest.approx(all_[name].value, rel=1e-4), name
+
+
+def test_outputs_survive_the_disk_and_are_read_across_files(tmp_path: Path) -> None:
+    videos, _ = clips(9)
+    latents = torch.randn(9, 5, 16, 8, 8)
+    stored(tmp_path / "o", videos, latents)
+    back = Outputs(tmp_path / "o")
+    assert len(back) == 9
+    frames, kept = back.read(1, 8)
+    assert (fidelity.psnr(frames.float(), videos[1:8]) > 70).all()
+    assert torch.equal(kept, latents[1:8])
+    with pytest.raises(ValueError, match="9 are here"):
+        back.read(5, 10)
+    back.clear()
+    assert len(Outputs(tmp_path / "o")) == 0
+
+
+def test_what_a_network_cannot_read_is_a_note_and_not_a_crash(tmp_path: Path) -> None:
+    short = torch.rand(2, 9, 3, 16, 16)
+    outputs = Outputs(tmp_path)
+    outputs.add(0, short, torch.randn(2, 3, 16, 2, 2))
+    found = measure.measure(outputs, outputs, ["a", "b"], (9, 3, 16, 16), MODEL, Quality(), "cpu")
+    assert found.metrics["psnr"].value == fidelity.PSNR_CAP
+    assert {"following", "fvd_reference"}.isdisjoint(found.metrics)
+    assert any("the probe reads 17 frames" in note for note in found.notes)
+
+
+def test_error_by_step_of_known_trajectories() -> None:
+    reference = torch.randn(4, 3, 5, 2, generator=torch.Generator().manual_seed(0))
+    growing = torch.stack([(1 + 0.01 * i) * step for i, step in enumerate(reference)])
+    assert trajectory.error_by_step(growing, reference) == pytest.approx(
+        [0, 0.01, 0.02, 0.03], abs=1e-6
+    )
+    with pytest.raises(ValueError, match="equal shapes"):
+        trajectory.error_by_step(growing[:3], reference)
 
 
 GOOD = (17, 3, 64, 64)
@@ -196,25 +385,49 @@ def _broken(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
         videos[2] = 0.5
     elif kind == "frozen":
         videos[2] = videos[2, :1]
+    elif kind == "standing still":
+        videos[2, 13:] = videos[2, 12]
+    elif kind == "saturated":
+        videos[2] = (videos[2] > videos[2].mean()).float()
+    elif kind == "flickering":
+        videos[2, ::2] *= 0.7
     elif kind == "wrong shape":
         videos = videos[:, :16]
     return videos, latents
 
 
-@pytest.mark.parametrize("kind", ["NaN", "black", "flat", "frozen", "wrong shape"])
+def faults(
+    videos: torch.Tensor, latents: torch.Tensor, reference: torch.Tensor | None = None
+) -> list[str]:
+    checker = validity.Checker(GOOD)
+    for i in range(len(videos)):  # as they come, one by one
+        beside = None if reference is None else reference[i : i + 1]
+        checker.update(videos[i : i + 1], latents[i : i + 1], beside)
+    return checker.faults()
+
+
+KINDS = ("NaN", "black", "flat", "frozen", "standing still", "saturated", "flickering")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "wrong shape"])
 def test_validity_catches_planted_fault(kind: str) -> None:
     reference, _ = clips(4)
-    faults = validity.faults(*_broken(kind), GOOD, reference)
-    assert len(faults) == 1
-    assert kind in faults[0]
+    found = faults(*_broken(kind), reference)
+    assert len(found) == 1
+    assert kind in found[0]
+    assert "1 of 4" in found[0] or kind == "wrong shape"
 
 
 def test_validity_lets_good_videos_pass_and_follows_the_reference() -> None:
     videos, latents = _broken("none")
-    assert validity.faults(videos, latents, GOOD, videos) == []
-    frozen, _ = _broken("frozen")
-    # Where the reference stands still too, the prompt asked for it.
-    assert validity.faults(frozen, latents, GOOD, frozen) == []
+    assert faults(videos, latents, videos) == []
+    assert faults(videos, latents) == []
+    for kind in ("frozen", "standing still", "saturated", "flickering"):
+        # Where the reference's video is so too, the prompt asked for it.
+        odd, _ = _broken(kind)
+        assert faults(odd, latents, odd) == [], kind
+    noisy = (videos + 0.02 * torch.randn(videos.shape)).clamp(0, 1)  # 34 dB, still a video
+    assert faults(noisy, latents, videos) == []
 
 
 def test_real_clip_keeps_its_brightness_in_clip_preprocessing() -> None:
@@ -224,12 +437,12 @@ def test_real_clip_keeps_its_brightness_in_clip_preprocessing() -> None:
         pytest.skip("the shared real clips are not here")
     import av
 
-    from qbench.quality.clip_score import _resize_and_crop
+    from qbench.quality.clip_score import preprocess
 
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
     picture = torch.from_numpy(frame).permute(2, 0, 1).float()[None] / 255
-    small = _resize_and_crop(picture, 64)
+    small = preprocess(picture, {"size": {"shortest_edge": 64}})
     assert tuple(small.shape) == (1, 3, 64, 64)
     side = min(picture.shape[-2:])
     top, left = ((n - side) // 2 for n in picture.shape[-2:])

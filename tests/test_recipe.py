@@ -93,6 +93,7 @@ def test_shipped_recipes_load_under_their_file_names() -> None:
     found = {path.stem: recipe_file.load(path) for path in RECIPES.rglob("*.yaml")}
     assert wanted <= set(found)
     below = {path.stem for path in (RECIPES / "attention").glob("*.yaml")}  # named after their axis
-    below |= {path.stem for path in (RECIPES / "offload").glob("*.yaml")}
+    for folder in ("offload", "floor", "faults"):
+        below |= {path.stem for path in (RECIPES / folder).glob("*.yaml")}
     for name, item in found.items():
         assert item.name == name or (name in below and item.name.endswith(name))

@@ -60,7 +60,7 @@ def test_fingerprints_share_what_is_shared(finished: Path) -> None:
     ("damage", "reason"),
     [
         (lambda text: text[: len(text) // 2], "not a record"),
-        (lambda text: text.replace('"schema_version": 2', '"schema_version": 99'), "version 99"),
+        (lambda text: text.replace('"schema_version": 3', '"schema_version": 99'), "version 99"),
         (lambda text: text.replace('"status": "ok"', '"status": "splendid"'), "status"),
         (lambda text: json.dumps([1]), "not a record"),
     ],

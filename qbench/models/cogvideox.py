@@ -119,11 +119,17 @@ def denoise(
     latents: torch.Tensor,
     on_step: Callable[[int], None],
     steps: int | None = None,
+    exchange: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Final latents of the pipeline's own loop; `on_step(i)` is called as each step ends."""
+    """Final latents of the pipeline's own loop; `on_step(i)` is called as each step ends.
+
+    `exchange(i, latents)` sees the latents after step i and says which the loop goes on with.
+    """
 
     def at_end(_: Any, step: int, __: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         on_step(step)
+        if exchange is not None:
+            kwargs["latents"] = exchange(step, kwargs["latents"])
         return kwargs
 
     positive, negative = embeddings
@@ -147,6 +153,16 @@ def decode(pipeline: Any, run: Resolved, latents: torch.Tensor) -> torch.Tensor:
     padding = latents.shape[1] - ((run.frames - 1) // pipeline.vae_scale_factor_temporal + 1)
     video = pipeline.decode_latents(latents[:, padding:].to(pipeline.vae.dtype))
     return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+
+
+def change_frames(pipeline: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Have `change` applied to what the VAE decodes: (batch, frames, 3, h, w) in [-1, 1]."""
+    plain = pipeline.decode_latents
+
+    def decode_latents(latents: torch.Tensor) -> torch.Tensor:
+        return change(plain(latents).transpose(1, 2)).transpose(1, 2)
+
+    pipeline.decode_latents = decode_latents
 
 
 def repeated_blocks(module: Any) -> list[Any]:

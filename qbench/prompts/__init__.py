@@ -1,8 +1,13 @@
-"""Prompt sets: shipped ones by name, versioned by that name, or a text file of the user's."""
+"""Prompt sets: shipped ones by name, versioned by it, a text file of the user's, or VBench's.
+
+`vbench` is all prompts of the installed package of that name, `vbench/human_action` one dimension.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +19,7 @@ if TYPE_CHECKING:
     from qbench.recipe import Prompts
 
 FOLDER = Path(__file__).parent
+VBENCH = "vbench"
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ def chosen(wanted: Prompts, model: Model) -> PromptSet:
 
 def load(name: str, count: int | None = None) -> PromptSet:
     """The first `count` of a set or a file. One prompt a line; '#' starts a comment."""
+    if name.partition("/")[0] == VBENCH and not Path(name).is_file():
+        return _first(count, name, _vbench(name.partition("/")[2]))
     path = FOLDER / f"{name}.txt" if name in names() else Path(name).expanduser()
     if not path.is_file():
         raise InputError(
@@ -47,9 +55,31 @@ def load(name: str, count: int | None = None) -> PromptSet:
     prompts = tuple(line for line in lines if line and not line.startswith("#"))
     if not prompts:
         raise InputError(f"prompts {path}: no prompt in it")
+    return _first(count, path.stem, prompts)
+
+
+def _first(count: int | None, name: str, prompts: tuple[str, ...]) -> PromptSet:
     if count is not None and count > len(prompts):
         raise InputError(
-            f"prompts.count: {count} asked for, but {path.name} has {len(prompts)}; "
+            f"prompts.count: {count} asked for, but {name} has {len(prompts)}; "
             f"the most is {len(prompts)}"
         )
-    return PromptSet(name=path.stem, prompts=prompts[:count])
+    return PromptSet(name=name, prompts=prompts[:count])
+
+
+def _vbench(dimension: str) -> tuple[str, ...]:
+    """Prompts of one dimension, or all; each once. The package is read and never imported."""
+    found = importlib.util.find_spec(VBENCH)
+    folders = list(found.submodule_search_locations or []) if found else []
+    files = [Path(folder) / "VBench_full_info.json" for folder in folders]
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:
+        raise InputError("prompts 'vbench': not installed: pip install --no-deps vbench")
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    known = {name for entry in entries for name in entry["dimension"]}
+    if dimension and dimension not in known:
+        raise InputError(
+            f"prompts 'vbench/{dimension}': no such dimension{nearest(dimension, known)}"
+        )
+    kept = [e["prompt_en"] for e in entries if not dimension or dimension in e["dimension"]]
+    return tuple(dict.fromkeys(kept))

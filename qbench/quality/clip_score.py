@@ -1,4 +1,4 @@
-"""CLIP score: how well frames fit their prompt, with any transformers CLIP (hub id or folder)."""
+"""CLIP score and consistency, with any transformers CLIP or SigLIP (hub id or folder)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
+
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the numbers that image processors write
 
 
 class ClipScorer:
-    """A CLIP model with its tokenizer and its own image preprocessing."""
+    """A CLIP or SigLIP model with its tokenizer and its own image preprocessing."""
 
     def __init__(self, source: str, device: str) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -23,47 +26,65 @@ class ClipScorer:
         self._model.eval().to(device)
         self._tokenizer = AutoTokenizer.from_pretrained(source, **load)
         self._device = device
-        settings = _preprocessing(source)
-        self._mean = torch.tensor(settings["image_mean"], device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(settings["image_std"], device=device).view(1, 3, 1, 1)
-        self._size = self._model.config.vision_config.image_size
-        self._tokens = self._model.config.text_config.max_position_embeddings
+        self._settings = _preprocessing(source)
+        self._mean = torch.tensor(self._settings["image_mean"], device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(self._settings["image_std"], device=device).view(1, 3, 1, 1)
+        self.tokens = int(self._model.config.text_config.max_position_embeddings)
 
     @torch.no_grad()
-    def score(self, videos: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        """max(100 cos, 0), mean over frames (Hessel et al. 2021, as torchmetrics scales it).
-
-        videos: (batch, frames, 3, height, width) in [0, 1]; one prompt each. Returns (batch,),
-        in [0, 100], higher fits better.
-        """
+    def frames(self, videos: torch.Tensor) -> torch.Tensor:
+        """Unit embeddings (batch, frames, d) of videos (batch, frames, 3, h, w) in [0, 1]."""
         images = torch.cat([self._images(video) for video in videos])
-        images = images.view(len(videos), videos.shape[1], -1)
-        texts = self._texts(prompts).unsqueeze(1)
-        return (100 * (images * texts).sum(-1)).clamp(min=0).mean(1).cpu()
+        return images.view(len(videos), videos.shape[1], -1)
 
-    def cut(self, prompts: list[str]) -> int:
-        """How many prompts are longer than the text tower reads."""
-        lengths = [len(ids) for ids in self._tokenizer(prompts)["input_ids"]]
-        return sum(length > self._tokens for length in lengths)
-
-    def _images(self, frames: torch.Tensor) -> torch.Tensor:
-        resized = _resize_and_crop(frames.to(self._device, torch.float32), self._size)
-        pixels = (resized - self._mean) / self._std
-        pooled = self._model.vision_model(pixel_values=pixels).pooler_output
-        return torch.nn.functional.normalize(self._model.visual_projection(pooled), dim=-1)
-
-    def _texts(self, prompts: list[str]) -> torch.Tensor:
+    @torch.no_grad()
+    def texts(self, prompts: list[str]) -> torch.Tensor:
+        """Unit embeddings (batch, d); what is longer than `tokens` is cut."""
         tokens = self._tokenizer(
             prompts,
             padding="max_length",
             truncation=True,
-            max_length=self._tokens,
+            max_length=self.tokens,
             return_tensors="pt",
         ).to(self._device)
-        pooled = self._model.text_model(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        ).pooler_output
-        return torch.nn.functional.normalize(self._model.text_projection(pooled), dim=-1)
+        # SigLIP's tokenizer gives no mask, and its model was trained without one.
+        read = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
+        return functional.normalize(_pooled(self._model.get_text_features(**read)), dim=-1)
+
+    def cut(self, prompts: list[str]) -> int:
+        """How many prompts are longer than the text tower reads."""
+        lengths = [len(ids) for ids in self._tokenizer(prompts)["input_ids"]]
+        return sum(length > self.tokens for length in lengths)
+
+    def _images(self, frames: torch.Tensor) -> torch.Tensor:
+        resized = preprocess(frames.to(self._device, torch.float32), self._settings)
+        pixels = (resized - self._mean) / self._std
+        found = _pooled(self._model.get_image_features(pixel_values=pixels))
+        return functional.normalize(found, dim=-1)
+
+
+def clip_score(frames: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """max(100 cos, 0) of each frame (Hessel et al. 2021, as torchmetrics scales it).
+
+    frames: unit embeddings (batch, frames, d); texts: (batch, d). Returns (batch, frames), in
+    [0, 100], higher fits better. A video's score is the mean over its frames.
+    """
+    return (100 * (frames * texts.unsqueeze(1)).sum(-1)).clamp(min=0)
+
+
+def clip_consistency(frames: torch.Tensor) -> torch.Tensor:
+    """100 cos of consecutive frames' embeddings, mean over time (Esser et al. 2023).
+
+    frames: unit embeddings (batch, frames, d). Returns (batch,); 100 for a single frame.
+    """
+    if frames.shape[1] < 2:
+        return torch.full((len(frames),), 100.0)
+    return (100 * (frames[:, 1:] * frames[:, :-1]).sum(-1)).mean(1)
+
+
+def _pooled(found: Any) -> torch.Tensor:
+    """transformers 5 wraps what 4 returned as a tensor."""
+    return found if isinstance(found, torch.Tensor) else found.pooler_output
 
 
 def _preprocessing(source: str) -> dict[str, Any]:
@@ -75,15 +96,28 @@ def _preprocessing(source: str) -> dict[str, Any]:
     return json.loads(Path(str(found)).read_text())
 
 
-def _resize_and_crop(frames: torch.Tensor, size: int) -> torch.Tensor:
-    """Shorter side to `size` by anti-aliased bicubic interpolation, then the centre square."""
+def preprocess(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+    """Resize and crop as an image processor with these settings does, but anti-aliased on tensors.
+
+    CLIP's scales the shorter side and takes the centre; SigLIP's stretches to the square.
+    frames: (n, 3, height, width) in [0, 1].
+    """
+    size = settings["size"]
+    if isinstance(size, int):
+        size = {"shortest_edge": size}
     height, width = frames.shape[-2:]
-    if (height, width) != (size, size):
-        scale = size / min(height, width)
-        target = [max(size, round(height * scale)), max(size, round(width * scale))]
-        frames = torch.nn.functional.interpolate(
-            frames, size=target, mode="bicubic", antialias=True
-        ).clamp(0, 1)
-        top, left = (target[0] - size) // 2, (target[1] - size) // 2
-        frames = frames[..., top : top + size, left : left + size]
+    if "shortest_edge" in size:
+        short = size["shortest_edge"]
+        scale = short / min(height, width)
+        target = [max(short, int(height * scale)), max(short, int(width * scale))]
+    else:
+        target = [size["height"], size["width"]]
+    if target != [height, width]:
+        mode = RESAMPLE.get(settings.get("resample", 3), "bicubic")
+        frames = functional.interpolate(frames, size=target, mode=mode, antialias=True).clamp(0, 1)
+    if "shortest_edge" in size and settings.get("do_center_crop", True):
+        crop = settings.get("crop_size", size["shortest_edge"])
+        high, wide = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
+        top, left = (target[0] - high) // 2, (target[1] - wide) // 2
+        frames = frames[..., top : top + high, left : left + wide]
     return frames

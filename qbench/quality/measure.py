@@ -1,217 +1,376 @@
-"""All quality figures of a run's videos, each with unit, direction and what to know of it."""
+"""All quality figures of a run's videos, computed in one pass over them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 from qbench import world
 from qbench.models import BUNDLED, Model
-from qbench.quality import fidelity
-from qbench.quality.statistics import Metric
+from qbench.quality import features, fidelity, fvd, lpips, temporal, validity, weights
+from qbench.quality.catalogue import METRICS, about
+from qbench.quality.features import Extractor
+from qbench.quality.outputs import Outputs
+from qbench.quality.statistics import Metric, summarise
+from qbench.recipe import Quality
 
-OUTPUTS = "outputs.safetensors"  # the file of a run's raw outputs, in its folder
 SMALL_WORLD = "valid for tiny-cogvideox only, not comparable with published scores"
 RENDER_SEED = 4242
+PART = 2**25  # values of videos looked at together at most; a large video comes alone
+CLIP, FRECHET = ("clip_score", "clip_consistency"), ("fvd_reference", "kvd_reference")
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """What a run generated, in prompt order. Frames (n, f, 3, h, w) in [0, 1]; latents (n, ...)."""
+class Batch:
+    """Some videos, in prompt order, beside the reference's. Frames (n, f, 3, h, w) in [0, 1]."""
 
     prompts: list[str]
     frames: torch.Tensor
     latents: torch.Tensor
-
-    def save(self, path: Path) -> None:
-        """Frames as float16: its error is 70 dB below and more, and a codec never comes near."""
-        from safetensors.torch import save_file
-
-        tensors = {"frames": self.frames.half(), "latents": self.latents.float()}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    reference_frames: torch.Tensor | None = None
+    reference_latents: torch.Tensor | None = None
 
 
-def load_outputs(path: Path, prompts: list[str]) -> Outputs:
-    from safetensors.torch import load_file
+class Meter(Protocol):
+    """Reads batches, then says what it found."""
 
-    tensors = load_file(path)
-    return Outputs(prompts, tensors["frames"], tensors["latents"])
-
-
-ABOUT: dict[str, tuple[str, str, str]] = {  # unit, better, what it is
-    "clip_score": ("0-100", "higher", "fit of frames and prompt"),
-    "fvd_reference": ("distance", "lower", "Fréchet distance to the reference's videos"),
-    "fvd_rendered": ("distance", "lower", "Fréchet distance to rendered clips of the same prompts"),
-    "psnr": ("dB", "higher", "against the reference's video of the same prompt and noise"),
-    "ssim": ("0-1", "higher", "against the reference's video of the same prompt and noise"),
-    "latent_error": ("relative", "lower", "final latents against the reference's"),
-    "following": ("share", "higher", "videos that show all that the prompt names, by the probe"),
-}
+    def update(self, batch: Batch) -> None: ...
+    def result(self) -> dict[str, Metric]: ...
 
 
-PAIRED = {
-    "psnr": fidelity.psnr,
-    "ssim": fidelity.ssim,
-    "latent_error": fidelity.latent_error,
-}
+@dataclass(frozen=True)
+class Found:
+    """The figures, what makes the videos invalid, and notes on what was left out and why."""
+
+    metrics: dict[str, Metric]
+    faults: list[str]
+    notes: list[str]
 
 
-def available(model: Model) -> dict[str, str]:
-    """Metric -> why it cannot be computed for this model, empty where it can."""
-    no_network = "needs a feature network; only the probe of the rendered world ships"
-    missing = "" if model.world else no_network
-    why = dict.fromkeys(ABOUT, "")
-    return why | {"fvd_reference": missing, "fvd_rendered": missing, "following": missing}
+def available(model: Model, wanted: Quality) -> dict[str, str]:
+    """Metric -> why it cannot be computed for this model here, empty where it can."""
+    distances = features.why_not(wanted.fvd, model)
+    ours = "" if model.world else "knows the bundled model's world alone"
+    why = dict.fromkeys(METRICS, "") | dict.fromkeys(FRECHET, distances)
+    why["lpips"] = weights.missing(f"lpips-{wanted.lpips}")
+    return why | {"fvd_rendered": ours or distances, "following": ours}
 
 
 def measure(
     outputs: Outputs,
     reference: Outputs | None,
+    prompts: list[str],
+    expected: tuple[int, ...],
     model: Model,
-    wanted: list[str],
-    clip: str,
+    wanted: Quality,
     device: str,
-    progress: Callable[[str], None] = lambda _: None,
-) -> tuple[dict[str, Metric], list[str]]:
-    """The figures, and notes on what was left out and why."""
-    found: dict[str, Metric] = {}
+    progress: Callable[[int], None] = lambda _: None,
+) -> Found:
+    """Every figure wanted, in one pass. expected: one video's shape; progress hears of each batch.
+
+    Where some video is NaN or of the wrong shape, there are faults and no figures.
+    """
     notes: list[str] = []
-    why = available(model)
-    cache: dict[str, Any] = {}
-    # Both sides see the rounding of what is stored, or the metric would measure float16.
-    videos = outputs.frames.half()
-    if reference is not None:
-        reference = replace(reference, frames=reference.frames.half())
-    for name in wanted:
+    checker = validity.Checker(expected)
+    compared = reference is not None
+    meters = list(_meters(prompts, compared, expected, model, wanted, device, notes))
+    values = torch.Size(expected).numel()
+    size = max(1, min(wanted.batch, PART // values))
+    for batch in batches(outputs, reference, prompts, size, device):
+        checker.update(batch.frames, batch.latents, batch.reference_frames)
+        if checker.measurable:
+            for meter in meters:
+                meter.update(batch)
+        progress(checker.videos)
+    found: dict[str, Metric] = {}
+    if checker.measurable:
+        for meter in meters:
+            found |= meter.result()
+    return Found(found, checker.faults(), notes)
+
+
+def batches(
+    outputs: Outputs, reference: Outputs | None, prompts: list[str], size: int, device: str
+) -> Iterator[Batch]:
+    """The videos in order, `size` at a time; while one batch is looked at, the next is read.
+
+    Both sides see the rounding of what is stored, or the metric would measure float16.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    stores = [outputs, reference] if reference else [outputs]
+    spans = [(i, min(i + size, len(prompts))) for i in range(0, len(prompts), size)]
+
+    def read(span: tuple[int, int]) -> list[torch.Tensor]:
+        return [part for store in stores for part in store.read(*span)]
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read, spans[0])
+        for i, (start, stop) in enumerate(spans):
+            parts = ahead.result()
+            if i + 1 < len(spans):
+                ahead = reader.submit(read, spans[i + 1])
+            yield Batch(prompts[start:stop], *(part.to(device).float() for part in parts))
+
+
+def _meters(
+    prompts: list[str],
+    compared: bool,
+    expected: tuple[int, ...],
+    model: Model,
+    wanted: Quality,
+    device: str,
+    notes: list[str],
+) -> Iterator[Meter]:
+    """A meter for each figure or family of figures; a note for each that cannot be had."""
+    why = {
+        name: reason or _unfit(name, expected, wanted, model)
+        for name, reason in available(model, wanted).items()
+    }
+    names = list(METRICS) if wanted.metrics is None else list(wanted.metrics)
+    usable = []
+    for name in names:
         if why[name]:
             notes.append(f"{name}: {why[name]}")
-            continue
-        if name in {*PAIRED, "fvd_reference"} and reference is None:
-            continue  # this is the reference, or there is none; the record says which
-        progress(name)
-        if name in PAIRED and reference is not None:
-            of_latents = name == "latent_error"
-            ours = outputs.latents if of_latents else videos
-            theirs = reference.latents if of_latents else reference.frames
-            found[name] = _paired(name, ours, theirs)
-        elif name == "clip_score":
-            try:
-                found[name] = _clip(outputs.prompts, videos, clip, model, device, notes)
-            except OSError as error:  # the hub is out of reach: one figure less, not a lost run
-                reason = " ".join(str(error).split())[:200]
-                notes.append(f"clip_score: {clip} could not be loaded: {reason}")
-        else:
-            found |= _by_probe(name, outputs.prompts, videos, reference, device, cache)
-    return found, notes
+        elif compared or not about(name).against or name in FRECHET:
+            usable.append(name)
+    for name, compute in _per_video(wanted, device).items():
+        if name in usable:
+            yield PerVideo(name, compute())
+    if any(name in usable for name in CLIP):
+        source = wanted.clip or model.clip
+        try:
+            yield Clip([n for n in CLIP if n in usable], prompts, source, model, device, notes)
+        except OSError as error:  # the hub is out of reach: one figure less, not a lost run
+            reason = " ".join(str(error).split())[:200]
+            notes.append(f"clip_score: {source} could not be loaded: {reason}")
+    if "following" in usable:
+        yield Following(device)
+    distances = [n for n in (*FRECHET, "fvd_rendered") if n in usable]
+    if distances:
+        yield Distances(
+            distances, features.load(wanted.fvd, model, device), prompts, compared, model
+        )
 
 
-def _metric(name: str, samples: torch.Tensor, note: str = "") -> Metric:
-    from qbench.quality.statistics import summarise
+def _unfit(name: str, expected: tuple[int, ...], wanted: Quality, model: Model) -> str:
+    """Why a network cannot read videos of this shape, empty where it can."""
+    height, width = expected[-2:]
+    if name == "lpips" and min(height, width) < (least := lpips.SMALLEST[wanted.lpips]):
+        return f"{wanted.lpips} reads frames of {least} pixels and more"
+    if name in (*FRECHET, "fvd_rendered"):
+        return features.unfit(wanted.fvd, model, expected)
+    if name == "following" and expected != (world.FRAMES, 3, world.SIDE, world.SIDE):
+        return f"the probe reads {world.FRAMES} frames of {world.SIDE}x{world.SIDE}"
+    return ""
 
-    values = [float(value) for value in samples]
+
+# One figure a video ------------------------------------------------------------------------------
+
+
+def _per_video(
+    wanted: Quality, device: str
+) -> dict[str, Callable[[], Callable[[Batch], torch.Tensor]]]:
+    """What makes each of the figures that videos have one by one."""
+
+    def paired(compute: Callable[[Any, Any], torch.Tensor]) -> Callable[[Batch], torch.Tensor]:
+        return lambda b: compute(b.frames, b.reference_frames)
+
+    def perceptual() -> Callable[[Batch], torch.Tensor]:
+        network = lpips.load_lpips(wanted.lpips, device)
+        return paired(lambda a, b: lpips.lpips(network, a, b))
+
+    def latents(b: Batch) -> torch.Tensor:
+        assert b.reference_latents is not None
+        return fidelity.latent_error(b.latents, b.reference_latents)
+
+    return {
+        "psnr": lambda: paired(fidelity.psnr),
+        "ssim": lambda: paired(fidelity.ssim),
+        "lpips": lambda: perceptual(),
+        "latent_error": lambda: latents,
+        "flicker": lambda: lambda b: temporal.flicker(b.frames),
+    }
+
+
+class PerVideo:
+    """A figure that every video has by itself, or against the reference's."""
+
+    def __init__(self, name: str, compute: Callable[[Batch], torch.Tensor], note: str = "") -> None:
+        self.name, self.compute, self.note = name, compute, note
+        self.samples: list[float] = []
+
+    def update(self, batch: Batch) -> None:
+        self.samples += [float(value) for value in self.compute(batch)]
+
+    def result(self) -> dict[str, Metric]:
+        return {self.name: sampled(self.name, self.samples, self.note)}
+
+
+def sampled(name: str, values: list[float], note: str = "") -> Metric:
     summary = summarise(values)
     return _figure(name, summary.mean, note, summary=summary, samples=values)
 
 
 def _figure(name: str, value: float, note: str, **more: Any) -> Metric:
-    unit, better, _ = ABOUT[name]
-    return Metric.model_validate(
-        {"value": value, "unit": unit, "better": better, "note": note, **more}
-    )
+    what = about(name)
+    return Metric(value=value, unit=what.unit, better=what.better, note=note, **more)
 
 
-def _paired(name: str, a: torch.Tensor, b: torch.Tensor) -> Metric:
-    compute = PAIRED[name]
-    parts = [compute(x.float(), y.float()) for x, y in zip(a.split(8), b.split(8), strict=True)]
-    return _metric(name, torch.cat(parts))
+class Clip:
+    """CLIP score and consistency, of the same embeddings."""
+
+    def __init__(
+        self,
+        names: list[str],
+        prompts: list[str],
+        source: str,
+        model: Model,
+        device: str,
+        notes: list[str],
+    ) -> None:
+        from qbench.quality.clip_score import ClipScorer
+
+        self._scorer = ClipScorer(source, device)
+        self._note = SMALL_WORLD if model.world else f"by {source}"
+        self._samples: dict[str, list[float]] = {name: [] for name in names}
+        self._by_frame: list[torch.Tensor] = []  # (batch, frames)
+        if cut := self._scorer.cut(prompts):
+            notes.append(
+                f"clip_score: {cut} of {len(prompts)} prompts were cut at "
+                f"{self._scorer.tokens} tokens, the end of the text tower"
+            )
+
+    def update(self, batch: Batch) -> None:
+        from qbench.quality import clip_score
+
+        frames = self._scorer.frames(batch.frames)
+        for name, samples in self._samples.items():
+            if name == "clip_score":
+                scores = clip_score.clip_score(frames, self._scorer.texts(batch.prompts)).cpu()
+                self._by_frame.append(scores)
+                found = scores.mean(1)
+            else:
+                found = clip_score.clip_consistency(frames)
+            samples += [float(value) for value in found]
+
+    def result(self) -> dict[str, Metric]:
+        made = {name: sampled(name, v, self._note) for name, v in self._samples.items()}
+        if "clip_score" in made:
+            by_frame = torch.cat(self._by_frame).mean(0).tolist()
+            made["clip_score"] = made["clip_score"].model_copy(update={"by_frame": by_frame})
+        return made
 
 
-def _clip(
-    prompts: list[str],
-    videos: torch.Tensor,
-    source: str,
-    model: Model,
-    device: str,
-    notes: list[str],
-) -> Metric:
-    from qbench.quality.clip_score import ClipScorer
+class Following:
+    """Whether the probe sees in a video what its prompt names, attribute by attribute."""
 
-    scorer = ClipScorer(source, device)
-    parts = [
-        scorer.score(videos[i : i + 8].float(), prompts[i : i + 8])
-        for i in range(0, len(prompts), 8)
-    ]
-    cut = scorer.cut(prompts)
-    if cut:
-        notes.append(
-            f"clip_score: {cut} of {len(prompts)} prompts were cut at the text tower's end"
-        )
-    note = SMALL_WORLD if model.world else f"by {source}"
-    return _metric("clip_score", torch.cat(parts), note)
+    def __init__(self, device: str) -> None:
+        from qbench.quality.probe import load_probe
 
+        self._probe = load_probe(BUNDLED / "probe", device)
+        self._right: dict[str, list[float]] = {name: [] for name in world.ATTRIBUTES}
 
-@torch.no_grad()
-def _by_probe(
-    name: str,
-    prompts: list[str],
-    videos: torch.Tensor,
-    reference: Outputs | None,
-    device: str,
-    cache: dict[str, Any],
-) -> dict[str, Metric]:
-    from qbench.quality import fvd
-    from qbench.quality.probe import load_probe
+    @torch.no_grad()
+    def update(self, batch: Batch) -> None:
+        scenes = [world.parse(prompt) for prompt in batch.prompts]
+        known = [i for i, scene in enumerate(scenes) if scene is not None]
+        if not known:
+            return
+        answers = self._probe(batch.frames[known])
+        truth = torch.tensor([scene.indices() for scene in scenes if scene is not None])
+        for i, (name, logits) in enumerate(answers.items()):
+            self._right[name] += (logits.argmax(1).cpu() == truth[:, i]).float().tolist()
 
-    if "probe" not in cache:
-        cache["probe"] = load_probe(BUNDLED / "probe", device)
-        cache["features"] = _features(cache["probe"], videos, device)
-    probe, features = cache["probe"], cache["features"]
-    scenes = [world.parse(prompt) for prompt in prompts]
-    if name == "following":
-        return _following(probe, features, scenes)
-    if name == "fvd_reference":
-        assert reference is not None
-        other = _features(probe, reference.frames, device)
-    else:
-        known = [scene for scene in scenes if scene is not None]
-        if len(known) < 2:
+    def result(self) -> dict[str, Metric]:
+        every = [float(all(one)) for one in zip(*self._right.values(), strict=True)]
+        if not every:
             return {}
-        other = _features(probe, world.render_scenes(known, RENDER_SEED), device)
-    few = f"; only {len(videos)} videos, too few for its size to mean much"
-    note = f"probe features, {len(videos)} videos; {SMALL_WORLD}"
-    note += few if len(videos) < fvd.FEW else ""
-    if len(features) < 2:
-        return {}
-    value = fvd.frechet_distance(features, other)
-    return {name: _figure(name, value, note)}
+        found = {"following": sampled("following", every, SMALL_WORLD)}
+        for name, values in self._right.items():
+            share = sum(values) / len(values)
+            found[f"following_{name}"] = Metric(
+                value=share, unit="share", better="higher", note=SMALL_WORLD
+            )
+        return found
 
 
-def _features(probe: Any, videos: torch.Tensor, device: str) -> torch.Tensor:
-    parts = [probe.features(part.to(device, torch.float32)).cpu() for part in videos.split(32)]
-    return torch.cat(parts)
+# Figures of sets of videos -----------------------------------------------------------------------
 
 
-def _following(
-    probe: Any, features: torch.Tensor, scenes: list[world.Scene | None]
-) -> dict[str, Metric]:
-    known = [i for i, scene in enumerate(scenes) if scene is not None]
-    if not known:
-        return {}
-    hidden = torch.nn.functional.gelu(features[known].to(next(probe.parameters()).device))
-    truth = torch.tensor([scene.indices() for scene in scenes if scene is not None])
-    right = {
-        attribute: probe.heads[attribute](hidden).argmax(1).cpu() == truth[:, i]
-        for i, attribute in enumerate(world.ATTRIBUTES)
-    }
-    every = torch.stack(list(right.values())).all(0).float()
-    found = {"following": _metric("following", every, SMALL_WORLD)}
-    for attribute, value in right.items():
-        share = value.float().mean().item()
-        found[f"following_{attribute}"] = Metric(
-            value=share, unit="share", better="higher", note=SMALL_WORLD
-        )
-    return found
+class Distances:
+    """FVD and KVD to the reference and to rendered clips, with what two halves of one set give."""
+
+    def __init__(
+        self,
+        names: list[str],
+        extractor: Extractor,
+        prompts: list[str],
+        compared: bool,
+        model: Model,
+    ) -> None:
+        self._names, self._extractor, self._prompts = names, extractor, prompts
+        self._compared, self._world = compared, model.world
+        self._ours = _Features(extractor)
+        self._theirs = _Features(extractor)
+
+    def update(self, batch: Batch) -> None:
+        self._ours.update(batch.frames)
+        if batch.reference_frames is not None:
+            self._theirs.update(batch.reference_frames)
+
+    def result(self) -> dict[str, Metric]:
+        count = self._ours.moments.count
+        if count < 2:
+            return {}
+        note = f"{self._extractor.protocol}; {count} videos"
+        if count < fvd.FEW:
+            note += f", fewer than {fvd.FEW}: too few for its size to mean much"
+        note += f"; {SMALL_WORLD}" if self._world else ""
+        values: dict[str, float] = {}
+        if self._compared and "fvd_reference" in self._names:
+            values["fvd_reference"] = fvd.frechet_distance(self._ours.moments, self._theirs.moments)
+        if self._compared and "kvd_reference" in self._names:
+            values["kvd_reference"] = fvd.kernel_distance(self._ours.all(), self._theirs.all())
+        if count >= 4 and set(FRECHET) & set(self._names):
+            one, other = fvd.halves((self._theirs if self._compared else self._ours).all())
+            values["fvd_null"] = fvd.frechet_distance(fvd.moments(one), fvd.moments(other))
+            values["kvd_null"] = fvd.kernel_distance(one, other)
+        if "fvd_rendered" in self._names:
+            rendered = self._rendered()
+            if rendered.count >= 2:
+                values["fvd_rendered"] = fvd.frechet_distance(self._ours.moments, rendered)
+        return {name: _figure(name, value, note) for name, value in values.items()}
+
+    def _rendered(self) -> fvd.Moments:
+        """Of clips rendered for the same prompts, some at a time."""
+        known = [s for s in map(world.parse, self._prompts) if s is not None]
+        found = fvd.Moments(self._extractor.size)
+        jitters = world.jitter(len(known), RENDER_SEED)
+        for i in range(0, len(known), 64):
+            indices = torch.tensor([scene.indices() for scene in known[i : i + 64]])
+            clips = world.render(indices, jitters[i : i + 64])
+            found.update(self._extractor(clips.to(self._ours.device)))
+        return found
+
+
+class _Features:
+    """Features of videos as they come, and their moments."""
+
+    def __init__(self, extractor: Extractor) -> None:
+        self._extractor = extractor
+        self._parts: list[torch.Tensor] = []
+        self.moments = fvd.Moments(extractor.size)
+        self.device: torch.device | str = "cpu"
+
+    def update(self, frames: torch.Tensor) -> None:
+        self.device = frames.device
+        found = self._extractor(frames)
+        self._parts.append(found)
+        self.moments.update(found)
+
+    def all(self) -> torch.Tensor:
+        return torch.cat(self._parts)

@@ -35,6 +35,7 @@ class Metric(BaseModel):
     better: Literal["higher", "lower"]
     summary: Summary | None = None
     samples: list[float] | None = None
+    by_frame: list[float] | None = None  # mean over videos of each frame's figure
     note: str = ""
 
 
@@ -137,3 +138,92 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Summary:
     if len(a) != len(b):
         raise ValueError(f"paired samples need equal lengths, got {len(a)} and {len(b)}")
     return summarise([x - y for x, y in zip(a, b, strict=True)])
+
+
+class Comparison(BaseModel):
+    """A metric of a variant against the reference, video by video; a loss is below 0.
+
+    `worse_p`: of no loss at all (one-sided paired t). `equivalent_p`: of a difference of the margin
+    or more, to either side (two one-sided tests, Schuirmann 1987). Small means refuted.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    metric: str
+    n: int
+    gain: float  # mean over the pairs
+    low: float | None  # bounds of a 95 % interval of it
+    high: float | None
+    margin: float
+    worse_p: float
+    equivalent_p: float
+
+    @property
+    def equivalent(self) -> bool:
+        return self.equivalent_p < 1 - CONFIDENCE
+
+
+def compare(
+    metric: str, ours: Sequence[float], theirs: Sequence[float], better: str, margin: float
+) -> Comparison:
+    """Compare paired samples of one metric; `better` is 'higher' or 'lower', margin above 0."""
+    import numpy as np
+    from scipy import stats
+
+    gap = paired_difference(ours, theirs) if better == "higher" else paired_difference(theirs, ours)
+    found: dict[str, Any] = {
+        "metric": metric, "n": gap.n, "gain": gap.mean, "low": gap.low, "high": gap.high,
+        "margin": margin,
+    }  # fmt: skip
+    error = (gap.sigma or 0.0) / math.sqrt(gap.n)
+    if gap.n < 2 or not math.isfinite(error):
+        return Comparison(**found, worse_p=1.0, equivalent_p=1.0)
+    if error == 0:
+        worse, equal = float(gap.mean >= 0), float(abs(gap.mean) >= margin)
+        return Comparison(**found, worse_p=worse, equivalent_p=equal)
+    freedom = gap.n - 1
+    worse = stats.t.cdf(gap.mean / error, freedom)
+    edges = np.array([(gap.mean + margin) / error, (margin - gap.mean) / error])
+    return Comparison(
+        **found, worse_p=float(worse), equivalent_p=float(stats.t.sf(edges, freedom).max())
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm 1979): each may be compared with one alpha."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, p_values[i] * (len(p_values) - rank)))
+        adjusted[i] = largest
+    return adjusted
+
+
+def pairs_needed(
+    sigma: float, difference: float, alpha: float = 1 - CONFIDENCE, power: float = 0.8
+) -> int:
+    """Pairs that a two-sided paired t test needs to see `difference` with this power.
+
+    sigma: of the paired differences, in the unit of `difference`. Exact, by the noncentral t
+    distribution (Cohen 1988). At least 2.
+    """
+    from scipy import stats
+
+    if not (sigma >= 0 and difference > 0 and 0 < alpha < 1 and 0 < power < 1):
+        raise ValueError("sigma must be 0 or more, difference above 0, alpha and power in (0, 1)")
+
+    def enough(n: int) -> bool:
+        shift = difference / sigma * math.sqrt(n)
+        edge = stats.t.ppf(1 - alpha / 2, n - 1)
+        seen = stats.nct.sf(edge, n - 1, shift) + stats.nct.cdf(-edge, n - 1, shift)
+        return bool(seen >= power)
+
+    if sigma == 0:
+        return 2
+    normal = stats.norm.ppf([1 - alpha / 2, power]).sum()
+    n = max(2, math.ceil((normal * sigma / difference) ** 2))  # a little low, for t is wider
+    while not enough(n):
+        n += 1
+    while n > 2 and enough(n - 1):
+        n -= 1
+    return n

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from qbench.quality.verdict import Candidate, Floor, Judged, judge
 from qbench.records import Record
 
 
@@ -23,6 +24,26 @@ class Ranking:
         """The record that the others are compared with, if it is here and sound."""
         sound = [r for r in self.records if r.recipe.is_reference and r.status == "ok"]
         return sound[0] if sound else None
+
+    @cached_property
+    def judged(self) -> dict[str, Judged]:
+        """Run -> its verdict, of every run that was compared with this ranking's reference."""
+        reference = self.reference
+        if reference is None:
+            return {}
+        shown = [r for r in self.records if r.status in ("ok", "invalid") and r is not reference]
+        paired = [r for r in shown if r.reference and r.reference.run == reference.run]
+        measured = [r for r in paired if r.quality or r.status == "invalid"]
+        floors = [r for r in measured if r.recipe.noise_floor and r.status == "ok"]
+        floor = Floor(
+            same_noise={r.run: r.quality for r in floors if not r.recipe.variant.seed_offset},
+            other_noise={r.run: r.quality for r in floors if r.recipe.variant.seed_offset},
+        )
+        candidates = [
+            Candidate(r.run, r.quality, r.reason if r.status == "invalid" else "") for r in measured
+        ]
+        margins = reference.recipe.quality.margins
+        return {j.name: j for j in judge(candidates, reference.quality, floor, margins)}
 
     @cached_property
     def ambiguous(self) -> frozenset[str]:

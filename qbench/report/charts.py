@@ -10,9 +10,15 @@ from qbench.report import Ranking, label, tables
 
 if TYPE_CHECKING:
     from qbench.meters.profile import Class, Profile
+    from qbench.recipe import Verdict
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+RED, SKY, PINK, BLACK = "#D55E00", "#56B4E9", "#CC79A7", "#000000"
+VERDICTS: dict[Verdict, str] = {
+    "indistinguishable": GREEN, "drift": BLUE, "degraded": ORANGE, "broken": RED,
+}  # fmt: skip
+LINES = 8  # variants whose errors are told apart in one chart
 STAGES = {"text_encode": GREY, "denoise": BLUE, "decode": ORANGE}
 KINDS: dict[Class, tuple[str, str]] = {
     "attention": ("attention", BLUE),
@@ -43,6 +49,7 @@ def draw(ranking: Ranking, out: Path, suffix: str, only: str | None = None) -> l
     with plt.rc_context(style):
         for name, plot in (
             ("speed-quality", _speed_quality),
+            ("error-by-step", _error_by_step),
             ("latency-by-stage", _latency),
             ("step-by-work", _work),
             ("memory-by-stage", _memory),
@@ -86,12 +93,18 @@ def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     ):
         xs, ys = zip(*points, strict=True)
         axes.errorbar(xs, ys, **{f"{axis}err": (low, high)}, fmt="none", ecolor=GREY, lw=1)
-    front = [points[i] for i in pareto(points)]
-    axes.step(*zip(*front, strict=True), where="post", color=GREEN, lw=1.2, label="Pareto front")
-    axes.scatter(*zip(*points, strict=True), color=BLUE, zorder=3, s=28)
+    verdicts = [ranking.judged[r.run].verdict if r.run in ranking.judged else None for r in shown]
+    whole = [point for point, said in zip(points, verdicts, strict=True) if said != "broken"]
+    if whole:  # what is broken wins nothing
+        front = [whole[i] for i in pareto(whole)]
+        axes.step(*zip(*front, strict=True), where="post", color=GREY, lw=1.2, label="Pareto front")
+    for verdict, colour in [*VERDICTS.items(), (None, GREY)]:
+        some = [point for point, said in zip(points, verdicts, strict=True) if said == verdict]
+        if some:
+            axes.scatter(*zip(*some, strict=True), color=colour, zorder=3, s=28, label=verdict)
     if ranking.reference is not None:
         seconds = _median(ranking.reference)
-        axes.axvline(seconds, color=ORANGE, ls="--", lw=1, label="reference's latency")
+        axes.axvline(seconds, color=BLACK, ls="--", lw=1, label="reference's latency")
     axes.set_xscale("log")
     _plain_log_ticks(axes, [x for x, _ in points])
     axes.set_xlabel("seconds a video (median, 95 %; left is faster)")
@@ -101,6 +114,35 @@ def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     axes.grid(alpha=0.25)
     if len(shown) <= LABELLED:
         _name_points(axes, points, [label(r, ranking) for r in shown])
+    return figure
+
+
+def _error_by_step(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+    """How errors accumulate (solid) beside the error of each step alone (dotted)."""
+    shown = [r for r in sound if r.error_growth and max(r.error_growth.free) > 0]
+    shown.sort(key=lambda r: r.error_growth.free[-1] if r.error_growth else 0.0)
+    if not shown:
+        return None
+    if len(shown) > LINES:  # spread from the closest to the furthest
+        shown = [shown[round(i * (len(shown) - 1) / (LINES - 1))] for i in range(LINES)]
+    figure, axes = _figure(plt, 5.0, left=0.75)
+    figure.subplots_adjust(right=0.76)
+    for record, colour in zip(
+        reversed(shown), (RED, ORANGE, PINK, BLACK, BLUE, SKY, GREEN, GREY), strict=False
+    ):
+        growth = record.error_growth
+        if growth is None:
+            continue
+        steps = range(1, len(growth.free) + 1)
+        axes.plot(steps, growth.free, color=colour, lw=1.6, label=label(record, ranking))
+        axes.plot(steps, growth.forced, color=colour, lw=1.2, ls=":")
+    axes.set_yscale("log", nonpositive="mask")  # an error of zero is below any axis
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("denoise step")
+    axes.set_ylabel("relative error of the latents")
+    axes.set_title("Error by step (dotted: from the reference's latents, one step alone)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

@@ -77,6 +77,10 @@ def _section(ranking: Ranking, drawn: list[Path]) -> list[str]:
     lines += [f"- {note}" for note in sorted(notes)] + [""]
     if len(ranking.records) <= LADDER and (steps := tables.ladder(ranking)):
         lines += ["### Quality ladder", "", steps, ""]
+    if len(ranking.records) <= LADDER and (verdicts := tables.verdicts(ranking)):
+        lines += ["### Verdicts", "", verdicts, ""]
+    if confusion := tables.confusion(ranking):
+        lines += ["### Planted faults", "", confusion, ""]
     for picture in drawn:
         title = picture.stem.replace("-", " ")
         lines += [f"![{title}]({picture.name})", ""]

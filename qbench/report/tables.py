@@ -19,11 +19,13 @@ HEADERS = (
     "weights",
     "PSNR",
     "SSIM",
+    "LPIPS",
     "CLIP",
     "FVD",
     "follows",
+    "verdict",
 )
-NARROW = (0, 1, 2, 4, 5, 7)  # the columns that fit a terminal of 80
+NARROW = (0, 1, 4, 5, 7, 12)  # the columns that fit a terminal of 80
 MISSING = "-"
 FEW = 3  # samples below which there is no interval
 
@@ -81,9 +83,11 @@ def _row(record: Record, ranking: Ranking) -> Row:
         bytes_text(record.weights_bytes),
         _quality(record, "psnr", "{:.1f} dB"),
         _quality(record, "ssim", "{:.4f}"),
+        _quality(record, "lpips", "{:.4f}"),
         _quality(record, "clip_score", "{:.1f}"),
         _quality(record, "fvd_reference", "{:.2f}"),
         _quality(record, "following", "{:.0%}"),
+        judged.text if (judged := ranking.judged.get(record.run)) else MISSING,
     )
     return Row(cells, record.status, record.reason)
 
@@ -178,6 +182,7 @@ def numbers(ranking: Ranking) -> list[dict[str, Any]]:
             "weights_bytes": record.weights_bytes,
             **{f"peak_{name}": value for name, value in peak.model_dump().items()},
             "videos": record.videos,
+            **_verdict(record, ranking),
         }
         for name, metric in record.quality.items():
             line[name] = metric.value
@@ -185,6 +190,24 @@ def numbers(ranking: Ranking) -> list[dict[str, Any]]:
                 line |= {f"{name}_low": metric.summary.low, f"{name}_high": metric.summary.high}
         found.append(line | {"run": record.run, "ranking": "-".join(record.fingerprints.ranking())})
     return found
+
+
+def _verdict(record: Record, ranking: Ranking) -> dict[str, Any]:
+    """The verdict, whether it is shown, and its evidence figure by figure."""
+    judged = ranking.judged.get(record.run)
+    if judged is None:
+        return {}
+    line: dict[str, Any] = {"verdict": judged.verdict, "verdict_shown": judged.shown}
+    for c, p in zip(judged.comparisons, judged.worse_p, strict=True):
+        line |= {
+            f"{c.metric}_gain": c.gain,
+            f"{c.metric}_gain_low": c.low,
+            f"{c.metric}_gain_high": c.high,
+            f"{c.metric}_margin": c.margin,
+            f"{c.metric}_worse_p_holm": p,
+            f"{c.metric}_equivalent_p": c.equivalent_p,
+        }
+    return line
 
 
 def _gauges(record: Record) -> dict[str, Any]:
@@ -198,6 +221,37 @@ def _gauges(record: Record) -> dict[str, Any]:
         **gauges.model_dump(include={"power_w", "sm_clock_mhz", "temperature_c"}),
         "throttled": "; ".join(f"{k} {v:.0%}" for k, v in gauges.throttled.items()),
     }
+
+
+def verdicts(ranking: Ranking) -> str:
+    """Every verdict and what it rests on; empty where none was reached."""
+    lines = ["| variant | verdict | because |", "|" + " --- |" * 3]
+    for record in ranking.records:
+        if judged := ranking.judged.get(record.run):
+            lines.append(
+                f"| {label(record, ranking)} | {judged.text} | {judged.because or 'no loss'} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def confusion(ranking: Ranking) -> str:
+    """Planted faults and controls: the verdict that each deserves, the one that it got, and what
+    each figure by itself would have said; bold where that is the deserved one."""
+    planted = [r for r in ranking.records if r.recipe.expects and r.run in ranking.judged]
+    if not planted:
+        return ""
+    alone = list(dict.fromkeys(name for r in planted for name in ranking.judged[r.run].alone))
+    head = ["planted", "deserves", "got", *(f"{name} alone" for name in alone)]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for record in planted:
+        judged, wanted = ranking.judged[record.run], record.recipe.expects
+        got = judged.text if judged.verdict == wanted else f"**{judged.text}, wrong**"
+        cells = [label(record, ranking), str(wanted), got]
+        for name in alone:
+            said = judged.alone.get(name)
+            cells.append(f"**{said}**" if said == wanted else said or MISSING)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def payback_videos(record: Record, ranking: Ranking) -> float | None:

@@ -16,6 +16,10 @@ def apply(pipeline: Any, variant: Variant, device: str) -> dict[str, Any]:
     from qbench.variants import attention, caching, compilation, memory, quantization
 
     facts: dict[str, Any] = {}
+    if variant.fault:
+        from qbench.variants import faults
+
+        faults.apply(pipeline, variant.fault)
     if variant.fuse_qkv:
         _fuse_qkv(denoiser(pipeline))
     if variant.quantize and not variant.engine:

@@ -1,0 +1,130 @@
+"""The published matrices, part by part, within a time limit; what is complete is not run again.
+
+    python -m scripts.matrix PART [--out FOLDER] [--limit 540] [--device cuda] [--dry]
+
+Parts are below. After `--limit` seconds the sweep is stopped as Ctrl-C does: the run under way
+leaves an `interrupted` record, finished ones stay, and the same command goes on where it stopped.
+Recipes stand in the order of interest. `python -m scripts.publish` makes of the runs what
+results/published/ holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+FULL = ("model=cogvideox-2b", "weights=random", "reference=bf16")
+BUNDLED = ("measure.repeats=8", "measure.profile=false", "quality.batch=64")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Recipes, most wanted first, and the overrides that they share."""
+
+    about: str
+    settings: tuple[str, ...]
+    recipes: tuple[str, ...]
+
+
+STEP = (
+    *FULL, "measure.unit=step", "measure.interleave=true", "measure.repeats=10",
+    "measure.warmup=2", "measure.timeout_s=200",
+)  # fmt: skip
+VIDEO = (*FULL, "measure.repeats=1", "measure.warmup=0", "measure.profile=false")
+PARTS = {
+    "steps": Part(
+        "one denoise step of CogVideoX-2B, interleaved with BF16; full size, one GPU",
+        STEP,
+        (
+            "bf16", "fast", "fp8-dynamic", "attention/flash-3-fp8", "attention/flash-3-compile",
+            "attention/fp8", "attention/flash-3", "attention/sage", "compile", "fp8-tensor",
+            "int8-dynamic", "compile/compile-model", "fp16", "fp8", "int8", "attention/cudnn",
+            "attention/flash", "attention/efficient", "attention/xformers", "ladder/int4",
+            "int8-quanto", "ladder/fp8-quanto", "ladder/int4-quanto", "attention/math", "fp32",
+        ),
+    ),
+    "peers": Part(
+        "others' recipes beside ours; their first call takes minutes, so run nothing beside it",
+        (*STEP, "measure.timeout_s=3000"),
+        ("bf16", "fast", "peers/diffusers-torchao", "peers/diffusers"),
+    ),
+    "videos": Part(
+        "whole videos of 50 steps and the decode, one after the first call",
+        VIDEO,
+        (
+            "bf16", "fast", "fast-cached", "fp8-dynamic", "int8-dynamic", "int8",
+            "offload/tiling", "cache/half-steps",
+        ),
+    ),
+    "memory": Part(
+        "what each way of offloading needs, and how much slower it is",
+        (*VIDEO, "generation.steps=4"),
+        (
+            "bf16", "offload/group", "offload/fast-group", "offload/model", "offload/sequential",
+            "offload/tiling",
+        ),
+    ),
+    "quality": Part(
+        "quality on the bundled model, 256 videos; read no latency from it",
+        (*BUNDLED, "prompts.count=256"),
+        (
+            "fp32", "floor/seed", "floor/kernel", "floor/compiled", "bf16", "fast", "fp8-dynamic",
+            "int8-dynamic", "attention/fp8", "fast-cached", "compile", "cache/taylorseer",
+            "cache/pab", "cache/faster", "cache/first-block", "cache/half-steps", "fp16", "int8",
+            "fp8", "fp8-tensor", "attention/flash-3-compile", "ladder/int4", "ladder/int2",
+        ),
+    ),
+    "quality-2048": Part(
+        "the protocol's number of videos, the reference and the main variants",
+        (*BUNDLED, "prompts.set=world-2048-v1", "prompts.count=2048", "quality.batch=256"),
+        (
+            "fp32", "floor/seed", "floor/kernel", "fast", "fp8-dynamic", "bf16", "fast-cached",
+            "int8-dynamic", "fp16", "int8", "ladder/int4", "floor/compiled",
+        ),
+    ),
+    "faults": Part(
+        "planted faults and their controls: does each get the verdict that it deserves?",
+        ("measure.repeats=2", "measure.profile=false", "prompts.count=128", "quality.batch=16"),
+        ("floor", "faults"),
+    ),
+}  # fmt: skip
+
+
+def command(part: Part, out: Path, device: str) -> list[str]:
+    settings = [f"--set={setting}" for setting in part.settings]
+    named = [RECIPES / name for name in part.recipes]
+    files = [path.with_name(f"{path.name}.yaml") for path in named]
+    paths = [str(a if a.is_file() else b) for a, b in zip(files, named, strict=True)]
+    words = [f"--out={out}", f"--device={device}", "--quiet"]
+    return [sys.executable, "-m", "qbench", "run", *paths, *settings, *words]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--limit", type=float, default=0.0, help="seconds; 0 is none")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dry", action="store_true", help="only print the command")
+    args = parser.parse_args()
+    words = command(PARTS[args.part], args.out or Path("results/runs") / args.part, args.device)
+    if args.dry:
+        print(" ".join(words))
+        return
+    process = subprocess.Popen(words)
+    try:
+        raise SystemExit(process.wait(args.limit or None))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        raise SystemExit(process.wait()) from None
+
+
+if __name__ == "__main__":
+    main()

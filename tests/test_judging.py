@@ -1,0 +1,173 @@
+"""Runs of the real program with planted faults: each verdict from records alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import RECIPES, ROOT, qbench
+from safetensors.torch import load_file
+
+from qbench import models, records
+from qbench.report import Ranking, rankings, tables
+from qbench.variants import faults
+
+FEW = [
+    "--set=generation.steps=4",
+    "--set=prompts.count=12",
+    "--set=measure.repeats=1",
+    "--set=measure.warmup=0",
+    "--set=measure.profile=false",
+    "--set=quality.metrics=[psnr, clip_score, following, flicker, fvd_reference]",
+    "--set=quality.batch=12",
+    "--device=cpu",
+    "--quiet",
+]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ranking]:
+    out = tmp_path_factory.mktemp("planted")
+    names = ("channels-swapped", "last-frames-repeated", "norms-fp8")
+    paths = [str(RECIPES / "faults" / f"{name}.yaml") for name in names]
+    paths.append(str(RECIPES / "floor" / "seed.yaml"))
+    done = qbench("run", *paths, *FEW, f"--out={out}")
+    assert done.returncode == 1, done.stdout + done.stderr  # one of them is invalid
+    found, unreadable = records.read_all(records.find([out]))
+    assert not unreadable
+    (ranking,) = rankings(found)
+    return out, ranking
+
+
+def test_each_fault_gets_the_verdict_that_it_deserves(planted: tuple[Path, Ranking]) -> None:
+    ranking = planted[1]
+    for record in ranking.records:
+        if record.recipe.expects:
+            found = ranking.judged[record.run]
+            assert found.verdict == record.recipe.expects, (record.recipe.name, found)
+    names = {r.recipe.name: ranking.judged[r.run] for r in ranking.records if r.reference}
+    assert "standing still" in names["fault-last-frames-repeated"].because
+    # No one figure sees everything: the colour fault has sharp, steady, connected frames.
+    assert names["fault-channels-swapped"].alone["flicker"] == "indistinguishable"
+
+
+def test_the_report_says_what_was_planted_and_what_was_found(
+    planted: tuple[Path, Ranking], tmp_path: Path
+) -> None:
+    done = qbench("report", str(planted[0]), f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "report.md").read_text()
+    table = text.partition("### Planted faults")[2].splitlines()
+    row = next(line for line in table if line.startswith("| fault-channels-swapped"))
+    assert row.split(" | ")[1:3] == ["broken", "broken"]
+    assert "**broken**" in row  # some figure would have said so alone
+    assert "wrong**" not in tables.confusion(planted[1])
+    assert "~~fault-last-frames-repeated~~" in text  # invalid: struck through, and still judged
+    assert (tmp_path / "error-by-step.png").stat().st_size > 10_000
+
+
+def test_a_planted_fault_is_caught_where_the_verdict_is_not_the_deserved_one(
+    planted: tuple[Path, Ranking],
+) -> None:
+    """The table marks a wrong verdict: one record is made to expect another."""
+    ranking = planted[1]
+    changed = tuple(
+        r.model_copy(update={"recipe": r.recipe.model_copy(update={"expects": "broken"})})
+        if r.recipe.name == "floor-seed"
+        else r
+        for r in ranking.records
+    )
+    table = tables.confusion(Ranking(ranking.machine, changed, ranking.folders))
+    assert "| floor-seed | broken | **drift" in table
+
+
+def test_error_by_step_tells_one_step_from_all_before_it(planted: tuple[Path, Ranking]) -> None:
+    out, ranking = planted
+    growth = {r.recipe.name: r.error_growth for r in ranking.records}
+    norms, seed = growth["fault-norms-fp8"], growth["floor-seed"]
+    assert growth["fp32"] is None
+    assert norms is not None
+    assert seed is not None
+    assert len(norms.free) == len(norms.forced) == 4
+    # The first step starts from the same noise either way; the last has all before it.
+    assert norms.free[0] == pytest.approx(norms.forced[0], rel=1e-3)
+    assert norms.free[-1] > norms.forced[-1] > 0
+    # Other noise is far off on its own way, and as good as the reference from the same latents.
+    assert seed.free[0] > 0.5
+    assert max(seed.forced[1:]) < 1e-3
+    kept = load_file(next(out.glob("*/fp32-*")) / "trajectory.safetensors")["latents"]
+    assert kept.shape[:2] == (4, 2)
+
+
+def test_power_plans_from_these_records(planted: tuple[Path, Ranking]) -> None:
+    done = qbench("power", str(planted[0]), "--resolve=psnr=0.5")
+    assert done.returncode == 0, done.stderr
+    assert "prompts (sigma" in done.stdout
+    assert "channels-swapped" not in done.stdout  # what is broken says nothing of a sound spread
+    for words, reason in (
+        (("--resolve=psn=1",), "did you mean 'psnr'"),
+        (("--resolve=psnr=-1",), "difference above 0"),
+        (("--alpha=2",), "not between 0 and 1"),
+    ):
+        done = qbench("power", str(planted[0]), *words)
+        assert done.returncode == 2
+        assert reason in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_faults_do_what_their_names_say() -> None:
+    pipeline = models.load(models.KNOWN["tiny-cogvideox"], "fp32", "cpu")
+    blocks = list(pipeline.transformer.transformer_blocks)
+    before = blocks[4].ff.net[2].weight.clone()
+    faults.apply(pipeline, "scale_doubled")
+    assert torch.equal(blocks[4].ff.net[2].weight, 2 * before)
+    video = torch.rand(1, 17, 3, 4, 4)
+    pipeline.decode_latents = lambda latents: video.transpose(1, 2)
+    faults.apply(pipeline, "last_frames_repeated")
+    frames = pipeline.decode_latents(None).transpose(1, 2)
+    assert torch.equal(frames[:, :13], video[:, :13])
+    assert all(torch.equal(frames[:, i], video[:, 12]) for i in range(13, 17))
+
+
+def test_every_fault_of_the_schema_has_a_recipe_and_a_deserved_verdict() -> None:
+    from typing import get_args
+
+    from qbench import recipe, recipe_file
+
+    found = [recipe_file.load(path) for path in sorted((RECIPES / "faults").glob("*.yaml"))]
+    assert {r.variant.fault for r in found} >= set(get_args(recipe.Fault))
+    assert all(r.expects for r in found)
+
+
+def test_vbench_prompts_are_read_from_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package of that name with that file, for the real one brings a hundred others along."""
+    from qbench import prompts
+    from qbench.errors import InputError
+
+    with pytest.raises(InputError, match="pip install --no-deps vbench"):
+        prompts.load("vbench")
+    (tmp_path / "vbench").mkdir()
+    (tmp_path / "vbench" / "__init__.py").write_text("raise ImportError('never imported')")
+    entries = [
+        {"prompt_en": "a stop sign", "dimension": ["temporal_flickering"]},
+        {"prompt_en": "a person is clapping", "dimension": ["human_action", "overall"]},
+        {"prompt_en": "a person is clapping", "dimension": ["temporal_flickering"]},
+    ]
+    (tmp_path / "vbench" / "VBench_full_info.json").write_text(json.dumps(entries))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert prompts.load("vbench").prompts == ("a stop sign", "a person is clapping")
+    assert prompts.load("vbench/human_action").prompts == ("a person is clapping",)
+    with pytest.raises(InputError, match="did you mean 'human_action'"):
+        prompts.load("vbench/human_actions")
+
+
+def test_published_prompt_sets_have_not_changed() -> None:
+    """A set's name stands for its prompts: another text needs another name."""
+    from qbench import prompts
+
+    known = json.loads((ROOT / "tests" / "prompt-digests.json").read_text())
+    assert {name: prompts.load(name).digest() for name in prompts.names()} == known
