@@ -1,3 +1,4 @@
 from qbench.cli import main
 
-main()
+if __name__ == "__main__":  # processes of runs import this module too
+    main()

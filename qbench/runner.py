@@ -26,7 +26,7 @@ STEPS_NOTE = "unit: step: denoise steps were timed and no video was made, so the
 class Run:
     """The state that the stages share. Reads top to bottom in `all`."""
 
-    def __init__(self, job: Job, emit: Emit, listen: Callable[[], str] | None = None) -> None:
+    def __init__(self, job: Job, emit: Emit, listen: Callable[[], Any] | None = None) -> None:
         self.job, self.recipe, self.emit, self.listen = job, job.draft.recipe, emit, listen
         self.device = job.draft.environment.device
         self.facts: dict[str, Any] = {"stages": {}, "facts": {}, "notes": [], "files": {}}

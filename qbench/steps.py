@@ -60,7 +60,7 @@ def measure(run: Run) -> None:
 
 
 def pace(run: Run) -> None:
-    """Be the reference: a unit for every line that comes in, until there are no more."""
+    """Be the reference: a unit for every number that comes in, until the sweep ends it."""
     listen = run.listen
     assert listen is not None
     run.prepare()
@@ -69,16 +69,13 @@ def pace(run: Run) -> None:
         return
     run.first_and_warm_up()
     run.emit("ready")
-    while line := listen():
-        _, _, seconds, _ = run.video([int(line)])
+    while True:
+        _, _, seconds, _ = run.video([listen()])
         run.emit("paced", seconds=sum(seconds.values()))
 
 
-def _pace_steps(run: Run, listen: Callable[[], str]) -> None:
+def _pace_steps(run: Run, listen: Callable[[], int]) -> None:
     timer, warmup = UnitTimer(run.device), run.recipe.measure.warmup
-
-    class Over(Exception):
-        pass
 
     def on_step(i: int) -> None:
         _, seconds = timer.end()
@@ -86,14 +83,11 @@ def _pace_steps(run: Run, listen: Callable[[], str]) -> None:
             run.emit("ready")
         elif i > warmup:
             run.emit("paced", seconds=seconds)
-        if i >= warmup and not listen():
-            raise Over
+        if i >= warmup:
+            listen()
         timer.begin()
 
     inputs, most = run.first_inputs(), run.pipeline.scheduler.config.num_train_timesteps
     timer.begin()
-    try:
-        while True:
-            run.denoise(*inputs, on_step, steps=most)
-    except Over:
-        return
+    while True:
+        run.denoise(*inputs, on_step, steps=most)

@@ -6,14 +6,10 @@ the sweep goes on. What is already complete for the same fingerprints is not run
 
 from __future__ import annotations
 
-import json
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,16 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from qbench import models, prompts, records
+from qbench import models, processes, prompts, records, worker
 from qbench.errors import InputError, nearest
 from qbench.meters import ceilings
 from qbench.meters.ceilings import Ceilings
 from qbench.meters.environment import Environment
 from qbench.pacing import Pacer
+from qbench.processes import Child
 from qbench.recipe import Recipe, digest
 from qbench.recipe_file import load
 from qbench.records import Fingerprints, Record, Reference
-from qbench.worker import Job
 
 DONE = ("ok", "invalid")  # a record with such a status is complete
 
@@ -136,6 +132,7 @@ class _Machines:
     def environment(self, device: str) -> Environment:
         if device not in self._environments:
             self._environments[device] = read_environment(device)
+            processes.prepare(self._environments[device].device)
         return self._environments[device]
 
     def folder(self, device: str) -> Path:
@@ -209,46 +206,33 @@ def _execute(
     """One process from start to end; its record, or one that says how it died."""
     folder.mkdir(parents=True, exist_ok=True)
     usable = reference if draft.reference else None
-    job = Job(
+    job = worker.Job(
         draft=draft,
         folder=folder.resolve(),
         reference=usable and usable.resolve(),
         paced=pacer is not None,
     )
-    job_path = folder / "job.json"
-    job_path.write_text(job.model_dump_json())
     records.write(draft, folder)
     stage, limit = "start", draft.recipe.measure.timeout_s
-    process: subprocess.Popen[str] | None = None
-    with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        try:
-            with _interrupt_held():  # a process that was started is a process that is ended
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "qbench.worker", str(job_path)],
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    stdin=subprocess.PIPE,
-                    text=True,
-                    start_new_session=True,  # the terminal's Ctrl-C is for the sweep
-                )
-            for event in _events(process, limit):
-                stage = event.get("stage", stage)
-                if event["event"] == "turn" and pacer and process.stdin:
-                    process.stdin.write(f"{pacer.turn(event['number'])}\n")
-                    process.stdin.flush()
-                watcher.event(draft.recipe, event)
-            code = process.wait()
-        except TimeoutError:
-            assert process is not None
-            end(process)
-            reason = f"took longer than measure.timeout_s = {limit:g} s"
-            return _ended(draft, folder, "timeout", reason, stage)
-        except KeyboardInterrupt:
-            if process is not None:
-                end(process)
-            return _ended(draft, folder, "interrupted", "stopped by the user", stage)
-        finally:
-            job_path.unlink(missing_ok=True)
+    child: Child | None = None
+    try:
+        with _interrupt_held():  # a process that was started is a process that is ended
+            child = Child(worker.run, job.model_dump_json(), folder / "log.txt")
+        for event in child.events(limit):
+            stage = event.get("stage", stage)
+            if event["event"] == "turn" and pacer:
+                child.answer(pacer.turn(event["number"]))
+            watcher.event(draft.recipe, event)
+        code = child.wait()
+    except TimeoutError:
+        assert child is not None
+        child.end()
+        reason = f"took longer than measure.timeout_s = {limit:g} s"
+        return _ended(draft, folder, "timeout", reason, stage)
+    except KeyboardInterrupt:
+        if child is not None:
+            child.end()
+        return _ended(draft, folder, "interrupted", "stopped by the user", stage)
     try:
         record = records.read(folder / records.FILE)
     except records.Unreadable as error:
@@ -269,42 +253,6 @@ def _interrupt_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if held:
         raise KeyboardInterrupt
-
-
-def _events(process: subprocess.Popen[str], limit: float) -> Iterator[dict[str, Any]]:
-    """The process's events as they come. Raises TimeoutError once the limit has passed."""
-    assert process.stdout is not None
-    lines: queue.Queue[str | None] = queue.Queue()
-
-    def read(stream: Any) -> None:
-        for line in stream:
-            lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, args=(process.stdout,), daemon=True).start()
-    deadline = time.monotonic() + limit
-    while True:
-        try:
-            line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            raise TimeoutError from None
-        if line is None:
-            return
-        yield json.loads(line)
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    """End the process and all that it started, compilers among them."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
 
 
 def _ended(draft: Record, folder: Path, status: str, reason: str, stage: str) -> Record:

@@ -1,20 +1,17 @@
 """The process of one run: a job comes in, events go out, a record is left.
 
-Started by the sweep as `python -m qbench.worker JOB`. It reports on its standard output, one JSON
-object a line; everything that libraries print goes to the log. Whatever happens, the record that
-it leaves says what it came to; where the process dies, the sweep writes that record. With `--pace`
-it is the reference of an interleaved run instead, and leaves no record; see `pacing`.
+Started by the sweep (see `processes`). Everything that libraries print goes to the log. Whatever
+happens, the record that it leaves says what it came to; where the process dies, the sweep writes
+that record. `pace` is the process of the reference of interleaved runs, which leaves no record.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +33,7 @@ class Job(BaseModel):
     paced: bool = False  # the sweep answers when a turn is asked for
 
 
-def execute(job: Job, emit: Emit, listen: Callable[[], str] | None = None) -> Record:
+def execute(job: Job, emit: Emit, listen: Callable[[], Any] | None = None) -> Record:
     """Run the job and return the finished record, whatever it came to."""
     from qbench.runner import Run
 
@@ -94,16 +91,25 @@ def memory_reason(error: BaseException, facts: dict[str, float]) -> str:
     return f"needed {facts['needed_bytes'] / 2**30:.2f} GiB at once: {' '.join(told.split())}"
 
 
-def main() -> None:
-    job = Job.model_validate_json(Path(sys.argv[1]).read_text())
-    # Libraries print to standard output; only events may go there.
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    steps, last = 0, 0.0
+def run(job: str, connection: Connection) -> None:
+    """Execute the job, given as JSON, and leave its record."""
+    parsed, emit = Job.model_validate_json(job), _emitter(connection)
+    emit("stage", stage="start")
+    record = execute(parsed, emit, connection.recv if parsed.paced else None)
+    write(record, parsed.folder)
+    emit("end", status=record.status)
 
-    def say(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
-        events.flush()
+
+def pace(job: str, connection: Connection) -> None:
+    """Be the reference of interleaved runs; see `pacing`."""
+    from qbench import steps
+    from qbench.runner import Run
+
+    steps.pace(Run(Job.model_validate_json(job), _emitter(connection), connection.recv))
+
+
+def _emitter(connection: Connection) -> Emit:
+    steps, last = 0, 0.0
 
     def emit(event: str, **more: Any) -> None:
         """Steps are gathered: a run must not spend its time on saying how far it is."""
@@ -111,22 +117,9 @@ def main() -> None:
         steps += event == "step"
         now = time.monotonic()
         if steps and (event != "step" or now - last > 0.2):
-            say({"event": "step", "count": steps})
+            connection.send({"event": "step", "count": steps})
             steps, last = 0, now
         if event != "step":
-            say({"event": event, **more})
+            connection.send({"event": event, **more})
 
-    emit("stage", stage="start")
-    if "--pace" in sys.argv:
-        from qbench.runner import Run
-        from qbench.steps import pace
-
-        pace(Run(job, emit, sys.stdin.readline))
-        return
-    record = execute(job, emit, sys.stdin.readline if job.paced else None)
-    write(record, job.folder)
-    emit("end", status=record.status)
-
-
-if __name__ == "__main__":
-    main()
+    return emit

@@ -92,9 +92,10 @@ def _runner(parent: int) -> int:
 
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for child in psutil.Process(parent).children():
-            if "qbench.worker" in child.cmdline():
-                return child.pid
+        for server in psutil.Process(parent).children():
+            if "forkserver" in " ".join(server.cmdline()):
+                for child in server.children():
+                    return child.pid
         time.sleep(0.05)
     raise AssertionError("no run was started")
 

@@ -76,18 +76,21 @@ def measure(
     notes: list[str] = []
     checker = validity.Checker(expected)
     compared = reference is not None
-    meters = list(_meters(prompts, compared, expected, model, wanted, device, notes))
+    meters: list[Meter] | None = None
     values = torch.Size(expected).numel()
     size = max(1, min(wanted.batch, PART // values))
     for batch in batches(outputs, reference, prompts, size, device):
         checker.update(batch.frames, batch.latents, batch.reference_frames)
         if checker.measurable:
+            if meters is None:  # networks are loaded once there is something to show them
+                made = _meters(prompts, compared, expected, model, wanted, device, notes)
+                meters = list(made)
             for meter in meters:
                 meter.update(batch)
         progress(checker.videos)
     found: dict[str, Metric] = {}
     if checker.measurable:
-        for meter in meters:
+        for meter in meters or []:
             found |= meter.result()
     return Found(found, checker.faults(), notes)
 
