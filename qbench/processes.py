@@ -62,6 +62,7 @@ class Child:
         """Its exit code, negative for a signal; what it started and left behind is ended."""
         self._process.join()
         self._signal(signal.SIGKILL)
+        self._connection.close()
         code = self._process.exitcode
         assert code is not None
         return code

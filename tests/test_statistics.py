@@ -99,7 +99,7 @@ def test_equivalence_is_claimed_no_more_often_than_it_may() -> None:
             compare("clip_score", list(rng.normal(true, 1, 60)), [0.0] * 60, "higher", 0.5)
             for _ in range(150)
         ]
-        return sum(t.equivalent for t in trials) / len(trials)
+        return sum(t.equivalent_p < 0.05 for t in trials) / len(trials)
 
     assert claims(-0.5) < 0.12
     assert claims(0.0) > 0.9
@@ -107,13 +107,13 @@ def test_equivalence_is_claimed_no_more_often_than_it_may() -> None:
 
 def test_identical_samples_are_equivalent_and_few_say_nothing() -> None:
     same = compare("clip_score", [1.0, 2.0], [1.0, 2.0], "higher", 0.1)
-    assert same.equivalent
+    assert same.equivalent_p == 0.0
     assert same.worse_p == 1.0
     lost = compare("clip_score", [1.0, 2.0], [2.0, 3.0], "higher", 0.1)
-    assert not lost.equivalent
+    assert lost.equivalent_p == 1.0
     assert lost.worse_p == 0.0
     one = compare("clip_score", [1.0], [5.0], "higher", 0.1)
-    assert not one.equivalent
+    assert one.equivalent_p == 1.0
     assert one.worse_p == 1.0
 
 

@@ -72,10 +72,10 @@ def test_an_invalid_output_is_broken_whatever_its_figures() -> None:
 
 def test_further_as_a_set_than_another_seed_is_degraded() -> None:
     floor = Floor(other_noise={"seed": variant(psnr=20, fvd=2.0)})
-    assert said(variant(psnr=30, fvd=1.9), floor).text == "drift"
-    found = said(variant(psnr=30, fvd=2.1), floor)
+    assert said(variant(psnr=30, fvd=2.9), floor).text == "drift"
+    found = said(variant(psnr=30, fvd=3.1), floor)
     assert found.text == "degraded"
-    assert "FVD 2.1" in found.because
+    assert "FVD 3.1" in found.because
 
 
 def test_videos_of_other_noise_are_named_as_such() -> None:

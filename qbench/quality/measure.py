@@ -193,7 +193,7 @@ def _per_video(
     return {
         "psnr": lambda: paired(fidelity.psnr),
         "ssim": lambda: paired(fidelity.ssim),
-        "lpips": lambda: perceptual(),
+        "lpips": perceptual,
         "latent_error": lambda: latents,
         "flicker": lambda: lambda b: temporal.flicker(b.frames),
     }

@@ -157,10 +157,6 @@ class Comparison(BaseModel):
     worse_p: float
     equivalent_p: float
 
-    @property
-    def equivalent(self) -> bool:
-        return self.equivalent_p < 1 - CONFIDENCE
-
 
 def compare(
     metric: str, ours: Sequence[float], theirs: Sequence[float], better: str, margin: float

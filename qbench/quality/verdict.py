@@ -4,7 +4,8 @@
 | --- | --- |
 | broken | the output is invalid; or some figure's loss is beyond BROKEN margins for certain |
 | degraded | some figure is worse than the reference's for certain, and a loss beyond its margin
-  cannot be ruled out; or the videos as a set are further from the reference's than another seed's |
+  cannot be ruled out; or the videos as a set are further from the reference's than SEED_FVD
+  times what another seed's are |
 | indistinguishable | no loss, no change beyond a margin, and the videos themselves are the
   reference's, within one level of a display (margin psnr_db) or within the measured noise floor,
   whichever is wider |
@@ -26,7 +27,7 @@ from qbench.recipe import Margins, Verdict
 
 COMPARED = ("clip_score", "clip_consistency", "following", "flicker")
 BROKEN = 5.0  # margins
-SEED_FVD = 1.0  # times the distance of another seed's videos
+SEED_FVD = 1.5  # times the distance of another seed's videos, itself one draw of many
 ALPHA = 1 - CONFIDENCE
 Quality = dict[str, Metric]
 
@@ -55,6 +56,24 @@ class Floor:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """One comparison with its p values corrected for all comparisons of the ranking."""
+
+    comparison: Comparison
+    worse_p: float
+    equivalent_p: float
+
+    @property
+    def equivalent(self) -> bool:
+        return self.equivalent_p < ALPHA
+
+    @property
+    def settled(self) -> bool:
+        """Whether a loss beyond the margin is ruled out: as good for certain, or better."""
+        return self.equivalent or 1 - self.comparison.worse_p < ALPHA
+
+
+@dataclass(frozen=True)
 class Judged:
     """A verdict with its evidence. `alone`: what each figure by itself would have said."""
 
@@ -62,8 +81,7 @@ class Judged:
     verdict: Verdict
     shown: bool
     because: str
-    comparisons: tuple[Comparison, ...]
-    worse_p: tuple[float, ...]  # corrected, one a comparison
+    tests: tuple[Tested, ...]
     alone: dict[str, Verdict]
 
     @property
@@ -76,15 +94,12 @@ def judge(
 ) -> list[Judged]:
     """The verdicts on all variants of one ranking, corrected for their number."""
     found = [_comparisons(one.quality, reference, margins) for one in candidates]
-    corrected = iter(holm([c.worse_p for comparisons in found for c in comparisons]))
+    every = [comparison for comparisons in found for comparison in comparisons]
+    worse = holm([comparison.worse_p for comparison in every])
+    equal = holm([comparison.equivalent_p for comparison in every])
+    tested = iter(Tested(*each) for each in zip(every, worse, equal, strict=True))
     return [
-        _judged(
-            one,
-            comparisons,
-            tuple(next(corrected) for _ in comparisons),
-            floor.without(one.name),
-            margins,
-        )
+        _judged(one, tuple(next(tested) for _ in comparisons), floor.without(one.name), margins)
         for one, comparisons in zip(candidates, found, strict=True)
     ]
 
@@ -104,55 +119,41 @@ def _comparisons(ours: Quality, reference: Quality, margins: Margins) -> tuple[C
     return tuple(made)
 
 
-def _judged(
-    one: Candidate,
-    comparisons: tuple[Comparison, ...],
-    worse_p: tuple[float, ...],
-    floor: Floor,
-    margins: Margins,
-) -> Judged:
-    alone: dict[str, tuple[Verdict, str]] = {}
-    if one.invalid:
-        alone["validity"] = ("broken", one.invalid)
-    else:
-        alone["validity"] = ("indistinguishable", "")
-    for comparison, p in zip(comparisons, worse_p, strict=True):
-        alone[comparison.metric] = _change(comparison, p)
+def _judged(one: Candidate, tests: tuple[Tested, ...], floor: Floor, margins: Margins) -> Judged:
+    alone: dict[str, tuple[Verdict, str]] = {
+        "validity": ("broken", one.invalid) if one.invalid else ("indistinguishable", "")
+    }
+    alone |= {tested.comparison.metric: _change(tested) for tested in tests}
     alone |= _as_a_set(one.quality, floor) | _closeness(one.quality, floor, margins)
     order: list[Verdict] = ["broken", "degraded", "drift", "indistinguishable"]
     verdict = min((said for said, _ in alone.values()), key=order.index)
     if "psnr" not in alone and verdict == "indistinguishable":
         verdict = "drift"  # nothing has said that these are the same videos
-    because = "; ".join(why for said, why in alone.values() if said == verdict and why)
-    open_ = [c.metric for c in comparisons if not _settled(c)]
-    shown = verdict in ("broken", "degraded") or (bool(comparisons) and not open_)
-    if open_ and not shown:
-        because += f"{'; ' if because else ''}too few videos to rule out a loss: {', '.join(open_)}"
+    because = [why for said, why in alone.values() if said == verdict and why]
+    certain = verdict in ("broken", "degraded")
+    unsettled = [] if certain else [t.comparison.metric for t in tests if not t.settled]
+    if unsettled:
+        because.append(f"too few videos to rule out a loss: {', '.join(unsettled)}")
     return Judged(
         name=one.name,
         verdict=verdict,
-        shown=shown,
-        because=because,
-        comparisons=comparisons,
-        worse_p=worse_p,
+        shown=certain or (bool(tests) and not unsettled),
+        because="; ".join(because),
+        tests=tests,
         alone={name: said for name, (said, _) in alone.items()},
     )
 
 
-def _settled(c: Comparison) -> bool:
-    """Whether a loss beyond the margin is ruled out: as good for certain, or better."""
-    return c.equivalent or 1 - c.worse_p < ALPHA
-
-
-def _change(c: Comparison, worse_p: float) -> tuple[Verdict, str]:
-    """What one figure says; `worse_p` is corrected."""
+def _change(tested: Tested) -> tuple[Verdict, str]:
+    """What one figure says by itself."""
+    c = tested.comparison
     change = f"{c.metric} {c.gain:+.3g}"
     if c.low is not None and c.high is not None:
         change += f" [{c.low:+.3g}, {c.high:+.3g}]"
     change += f" (margin {c.margin:.3g})"
     if 1 - c.worse_p < ALPHA and c.low is not None and c.low > c.margin:
         return "drift", change
-    if worse_p >= ALPHA or c.equivalent:
+    if tested.worse_p >= ALPHA or tested.equivalent:
         return "indistinguishable", ""
     beyond = c.high is not None and c.high < -BROKEN * c.margin
     return ("broken" if beyond else "degraded"), change

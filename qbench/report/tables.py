@@ -198,14 +198,15 @@ def _verdict(record: Record, ranking: Ranking) -> dict[str, Any]:
     if judged is None:
         return {}
     line: dict[str, Any] = {"verdict": judged.verdict, "verdict_shown": judged.shown}
-    for c, p in zip(judged.comparisons, judged.worse_p, strict=True):
+    for tested in judged.tests:
+        c = tested.comparison
         line |= {
             f"{c.metric}_gain": c.gain,
             f"{c.metric}_gain_low": c.low,
             f"{c.metric}_gain_high": c.high,
             f"{c.metric}_margin": c.margin,
-            f"{c.metric}_worse_p_holm": p,
-            f"{c.metric}_equivalent_p": c.equivalent_p,
+            f"{c.metric}_worse_p_holm": tested.worse_p,
+            f"{c.metric}_equivalent_p_holm": tested.equivalent_p,
         }
     return line
 
