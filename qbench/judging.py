@@ -61,7 +61,7 @@ def _follow_the_error(run: Run) -> None:
         seen: list[torch.Tensor] = []
 
         def exchange(step: int, latents: torch.Tensor) -> torch.Tensor:
-            seen.append(latents.float().cpu())
+            seen.append(latents.float().cpu().clone())  # a loop may go on in place
             return latents if forced is None else forced[step].to(latents.device, latents.dtype)
 
         run.denoise(embeddings, run.noise(numbers), lambda _: run.emit("step"), exchange=exchange)

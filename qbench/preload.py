@@ -1,4 +1,4 @@
-"""What every run on a CPU imports, imported ahead of all of them; see `processes`."""
+"""What every run imports, imported ahead of all of them; see `processes`."""
 
 import os
 

@@ -1,8 +1,9 @@
 """A fresh process for each run, forked from one that has imported the libraries and done nothing.
 
 Importing them takes longer than many a run, so it happens once a sweep. What is forked is the state
-after the imports: no run sees what another did. With a GPU only torch is imported ahead, for
-other libraries ask the driver about the device as they load, and a driver does not survive a fork.
+after the imports: no run sees what another did. Where there is an NVIDIA GPU only torch is imported
+ahead: other libraries ask its driver about the device as they load, and a driver does not survive
+a fork.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import Any
 PATIENCE_S = 5.0  # between asking a process to end and ending it
 
 
-def prepare(device: str) -> None:
-    """Start importing, for runs on this device. Returns at once; only the first call counts."""
+def prepare() -> None:
+    """Start importing. Returns at once; only the first call counts."""
     from multiprocessing import forkserver
 
-    ahead = ["torch"] if device == "cuda" else ["qbench.preload"]
+    ahead = ["torch"] if Path("/dev/nvidiactl").exists() else ["qbench.preload"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(ahead)
     forkserver.ensure_running()
 

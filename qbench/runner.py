@@ -136,6 +136,8 @@ class Run:
         if variant.engine:
             from qbench import engines
 
+            if not self.family.EXPORTS:
+                raise Unsupported("engine: only CogVideoX's transformer is exported, no UNet yet")
             inputs = self._example_inputs()
             folder = self.job.folder / "engine"
             self.facts["facts"] |= engines.build(self.pipeline, inputs, variant, folder)
@@ -145,8 +147,8 @@ class Run:
         gc.collect()
         self.facts["weights_bytes"] = stored_bytes(models.denoiser(self.pipeline))
 
-    def _example_inputs(self) -> tuple[Any, Any, Any]:
-        """What the pipeline gives its denoiser for one video."""
+    def _example_inputs(self) -> tuple[Any, ...]:
+        """What the pipeline gives its denoiser for one video, in its order."""
         import torch
 
         positive, negative = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
@@ -154,7 +156,8 @@ class Run:
         latents = self.noise([0] * len(both)).to(positive.device, positive.dtype)
         middle = int(self.pipeline.scheduler.config.num_train_timesteps) // 2
         timestep = torch.full((len(both),), middle, device=positive.device)
-        return latents, torch.cat(both), timestep
+        inputs: tuple[Any, ...] = self.family.arguments(latents, torch.cat(both), timestep)
+        return inputs
 
     def noise(self, numbers: list[int]) -> Any:
         """Initial noise of the videos with these numbers: the same for every variant."""

@@ -93,6 +93,7 @@ def run(
     With `fresh`, the recipes that were named run again. KeyboardInterrupt ends the sweep after
     the record of the interrupted run is written.
     """
+    processes.prepare()
     finished: dict[str, tuple[Path, Record]] = {}
     machines = _Machines(out)
     pacers: dict[str, Pacer] = {}
@@ -132,7 +133,6 @@ class _Machines:
     def environment(self, device: str) -> Environment:
         if device not in self._environments:
             self._environments[device] = read_environment(device)
-            processes.prepare(self._environments[device].device)
         return self._environments[device]
 
     def folder(self, device: str) -> Path:

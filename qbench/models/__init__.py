@@ -90,6 +90,22 @@ KNOWN: dict[str, Model] = {
         size=(81, 768, 1360),
         about="81 frames at 768x1360; from the hub, or weights: random",
     ),
+    "zeroscope-v2-xl": Model(
+        name="zeroscope-v2-xl",
+        source="cerspense/zeroscope_v2_XL",
+        size=(24, 576, 1024),
+        guidance=9.0,
+        about="24 frames at 576x1024, a UNet; from the hub, or weights: random",
+        surroundings="fp16",
+    ),
+    "zeroscope-v2-576w": Model(
+        name="zeroscope-v2-576w",
+        source="cerspense/zeroscope_v2_576w",
+        size=(24, 320, 576),
+        guidance=9.0,
+        about="24 frames at 320x576, a UNet; from the hub, or weights: random",
+        surroundings="fp16",
+    ),
 }
 
 
@@ -128,18 +144,22 @@ def find(name: str) -> Model:
 
 def check(model: Model, wanted: Generation) -> None:
     """Refuse what this model cannot generate, where its folder can tell before it is loaded."""
-    folder = Path(model.source)
-    if (folder / "transformer" / "config.json").is_file() and (folder / "vae").is_dir():
-        from qbench.models import cogvideox
+    from qbench.models import cogvideox, textvideo
 
-        cogvideox.check_folder(folder, wanted)
+    folder = Path(model.source)
+    for part, kinds in (("transformer", cogvideox), ("unet", textvideo)):
+        if (folder / part / "config.json").is_file() and (folder / "vae").is_dir():
+            kinds.check_folder(folder, wanted)
 
 
 def family(pipeline: Any) -> Any:
     """The module of functions that drives pipelines of this class."""
-    from qbench.models import cogvideox
+    from qbench.models import cogvideox, textvideo
 
-    families = {"CogVideoXPipeline": cogvideox}
+    families: dict[str, Any] = {
+        "CogVideoXPipeline": cogvideox,
+        "TextToVideoSDPipeline": textvideo,
+    }
     name = type(pipeline).__name__
     if name not in families:
         raise Unsupported(f"no driver for a {name}; qbench drives {', '.join(families)}")

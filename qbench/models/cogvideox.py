@@ -16,6 +16,8 @@ from qbench.errors import InputError
 from qbench.models import Model, Resolved, denoiser
 from qbench.recipe import Generation
 
+EXPORTS = True  # to ONNX, for engines
+
 
 def resolve(pipeline: Any, model: Model, wanted: Generation) -> Resolved:
     config = denoiser(pipeline).config
@@ -155,19 +157,19 @@ def decode(pipeline: Any, run: Resolved, latents: torch.Tensor) -> torch.Tensor:
     return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
 
 
-def change_frames(pipeline: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Have `change` applied to what the VAE decodes: (batch, frames, 3, h, w) in [-1, 1]."""
-    plain = pipeline.decode_latents
-
-    def decode_latents(latents: torch.Tensor) -> torch.Tensor:
-        return change(plain(latents).transpose(1, 2)).transpose(1, 2)
-
-    pipeline.decode_latents = decode_latents
+def arguments(latents: Any, embeddings: Any, timestep: Any) -> tuple[Any, ...]:
+    """The denoiser's inputs in the order in which it takes them."""
+    return latents, embeddings, timestep
 
 
 def repeated_blocks(module: Any) -> list[Any]:
     """The blocks that regional compilation compiles once for all."""
     return list(module.transformer_blocks)
+
+
+def pass_through(hidden_states: Any, encoder_hidden_states: Any, *_: Any, **__: Any) -> Any:
+    """What a block returns that does nothing."""
+    return hidden_states, encoder_hidden_states
 
 
 def set_attention(module: Any, kernel: Callable[[Any, Any, Any], Any]) -> None:

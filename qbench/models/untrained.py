@@ -37,24 +37,40 @@ SCHEDULER = {
 }
 
 
-def pipeline(model: Model, dtype: Any, surroundings: Any, device: str) -> Any:
-    """A CogVideoXPipeline of the model's size: denoiser in `dtype`, VAE in `surroundings`."""
-    import torch
-    from diffusers import (
-        AutoencoderKLCogVideoX,
-        CogVideoXDDIMScheduler,
-        CogVideoXPipeline,
-        CogVideoXTransformer3DModel,
-    )
+ZEROSCOPES = ("zeroscope-v2-xl", "zeroscope-v2-576w")
+# Stable Diffusion's VAE and the schedule of its first models, which ModelScope kept.
+IMAGE_VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+IMAGE_SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
-    denoiser_config, vae_config, scheduler_config = _configs(model)
-    torch.manual_seed(0)
-    denoiser = module(CogVideoXTransformer3DModel, denoiser_config, dtype, device)
-    vae = module(AutoencoderKLCogVideoX, vae_config, surroundings, device)
-    scheduler = CogVideoXDDIMScheduler.from_config(scheduler_config)
-    whole: Any = CogVideoXPipeline(
-        tokenizer=None, text_encoder=None, vae=vae, transformer=denoiser, scheduler=scheduler
+
+def pipeline(model: Model, dtype: Any, surroundings: Any, device: str) -> Any:
+    """A pipeline of the model's class and size: denoiser in `dtype`, VAE in `surroundings`."""
+    import diffusers
+    import torch
+
+    name, configs = _configs(model)
+    unet = name == "TextToVideoSDPipeline"
+    denoiser_class, vae_class, scheduler_class = (
+        ("UNet3DConditionModel", "AutoencoderKL", "DDIMScheduler")
+        if unet
+        else ("CogVideoXTransformer3DModel", "AutoencoderKLCogVideoX", "CogVideoXDDIMScheduler")
     )
+    denoiser_config, vae_config, scheduler_config = configs
+    torch.manual_seed(0)
+    denoiser = module(getattr(diffusers, denoiser_class), denoiser_config, dtype, device)
+    vae = module(getattr(diffusers, vae_class), vae_config, surroundings, device)
+    parts = {
+        "unet" if unet else "transformer": denoiser,
+        "vae": vae,
+        "scheduler": getattr(diffusers, scheduler_class).from_config(scheduler_config),
+    }
+    whole: Any = getattr(diffusers, name)(tokenizer=None, text_encoder=None, **parts)
     whole.set_progress_bar_config(disable=True)
     return whole
 
@@ -72,24 +88,25 @@ def module(cls: Any, config: dict[str, Any], dtype: Any, device: str) -> Any:
         torch.set_default_dtype(before)
 
 
-def _configs(model: Model) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+Configs = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+
+
+def _configs(model: Model) -> tuple[str, Configs]:
+    """The pipeline's class; the configurations of denoiser, VAE and scheduler."""
     if model.local:
         folder = Path(model.source)
-        index = json.loads((folder / "model_index.json").read_text())
-        if index.get("_class_name") != "CogVideoXPipeline":
-            raise InputError(f"weights: random: {folder} is no CogVideoXPipeline")
-        transformer, vae, scheduler = (
-            json.loads((folder / part).read_text())
-            for part in (
-                "transformer/config.json",
-                "vae/config.json",
-                "scheduler/scheduler_config.json",
-            )
-        )
-        return transformer, vae, scheduler
+        name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+        parts = {"CogVideoXPipeline": "transformer", "TextToVideoSDPipeline": "unet"}
+        if name not in parts:
+            raise InputError(f"weights: random: {folder} is a {name}, not {' or '.join(parts)}")
+        files = (f"{parts[name]}/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+        denoiser, vae, scheduler = (json.loads((folder / part).read_text()) for part in files)
+        return name, (denoiser, vae, scheduler)
+    if model.name in ZEROSCOPES:  # the defaults of diffusers' class are ModelScope's
+        return "TextToVideoSDPipeline", ({"sample_size": 32}, IMAGE_VAE, IMAGE_SCHEDULER)
     if model.name not in DENOISERS:
-        hint = nearest(model.name, DENOISERS)
+        hint = nearest(model.name, [*DENOISERS, *ZEROSCOPES])
         raise InputError(
             f"weights: random: the size of {model.source} is not known without its folder{hint}"
         )
-    return DENOISERS[model.name], {}, SCHEDULER
+    return "CogVideoXPipeline", (DENOISERS[model.name], {}, SCHEDULER)

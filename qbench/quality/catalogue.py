@@ -53,8 +53,8 @@ METRICS: dict[str, About] = {
         "features of all videos, at least 2", "Unterthiner et al. 2018", True,
     ),
     "kvd_reference": About(
-        "distance", "lower", "near 0 and up; below 0 is 0 and noise",
-        "kernel distance to the reference's videos, unbiased at any number of them",
+        "distance", "lower", "around 0 and up",
+        "kernel distance to the reference's videos, unbiased (so around 0 where there is none)",
         "features of all videos, at least 2",
         "Unterthiner et al. 2018; cubic kernel of Binkowski et al. 2018", True,
     ),

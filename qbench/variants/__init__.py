@@ -34,11 +34,16 @@ def apply(pipeline: Any, variant: Variant, device: str) -> dict[str, Any]:
 
 
 def _fuse_qkv(module: Any) -> None:
-    """One linear in place of three, by diffusers; the three, which it keeps, are let go."""
+    """One linear in place of three, by diffusers; those that it keeps besides are let go.
+
+    Attention over a prompt fuses key and value alone, for its query reads something else.
+    """
     module.fuse_qkv_projections()
     module.requires_grad_(False)
     for layer in module.modules():
         if getattr(layer, "fused_projections", False):
-            for name in ("to_q", "to_k", "to_v"):
-                getattr(layer, name).weight.data = layer.to_qkv.weight.data.new_empty(0)
+            fused = layer.to_qkv if hasattr(layer, "to_qkv") else layer.to_kv
+            gone = ("to_q", "to_k", "to_v") if hasattr(layer, "to_qkv") else ("to_k", "to_v")
+            for name in gone:
+                getattr(layer, name).weight.data = fused.weight.data.new_empty(0)
                 setattr(layer, name, None)

@@ -17,9 +17,13 @@ FULL_STEPS = 3  # TaylorSeer computes so many before it predicts
 
 def apply(pipeline: Any, wanted: Cache) -> None:
     """Put the hooks on the denoiser. The pipeline resets them at the end of each video."""
+    from qbench.errors import Unsupported
     from qbench.models import denoiser
 
-    denoiser(pipeline).enable_cache(_config(pipeline, wanted))
+    module = denoiser(pipeline)
+    if not hasattr(module, "enable_cache"):
+        raise Unsupported(f"cache: diffusers' hooks know no blocks of a {type(module).__name__}")
+    module.enable_cache(_config(pipeline, wanted))
 
 
 def _config(pipeline: Any, wanted: Cache) -> Any:

@@ -5,6 +5,7 @@ Each does what its name says to the live pipeline, and nothing else in the progr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from qbench.recipe import Fault
@@ -21,7 +22,7 @@ def apply(pipeline: Any, fault: Fault) -> None:
         "black": lambda video: video * 0 - 1,
     }
     if fault in frames:
-        kinds.change_frames(pipeline, frames[fault])
+        _change_frames(pipeline, frames[fault])
         return
     module = denoiser(pipeline)
     blocks = kinds.repeated_blocks(module)
@@ -29,11 +30,21 @@ def apply(pipeline: Any, fault: Fault) -> None:
     if fault == "scale_doubled":
         _double(middle)
     elif fault == "block_skipped":
-        middle.forward = _pass_through
+        middle.forward = kinds.pass_through
     elif fault == "norms_fp8":
         _round_norms(module)
     else:
         raise ValueError(f"no such fault: {fault}")
+
+
+def _change_frames(pipeline: Any, change: Callable[[Any], Any]) -> None:
+    """Have `change` applied to what the VAE decodes: (batch, frames, 3, h, w) in [-1, 1]."""
+    plain = pipeline.decode_latents
+
+    def decode_latents(latents: Any) -> Any:
+        return change(plain(latents).transpose(1, 2)).transpose(1, 2)
+
+    pipeline.decode_latents = decode_latents
 
 
 def _last_repeated(video: Any) -> Any:
@@ -50,10 +61,6 @@ def _double(block: Any) -> None:
     linears = [layer for layer in block.modules() if isinstance(layer, torch.nn.Linear)]
     with torch.no_grad():
         linears[-1].weight.mul_(2)
-
-
-def _pass_through(hidden_states: Any, encoder_hidden_states: Any, *_: Any, **__: Any) -> Any:
-    return hidden_states, encoder_hidden_states
 
 
 def _round_norms(module: Any) -> None:

@@ -27,6 +27,8 @@ def _tile(vae: Any) -> None:
     VAE the tiles would not add up to the frame.
     """
     vae.enable_tiling()
+    if not hasattr(vae, "tile_overlap_factor_height"):
+        return  # a VAE of images, whose tiles fit as they are
     for side in ("height", "width"):
         sample, latent = (getattr(vae, f"tile_{kind}_min_{side}") for kind in ("sample", "latent"))
         overlap = getattr(vae, f"tile_overlap_factor_{side}")

@@ -1,0 +1,186 @@
+"""A pipeline whose denoiser is a UNet, as Zeroscope's: small, untrained, in diffusers' layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import RECIPES, qbench
+
+from qbench import models, records, variants
+from qbench.errors import InputError, Unsupported
+from qbench.meters import work
+from qbench.models import textvideo
+from qbench.recipe import Cache, Generation, Variant
+
+SMALL = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    out = tmp_path_factory.mktemp("textvideo")
+    words = ["a</w>", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    (out / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (out / "merges.txt").write_text("#version: 0.2\n")
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer(str(out / "vocab.json"), str(out / "merges.txt"), model_max_length=77)
+    text = CLIPTextConfig(
+        vocab_size=8, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=77, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    pipeline = TextToVideoSDPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=8,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=UNet3DConditionModel(
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), cross_attention_dim=32,
+            attention_head_dim=8, sample_size=8, **SMALL,
+        ),
+        scheduler=DDIMScheduler(),
+    )  # fmt: skip
+    pipeline.save_pretrained(out / "model")
+    return out / "model"
+
+
+def load(folder: Path, dtype: str = "fp32") -> object:
+    return models.load(models.find(str(folder)), dtype, "cpu")  # type: ignore[arg-type]
+
+
+def run_of(pipeline: object, **wanted: int) -> models.Resolved:
+    asked = Generation(frames=5, height=64, width=64, steps=3, **wanted)
+    return models.resolve(pipeline, models.Model("small", "small"), asked)
+
+
+def test_stages_together_are_what_the_pipeline_itself_makes(folder: Path) -> None:
+    pipeline = load(folder)
+    for part in (pipeline.text_encoder, pipeline.vae):  # type: ignore[attr-defined]
+        part.float()  # the pipeline's own call knows one dtype
+    run = run_of(pipeline)
+    noise = textvideo.noise(pipeline, run, seed=7)
+    embeddings = textvideo.encode(pipeline, run, ["a cat"])
+    seen: list[int] = []
+    latents = textvideo.denoise(pipeline, run, embeddings, noise, seen.append)
+    ours = textvideo.decode(pipeline, run, latents)
+    whole = pipeline(  # type: ignore[operator]
+        "a cat", num_frames=5, height=64, width=64, num_inference_steps=3,
+        guidance_scale=run.guidance, latents=noise, output_type="pt",
+    ).frames  # fmt: skip
+    assert seen == [0, 1, 2]
+    assert tuple(ours.shape) == (1, 5, 3, 64, 64)
+    assert torch.allclose(ours, whole, atol=1e-5)
+
+
+def test_latents_can_be_exchanged_between_steps(folder: Path) -> None:
+    pipeline = load(folder)
+    run = run_of(pipeline)
+    embeddings, noise = (
+        textvideo.encode(pipeline, run, ["a cat"]),
+        textvideo.noise(pipeline, run, 1),
+    )
+    free: list[torch.Tensor] = []
+
+    def keep(_: int, latents: torch.Tensor) -> torch.Tensor:
+        free.append(latents.clone())
+        return latents
+
+    textvideo.denoise(pipeline, run, embeddings, noise, lambda _: None, exchange=keep)
+    other = textvideo.noise(pipeline, run, 2)
+    forced: list[torch.Tensor] = []
+
+    def replace(step: int, latents: torch.Tensor) -> torch.Tensor:
+        forced.append(latents.clone())
+        return free[step]
+
+    textvideo.denoise(pipeline, run, embeddings, other, lambda _: None, exchange=replace)
+    assert not torch.allclose(forced[0], free[0])  # other noise
+    assert torch.allclose(forced[1], free[1], atol=1e-5)  # from the first run's latents
+
+
+def test_denoiser_may_have_another_dtype_than_the_text_encoder(folder: Path) -> None:
+    pipeline = load(folder, "bf16")
+    pipeline.text_encoder.float()  # type: ignore[attr-defined]
+    run = run_of(pipeline)
+    embeddings, noise = (
+        textvideo.encode(pipeline, run, ["a cat"]),
+        textvideo.noise(pipeline, run, 1),
+    )
+    latents = textvideo.denoise(pipeline, run, embeddings, noise, lambda _: None)
+    assert latents.dtype == torch.bfloat16
+    assert torch.isfinite(latents).all()
+
+
+def test_variants_of_a_unet(folder: Path) -> None:
+    pipeline = load(folder)
+    run = run_of(pipeline)
+    embeddings, noise = (
+        textvideo.encode(pipeline, run, ["a cat"]),
+        textvideo.noise(pipeline, run, 1),
+    )
+    plain = textvideo.denoise(pipeline, run, embeddings, noise, lambda _: None)
+    fused = load(folder)
+    variants.apply(fused, Variant(fuse_qkv=True), "cpu")
+    found = textvideo.denoise(fused, run, embeddings, noise, lambda _: None)
+    assert torch.allclose(found, plain, atol=1e-4)
+    damaged = load(folder)
+    variants.apply(damaged, Variant(fault="block_skipped"), "cpu")
+    found = textvideo.denoise(damaged, run, embeddings, noise, lambda _: None)
+    assert not torch.allclose(found, plain, atol=1e-3)
+    for variant in (Variant(attention="sage"), Variant(cache=Cache(kind="pab", interval=2))):
+        with pytest.raises((Unsupported, ImportError)):
+            variants.apply(load(folder), variant, "cpu")
+
+
+def test_work_of_a_unet_is_counted(folder: Path) -> None:
+    pipeline = load(folder)
+    run = run_of(pipeline)
+    latents, embeddings = textvideo.noise(pipeline, run, 0), torch.randn(1, 77, 32)
+    inputs = textvideo.arguments(latents, embeddings, torch.tensor([10]))
+    found = work.count(models.denoiser(pipeline), inputs, 4)
+    written_out = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    counter = torch.utils.flop_counter.FlopCounterMode(display=False)
+    with counter, written_out, torch.no_grad():
+        models.denoiser(pipeline)(*inputs)
+    assert found.flop == pytest.approx(counter.get_total_flops())
+    assert found.attention_flop > 0
+
+
+def test_a_size_that_its_vae_cannot_make_is_refused_before_loading(folder: Path) -> None:
+    with pytest.raises(InputError, match="not a multiple of 8; the nearest is 64"):
+        models.check(models.find(str(folder)), Generation(height=62))
+
+
+@pytest.mark.slow
+def test_a_sweep_over_a_unet(folder: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na cat a cat\n")
+    words = [
+        f"--model={folder}", f"--prompts={prompts}", f"--out={tmp_path / 'runs'}", "--device=cpu",
+        "--set=generation.frames=5", "--set=generation.steps=3", "--set=prompts.count=2",
+        "--set=measure.repeats=1", "--set=measure.warmup=0",
+        "--set=quality.metrics=[psnr, latent_error, flicker]",
+    ]  # fmt: skip
+    paths = [str(RECIPES / f"{name}.yaml") for name in ("bf16", "int8", "onnx")]
+    done = qbench("run", *paths, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {r.recipe.name: r for _, r in records.read_all(records.find([tmp_path]))[0]}
+    assert {name: r.status for name, r in found.items()} == {
+        "fp32": "ok", "bf16": "ok", "int8": "ok", "onnx": "skipped",
+    }  # fmt: skip
+    assert "no UNet yet" in found["onnx"].reason
+    assert 20 < found["int8"].quality["psnr"].value < 100
+    assert found["int8"].facts["quantized_parameter_share"] > 0.05
+    growth = found["bf16"].error_growth
+    assert growth is not None
+    assert growth.forced[-1] > 0
+    # The same size with random weights, and no download: speed alone.
+    done = qbench("run", str(RECIPES / "fp32.yaml"), *words, "--set=weights=random")
+    assert done.returncode == 0, done.stdout + done.stderr
