@@ -189,7 +189,7 @@ def _closeness(quality: Quality, floor: Floor, margins: Margins) -> dict[str, tu
     floors = [one["psnr"].value for one in floor.same_noise.values() if "psnr" in one]
     if floors and min(floors) < limit:
         limit, named = min(floors), "the noise floor"
-    said = f"PSNR {metric.value:.1f} dB"
+    said = f"PSNR {metric.value:.1f} dB, at least {low:.1f}"
     if low >= limit:
         return {"psnr": ("indistinguishable", f"{said}, within {named} ({limit:.1f})")}
     others = [one["psnr"] for one in floor.other_noise.values() if "psnr" in one]

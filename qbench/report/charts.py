@@ -63,7 +63,7 @@ def draw(ranking: Ranking, out: Path, suffix: str, only: str | None = None) -> l
             figure.text(0.01, 0.01, ranking.title(), fontsize=7, color=GREY)
             path = out / f"{name}{suffix}.png"
             figure.savefig(path, dpi=120)
-            figure.savefig(path.with_suffix(".svg"))
+            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
             plt.close(figure)
             made.append(path)
     return made

@@ -10,7 +10,7 @@ COLUMNS, WIDTH, MOST = 3, 640, 24
 
 
 def side_by_side(ranking: Ranking, path: Path) -> Path | None:
-    """Write the picture, or return None where no run left a contact sheet."""
+    """Write the picture. Where the runs' sheets are gone, one drawn before stays; else None."""
     from PIL import Image, ImageDraw, ImageFont
 
     found = []
@@ -20,7 +20,7 @@ def side_by_side(ranking: Ranking, path: Path) -> Path | None:
         if "contact_sheet" in record.files and sheet.is_file() and sheet.parent == folder:
             found.append((label(record, ranking), sheet))
     if not found:
-        return None
+        return path if path.is_file() else None
     tiles = []
     for name, sheet in found[:MOST]:
         with Image.open(sheet) as picture:
