@@ -82,7 +82,13 @@ def test_out_of_memory_becomes_a_record_with_its_stage(tmp_path: Path) -> None:
 def _start(out: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "qbench", "run", *words, "--device=cpu", f"--out={out}"]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As a terminal starts it: a suite in the background would hand on that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
