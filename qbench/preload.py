@@ -2,12 +2,17 @@
 
 import os
 
-# Libraries warn as they load, and that belongs in no user's terminal.
-_kept = [os.dup(number) for number in (1, 2)]
+# The process that runs are forked from has nothing to say. Libraries warn as they load, and a pipe
+# that it held open would keep whoever reads the sweep's output waiting after the sweep is over.
 _nothing = os.open(os.devnull, os.O_WRONLY)
 for _number in (1, 2):
     os.dup2(_nothing, _number)
-try:
+os.close(_nothing)
+
+import torch  # noqa: E402, F401
+
+# Other libraries ask an NVIDIA driver about its device as they load, and that survives no fork.
+if not os.path.exists("/dev/nvidiactl"):
     import pandas  # noqa: F401
     import scipy.stats  # noqa: F401
     import torchao.quantization  # noqa: F401
@@ -22,8 +27,3 @@ try:
 
     import qbench.quality.measure
     import qbench.runner  # noqa: F401
-finally:
-    for _number, _copy in zip((1, 2), _kept, strict=True):
-        os.dup2(_copy, _number)
-        os.close(_copy)
-    os.close(_nothing)

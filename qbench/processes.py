@@ -24,8 +24,7 @@ def prepare() -> None:
     """Start importing. Returns at once; only the first call counts."""
     from multiprocessing import forkserver
 
-    ahead = ["torch"] if Path("/dev/nvidiactl").exists() else ["qbench.preload"]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(ahead)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["qbench.preload"])
     forkserver.ensure_running()
 
 
