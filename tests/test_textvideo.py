@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,11 @@ def load(folder: Path, dtype: str = "fp32") -> object:
 def run_of(pipeline: object, **wanted: int) -> models.Resolved:
     asked = Generation(frames=5, height=64, width=64, steps=3, **wanted)
     return models.resolve(pipeline, models.Model("small", "small"), asked)
+
+
+def inputs_of(pipeline: object, run: models.Resolved) -> tuple[Any, torch.Tensor]:
+    """Embeddings and initial noise of one video."""
+    return textvideo.encode(pipeline, run, ["a cat"]), textvideo.noise(pipeline, run, 1)
 
 
 def test_stages_together_are_what_the_pipeline_itself_makes(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from qbench.errors import InputError
-from qbench.models import Model, Resolved, denoiser
+from qbench.models import Model, Resolved, common, denoiser
 from qbench.recipe import Generation
 
 EXPORTS = True  # to ONNX, for engines
@@ -23,41 +23,16 @@ def resolve(pipeline: Any, model: Model, wanted: Generation) -> Resolved:
     config = denoiser(pipeline).config
     spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
     own = (config.sample_frames, config.sample_height * spatial, config.sample_width * spatial)
-    frames, height, width = (
-        asked or default
-        for asked, default in zip(
-            (wanted.frames, wanted.height, wanted.width), model.size or own, strict=True
-        )
-    )
-    check(wanted, spatial, temporal, config.patch_size)
-    kind = wanted.scheduler or model.scheduler
-    if kind:
-        from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
-        cls = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}[kind]
-        pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
-    return Resolved(
-        frames=frames,
-        height=height,
-        width=width,
-        steps=wanted.steps or model.steps,
-        guidance=model.guidance if wanted.guidance is None else wanted.guidance,
-        scheduler=type(pipeline.scheduler).__name__,
-        seed=wanted.seed,
-        text_tokens=config.max_text_seq_length,
-        surroundings=str(pipeline.vae.dtype).removeprefix("torch."),
-    )
+    check(wanted, spatial, temporal, config.patch_size)
+    schedulers = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
+    return common.resolved(pipeline, model, wanted, own, schedulers, config.max_text_seq_length)
 
 
 def check(wanted: Generation, spatial: int, temporal: int, patch: int) -> None:
     """Refuse sizes that the VAE and the patches cannot make. Raises InputError."""
-    step = spatial * patch
-    for name, value in (("height", wanted.height), ("width", wanted.width)):
-        if value and value % step:
-            near = max(step, round(value / step) * step)
-            raise InputError(
-                f"generation.{name}: {value} is not a multiple of {step}; the nearest is {near}"
-            )
+    common.check_sides(wanted, spatial * patch)
     frames = wanted.frames
     if frames and (frames - 1) % temporal:
         near = round((frames - 1) / temporal) * temporal + 1
@@ -87,7 +62,7 @@ def noise(pipeline: Any, run: Resolved, seed: int) -> torch.Tensor:
     if config.patch_size_t:
         frames += -frames % config.patch_size_t
     shape = (1, frames, config.in_channels, run.height // spatial, run.width // spatial)
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+    return common.seeded(shape, seed)
 
 
 @torch.no_grad()
@@ -100,9 +75,7 @@ def encode(pipeline: Any, run: Resolved, prompts: list[str]) -> tuple[Any, Any]:
     if pipeline.text_encoder is None:
         module = denoiser(pipeline)
         shape = (len(prompts), run.text_tokens, module.config.text_embed_dim)
-        device = pipeline._execution_device
-        made = [torch.randn(shape, device=device).to(module.dtype) for _ in range(2)]
-        return made[0], made[1] if guided else None
+        return common.any_embeddings(pipeline, module, shape, guided)
     positive, negative = pipeline.encode_prompt(
         prompts,
         do_classifier_free_guidance=guided,
@@ -134,19 +107,7 @@ def denoise(
             kwargs["latents"] = exchange(step, kwargs["latents"])
         return kwargs
 
-    positive, negative = embeddings
-    return pipeline(
-        prompt_embeds=positive,
-        negative_prompt_embeds=negative,
-        latents=latents.to(positive.device, positive.dtype),
-        num_frames=run.frames,
-        height=run.height,
-        width=run.width,
-        num_inference_steps=steps or run.steps,
-        guidance_scale=run.guidance,
-        callback_on_step_end=at_end,
-        output_type="latent",
-    ).frames
+    return common.loop(pipeline, run, embeddings, latents, steps, callback_on_step_end=at_end)
 
 
 @torch.no_grad()
@@ -154,7 +115,7 @@ def decode(pipeline: Any, run: Resolved, latents: torch.Tensor) -> torch.Tensor:
     """(batch, frames, 3, height, width) in [0, 1], float32, on the pipeline's device."""
     padding = latents.shape[1] - ((run.frames - 1) // pipeline.vae_scale_factor_temporal + 1)
     video = pipeline.decode_latents(latents[:, padding:].to(pipeline.vae.dtype))
-    return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+    return common.frames_of(video)
 
 
 def arguments(latents: Any, embeddings: Any, timestep: Any) -> tuple[Any, ...]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from qbench.errors import InputError, Unsupported
-from qbench.models import Model, Resolved, denoiser
+from qbench.errors import Unsupported
+from qbench.models import Model, Resolved, common, denoiser
 from qbench.recipe import Generation
 
 FRAMES, TOKENS = 16, 77
@@ -22,49 +22,19 @@ EXPORTS = False  # no engine is built of a UNet yet
 
 
 def resolve(pipeline: Any, model: Model, wanted: Generation) -> Resolved:
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
     scale = pipeline.vae_scale_factor
     side = denoiser(pipeline).config.sample_size * scale
-    check(wanted, scale)
-    frames, height, width = (
-        asked or default
-        for asked, default in zip(
-            (wanted.frames, wanted.height, wanted.width),
-            model.size or (FRAMES, side, side),
-            strict=True,
-        )
-    )
-    if wanted.scheduler:
-        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-
-        cls = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler}[wanted.scheduler]
-        pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
-    return Resolved(
-        frames=frames,
-        height=height,
-        width=width,
-        steps=wanted.steps or model.steps,
-        guidance=model.guidance if wanted.guidance is None else wanted.guidance,
-        scheduler=type(pipeline.scheduler).__name__,
-        seed=wanted.seed,
-        text_tokens=TOKENS,
-        surroundings=str(pipeline.vae.dtype).removeprefix("torch."),
-    )
-
-
-def check(wanted: Generation, scale: int) -> None:
-    """Refuse sizes that the VAE cannot make. Raises InputError."""
-    for name, value in (("height", wanted.height), ("width", wanted.width)):
-        if value and value % scale:
-            near = max(scale, round(value / scale) * scale)
-            raise InputError(
-                f"generation.{name}: {value} is not a multiple of {scale}; the nearest is {near}"
-            )
+    common.check_sides(wanted, scale)
+    schedulers = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler}
+    return common.resolved(pipeline, model, wanted, (FRAMES, side, side), schedulers, TOKENS)
 
 
 def check_folder(folder: Path, wanted: Generation) -> None:
-    """`check` from a folder's configuration alone, before anything is loaded."""
+    """Refuse sizes from a folder's configuration alone, before anything is loaded."""
     vae = json.loads((folder / "vae" / "config.json").read_text())
-    check(wanted, 2 ** (len(vae["block_out_channels"]) - 1))
+    common.check_sides(wanted, 2 ** (len(vae["block_out_channels"]) - 1))
 
 
 def noise(pipeline: Any, run: Resolved, seed: int) -> torch.Tensor:
@@ -72,7 +42,7 @@ def noise(pipeline: Any, run: Resolved, seed: int) -> torch.Tensor:
     scale = pipeline.vae_scale_factor
     channels = denoiser(pipeline).config.in_channels
     shape = (1, channels, run.frames, run.height // scale, run.width // scale)
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+    return common.seeded(shape, seed)
 
 
 @torch.no_grad()
@@ -82,11 +52,10 @@ def encode(pipeline: Any, run: Resolved, prompts: list[str]) -> tuple[Any, Any]:
     A pipeline with no text encoder (`weights: random`) gets noise of the right shape.
     """
     guided, module = run.guidance > 1, denoiser(pipeline)
-    device = pipeline._execution_device
     if pipeline.text_encoder is None:
         shape = (len(prompts), run.text_tokens, module.config.cross_attention_dim)
-        made = [torch.randn(shape, device=device).to(module.dtype) for _ in range(2)]
-        return made[0], made[1] if guided else None
+        return common.any_embeddings(pipeline, module, shape, guided)
+    device = pipeline._execution_device
     positive, negative = pipeline.encode_prompt(prompts, device, 1, guided)
     return positive.to(module.dtype), negative.to(module.dtype) if guided else None
 
@@ -116,37 +85,13 @@ def denoise(
         if exchange is not None:  # this pipeline's callback can only change them in place
             current.copy_(exchange(step, current))
 
-    positive, negative = embeddings
     # The pipeline casts embeddings to the dtype of its text encoder, if it sees one, though the
     # denoiser may have another.
     encoder, pipeline.text_encoder = pipeline.text_encoder, None
     try:
-        return _loop(pipeline, run, positive, negative, latents, at_end, steps)
+        return common.loop(pipeline, run, embeddings, latents, steps, callback=at_end)
     finally:
         pipeline.text_encoder = encoder
-
-
-def _loop(
-    pipeline: Any,
-    run: Resolved,
-    positive: Any,
-    negative: Any,
-    latents: torch.Tensor,
-    at_end: Callable[..., None],
-    steps: int | None,
-) -> torch.Tensor:
-    return pipeline(
-        prompt_embeds=positive,
-        negative_prompt_embeds=negative,
-        latents=latents.to(positive.device, positive.dtype),
-        num_frames=run.frames,
-        height=run.height,
-        width=run.width,
-        num_inference_steps=steps or run.steps,
-        guidance_scale=run.guidance,
-        callback=at_end,
-        output_type="latent",
-    ).frames
 
 
 @torch.no_grad()
@@ -157,7 +102,7 @@ def decode(pipeline: Any, run: Resolved, latents: torch.Tensor) -> torch.Tensor:
     one by one, which is what makes 24 frames of 576x1024 fit a small card.
     """
     video = pipeline.decode_latents(latents.to(pipeline.vae.dtype))
-    return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+    return common.frames_of(video)
 
 
 def repeated_blocks(module: Any) -> list[Any]:

@@ -12,7 +12,7 @@ def psnr(videos: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
     Both (batch, frames, 3, height, width) in [0, 1]. Returns (batch,), at most PSNR_CAP.
     """
-    _same_shape(videos, reference)
+    same_shape(videos, reference)
     error = (videos.double() - reference.double()).square().flatten(1).mean(1)
     return (-10 * torch.log10(error.clamp(min=10 ** (-PSNR_CAP / 10)))).float()
 
@@ -26,7 +26,7 @@ def ssim(videos: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    _same_shape(videos, reference)
+    same_shape(videos, reference)
     batch, frames = videos.shape[:2]
     score = structural_similarity_index_measure(
         videos.flatten(0, 1).float(),
@@ -43,12 +43,13 @@ def latent_error(latents: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
 
     Both (batch, ...). Returns (batch,).
     """
-    _same_shape(latents, reference)
+    same_shape(latents, reference)
     difference = (latents.double() - reference.double()).flatten(1).norm(dim=1)
     return (difference / reference.double().flatten(1).norm(dim=1)).float()
 
 
-def _same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
+def same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Raises ValueError where the two are no pair."""
     if a.shape != b.shape:
         raise ValueError(
             f"paired metrics need equal shapes, got {tuple(a.shape)}, {tuple(b.shape)}"

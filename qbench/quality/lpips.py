@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qbench.quality.fidelity import same_shape
+
 Net = Literal["alex", "vgg"]
 # (out, in, kernel, stride, padding) of each convolution, "pool", and "tap" after the ReLU of
 # every layer that is compared.
@@ -88,10 +90,7 @@ def lpips(network: LPIPS, videos: torch.Tensor, reference: torch.Tensor) -> torc
 
     Both (batch, frames, 3, height, width) in [0, 1], sides at least SMALLEST. Returns (batch,).
     """
-    if videos.shape != reference.shape:
-        raise ValueError(
-            f"paired metrics need equal shapes, got {tuple(videos.shape)}, {tuple(reference.shape)}"
-        )
+    same_shape(videos, reference)
     if min(videos.shape[-2:]) < SMALLEST[network.net]:
         raise ValueError(f"LPIPS ({network.net}) needs sides of {SMALLEST[network.net]} pixels")
     found = [network(x.float(), y.float()).mean() for x, y in zip(videos, reference, strict=True)]

@@ -28,10 +28,9 @@ class ErrorGrowth(BaseModel):
 
 def error_by_step(ours: torch.Tensor, reference: torch.Tensor) -> list[float]:
     """ours, reference: latents (steps, videos, ...). Returns one mean relative error a step."""
-    if ours.shape != reference.shape:
-        raise ValueError(
-            f"trajectories need equal shapes, got {tuple(ours.shape)}, {tuple(reference.shape)}"
-        )
+    from qbench.quality.fidelity import same_shape
+
+    same_shape(ours, reference)
     difference = (ours.double() - reference.double()).flatten(2).norm(dim=2)
     return (difference / reference.double().flatten(2).norm(dim=2)).mean(1).tolist()
 

@@ -169,7 +169,7 @@ def _as_a_set(quality: Quality, floor: Floor) -> dict[str, tuple[Verdict, str]]:
     ]
     null = quality.get("fvd_null")
     if seeds:
-        limit, named = SEED_FVD * max(seeds), "another seed's"
+        limit, named = SEED_FVD * max(seeds), f"{SEED_FVD:g} times another seed's"
     elif null is not None:
         limit, named = null.value, "that of two halves of the reference"
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +137,7 @@ def bytes_text(count: int | None) -> str:
 
 def markdown(ranking: Ranking) -> str:
     """The table as GitHub's Markdown; remarks stand below it."""
-    lines = ["| " + " | ".join(HEADERS) + " |", "|" + " --- |" * len(HEADERS)]
+    lines: list[Sequence[str]] = []
     remarks = []
     for row in rows(ranking):
         name, *rest = row.cells
@@ -145,10 +146,10 @@ def markdown(ranking: Ranking) -> str:
         cells = [name, *rest]
         if row.struck:
             cells = [f"~~{cell}~~" for cell in cells]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(cells)
         if row.remark:
             remarks.append(f"- `{name}` {row.status}: {row.remark}")
-    return "\n".join(lines + (["", *remarks] if remarks else []))
+    return "\n".join([_grid(HEADERS, lines), *(["", *remarks] if remarks else [])])
 
 
 def numbers(ranking: Ranking) -> list[dict[str, Any]]:
@@ -224,15 +225,20 @@ def _gauges(record: Record) -> dict[str, Any]:
     }
 
 
+def _grid(head: Sequence[str], rows: list[Sequence[str]]) -> str:
+    """A table in GitHub's Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
 def verdicts(ranking: Ranking) -> str:
     """Every verdict and what it rests on; empty where none was reached."""
-    lines = ["| variant | verdict | because |", "|" + " --- |" * 3]
-    for record in ranking.records:
-        if judged := ranking.judged.get(record.run):
-            lines.append(
-                f"| {label(record, ranking)} | {judged.text} | {judged.because or 'no loss'} |"
-            )
-    return "\n".join(lines) if len(lines) > 2 else ""
+    rows: list[Sequence[str]] = [
+        (label(record, ranking), judged.text, judged.because or "no loss")
+        for record in ranking.records
+        if (judged := ranking.judged.get(record.run))
+    ]
+    return _grid(("variant", "verdict", "because"), rows) if rows else ""
 
 
 def confusion(ranking: Ranking) -> str:
@@ -243,7 +249,7 @@ def confusion(ranking: Ranking) -> str:
         return ""
     alone = list(dict.fromkeys(name for r in planted for name in ranking.judged[r.run].alone))
     head = ["planted", "deserves", "got", *(f"{name} alone" for name in alone)]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows: list[Sequence[str]] = []
     for record in planted:
         judged, wanted = ranking.judged[record.run], record.recipe.expects
         got = judged.text if judged.verdict == wanted else f"**{judged.text}, wrong**"
@@ -251,8 +257,8 @@ def confusion(ranking: Ranking) -> str:
         for name in alone:
             said = judged.alone.get(name)
             cells.append(f"**{said}**" if said == wanted else said or MISSING)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return _grid(head, rows)
 
 
 def payback_videos(record: Record, ranking: Ranking) -> float | None:
@@ -295,7 +301,7 @@ def ladder(ranking: Ranking) -> str:
     rungs.sort(key=lambda r: -r.quality["psnr"].value)
     if len(rungs) < 2:
         return ""
-    lines = ["| variant | PSNR (95 %) | above the next by (paired, 95 %) | |", "|" + " --- |" * 4]
+    lines: list[Sequence[str]] = []
     for record, below in zip(rungs, [*rungs[1:], None], strict=True):
         metric = record.quality["psnr"]
         shown = f"{metric.value:.2f} dB"
@@ -310,5 +316,5 @@ def ladder(ranking: Ranking) -> str:
                 if gap.low is not None and gap.high is not None:
                     step += f" [{gap.low:.2f}, {gap.high:.2f}]"
                     verdict = "beyond noise" if gap.low > 0 or gap.high < 0 else "within noise"
-        lines.append(f"| {label(record, ranking)} | {shown} | {step} | {verdict} |")
-    return "\n".join(lines)
+        lines.append((label(record, ranking), shown, step, verdict))
+    return _grid(("variant", "PSNR (95 %)", "above the next by (paired, 95 %)", ""), lines)
