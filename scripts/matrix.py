@@ -81,7 +81,10 @@ PARTS = {
     ),
     "quality-2048": Part(
         "the protocol's number of videos, the reference and the main variants",
-        (*BUNDLED, "prompts.set=world-2048-v1", "prompts.count=2048", "quality.batch=256"),
+        (
+            *BUNDLED, "prompts.set=world-2048-v1", "prompts.count=2048", "quality.batch=256",
+            "quality.fvd.network=i3d",
+        ),
         (
             "fp32", "floor/seed", "floor/kernel", "fast", "fp8-dynamic", "bf16", "fast-cached",
             "int8-dynamic", "fp16", "int8", "ladder/int4", "floor/compiled",

@@ -184,3 +184,30 @@ def test_a_denoiser_in_fp8_throughout_stays_close() -> None:
     variants.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu")
     cogvideox.set_attention(module, fp8_attention.emulated)
     assert 0.003 < _error(_step(module), expected) < 0.06
+
+
+def test_pieces_of_a_linear_are_its_output_cut_and_share_no_memory() -> None:
+    """Views of one output would keep a fused projection alive through attention."""
+    layer = fp8_linear.Fp8Linear(torch.nn.Linear(64, 96).requires_grad_(False))
+    x = torch.randn(2, 40, 64)
+    pieces = torch.compile(lambda x: layer.pieces(x, 3), backend="eager", fullgraph=True)(x)
+    for piece, expected in zip(pieces, layer(x).chunk(3, -1), strict=True):
+        torch.testing.assert_close(piece, expected)
+    assert len({piece.untyped_storage().data_ptr() for piece in pieces}) == 3
+
+
+def test_attention_over_a_fused_fp8_projection_equals_the_unfused_one() -> None:
+    from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0
+
+    torch.manual_seed(0)
+    plain = Attention(
+        query_dim=64, dim_head=16, heads=4, qk_norm="layer_norm", bias=True, out_bias=True,
+        processor=CogVideoXAttnProcessor2_0(),
+    ).requires_grad_(False)  # fmt: skip
+    video, text = torch.randn(2, 30, 64), torch.randn(2, 6, 64)
+    expected = plain(video, encoder_hidden_states=text)
+    plain.fuse_projections()
+    fp8_linear.replace(plain, {"to_qkv"})
+    plain.set_processor(cogvideox.Processor(_exact))
+    for ours, theirs in zip(plain(video, encoder_hidden_states=text), expected, strict=True):
+        assert _error(ours, theirs) < 0.06  # FP8's own error

@@ -161,7 +161,9 @@ class Processor:
         text = encoder_hidden_states.size(1)
         both = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         if getattr(attn, "fused_projections", False):
-            q, k, v = attn.to_qkv(both).chunk(3, dim=-1)
+            qkv = attn.to_qkv
+            whole = not hasattr(qkv, "pieces")
+            q, k, v = qkv(both).chunk(3, dim=-1) if whole else qkv.pieces(both, 3)
         else:
             q, k, v = attn.to_q(both), attn.to_k(both), attn.to_v(both)
         q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in (q, k, v))

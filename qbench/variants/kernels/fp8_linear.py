@@ -45,6 +45,13 @@ class Fp8Linear(nn.Module):
             return functional.linear(x, weight, self.bias)
         return _linear(x, self.weight, self.scale, self.bias)
 
+    def pieces(self, x: torch.Tensor, count: int) -> list[torch.Tensor]:
+        """The output cut into `count` along its last axis, each a tensor of its own.
+
+        Views of one would keep all of it alive: query and key beside what they are normed to.
+        """
+        return _pieces(x, self.weight, self.scale, self.bias, count)
+
 
 class Fp8FeedForward(nn.Module):
     """linear, GELU (tanh), linear."""
@@ -125,6 +132,33 @@ def _(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@custom_op("qbench::fp8_pieces", mutates_args=())
+def _pieces(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    count: int,
+) -> list[torch.Tensor]:
+    codes, rows_scale = quantize_rows(x.flatten(0, -2))
+    biases = [None] * count if bias is None else bias.chunk(count)
+    parts = zip(weight.chunk(count), scale.chunk(count), biases, strict=True)
+    made = [product(codes, rows_scale, *part, x.dtype) for part in parts]
+    return [y.view(*x.shape[:-1], -1) for y in made]
+
+
+@_pieces.register_fake
+def _(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    count: int,
+) -> list[torch.Tensor]:
+    size = weight.shape[0] // count
+    return [x.new_empty(*x.shape[:-1], size) for _ in range(count)]
 
 
 @custom_op("qbench::fp8_feed_forward", mutates_args=())
