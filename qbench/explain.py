@@ -170,7 +170,7 @@ def _gains(record: Record, ranking: Ranking, profile: Profile) -> str:
 
 def _memory(record: Record) -> str:
     peaks = {
-        name: stage.peak.allocated_bytes or stage.peak.resident_bytes or 0
+        name: record.held_bytes(stage.peak) or 0
         for name, stage in record.stages.items()
         if name in LOWER
     }

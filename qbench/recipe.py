@@ -93,6 +93,11 @@ class Compile(Strict):
     scope: Literal["blocks", "model"] = "blocks"
     fullgraph: bool = False
 
+    @property
+    def captures_graphs(self) -> bool:
+        """Whether CUDA graphs are captured: they replay in memory that torch counts as free."""
+        return self.mode in ("reduce-overhead", "max-autotune")
+
 
 class Cache(Strict):
     """Reuse of what earlier denoise steps computed, by diffusers' hooks.

@@ -150,6 +150,17 @@ class Record(Strict):
                 peak = peak.larger(self.stages[name].peak)
         return peak
 
+    def held_bytes(self, peak: Peak) -> int | None:
+        """What of a peak a user needs: allocated on a GPU, resident on a CPU.
+
+        Where CUDA graphs were captured, what is reserved: their pool counts as free between
+        replays, so `allocated` leaves all activations out.
+        """
+        compiled = self.recipe.variant.compile
+        if compiled and compiled.captures_graphs and peak.reserved_bytes:
+            return peak.reserved_bytes
+        return peak.allocated_bytes or peak.resident_bytes
+
 
 def write(record: Record, folder: Path) -> Path:
     """Write atomically: a reader sees the old record or the new one, never half of it."""

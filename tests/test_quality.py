@@ -448,3 +448,34 @@ def test_real_clip_keeps_its_brightness_in_clip_preprocessing() -> None:
     top, left = ((n - side) // 2 for n in picture.shape[-2:])
     centre = picture[..., top : top + side, left : left + side]
     assert small.mean((2, 3)).squeeze() == pytest.approx(centre.mean((2, 3)).squeeze(), abs=0.01)
+
+
+def test_features_of_the_reference_are_computed_once_and_change_no_figure(tmp_path: Path) -> None:
+    """Kept beside its videos by network, protocol and prompts, and gone with the videos."""
+    prompts = ["a red star moves left on a navy background"] * 4
+    model, wanted = models.find("tiny-cogvideox"), Quality(batch=2, metrics=["fvd_reference"])
+    generator = torch.Generator().manual_seed(3)
+    folders = {name: tmp_path / name for name in ("reference", "variant")}
+    for folder in folders.values():
+        shape = (4, *GOOD)
+        Outputs(folder).add(0, torch.rand(shape, generator=generator), torch.zeros(4, 1))
+
+    def found(reference: str | None, name: str = "variant") -> dict[str, float]:
+        against = Outputs(folders[reference]) if reference else None
+        ours = Outputs(folders[name])
+        made = measure.measure(ours, against, prompts, GOOD, model, wanted, "cpu")
+        return {name: metric.value for name, metric in made.metrics.items()}
+
+    fresh = found("reference")
+    found(None, "reference")
+    assert len(list(folders["reference"].rglob("features/*"))) == 1
+    assert found("reference") == pytest.approx(fresh, rel=1e-9)
+    # They are read, not computed: features planted there are what is compared with.
+    [kept] = folders["reference"].rglob("features/*")
+    own = Outputs(folders["variant"]).features(kept.stem)["own"]
+    Outputs(folders["reference"]).keep_features(kept.stem, {"own": own})
+    assert found("reference")["fvd_reference"] == pytest.approx(0, abs=1e-6)
+    prompts[0] = "another prompt, another key"
+    assert found("reference") == pytest.approx(fresh, rel=1e-9)
+    Outputs(folders["reference"]).clear()
+    assert not list(folders["reference"].rglob("*.safetensors"))

@@ -76,6 +76,7 @@ def test_slower_is_said_as_plainly_as_faster(
         _variation(base, "quick", **_timed(1.0, 40)),
         _variation(base, "slow", **_timed(4.0, 40)),
         _variation(base, "same", **_timed(2.0, 40)),
+        _variation(base, "hardly", **_timed(2.018, 40)),
     )
     cells = {
         row.cells[0]: row.cells[tables.HEADERS.index("speed-up (95 %)")]
@@ -87,6 +88,8 @@ def test_slower_is_said_as_plainly_as_faster(
     assert cells["slow"].startswith("0.50x")
     assert cells["slow"].endswith("SLOWER")
     assert cells["same"].endswith("no difference")
+    assert "SLOWER" in cells["hardly"]
+    assert "1.00" not in cells["hardly"]  # or it would contradict itself
 
 
 def test_invalid_is_struck_through_and_on_no_front(

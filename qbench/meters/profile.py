@@ -18,7 +18,7 @@ CLASSES: tuple[tuple[Class, str], ...] = (
     (
         "products",
         r"gemm|nvjet|cutlass|cublas|xmma|wgmma|conv|addmm|\bbmm|::mm\b|_mm\b|matmul|linear|gemv"
-        r"|mkldnn|onednn|_dot_|splitk|int_mm",
+        r"|mkldnn|onednn|_dot_|splitk|int_mm|marlin|^triton_tem",
     ),
     ("movement", r"memcpy|memset|copy|::cat|^cat|contiguous|_to\b|::to$|clone|transpose|fill"),
     ("pointwise", r""),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from qbench.quality.statistics import Metric, summarise
+
+SMALL_WORLD = "valid for tiny-cogvideox only, not comparable with published scores"
 FRAMES = "frames in [0, 1]"
 PAIRED = "frames in [0, 1], the reference's of the same prompt and noise"
 
@@ -86,3 +89,15 @@ DERIVED: dict[str, About] = {
 
 def about(name: str) -> About:
     return METRICS.get(name) or DERIVED[name]
+
+
+def sampled(name: str, values: list[float], note: str = "") -> Metric:
+    """The figure of videos that each have one."""
+    summary = summarise(values)
+    return figure(name, summary.mean, note, summary=summary, samples=values)
+
+
+def figure(name: str, value: float, note: str, **more: Any) -> Metric:
+    """A figure with the catalogue's unit and direction."""
+    what = about(name)
+    return Metric(value=value, unit=what.unit, better=what.better, note=note, **more)

@@ -10,17 +10,15 @@ import torch
 
 from qbench import world
 from qbench.models import BUNDLED, Model
-from qbench.quality import features, fidelity, fvd, lpips, temporal, validity, weights
-from qbench.quality.catalogue import METRICS, about
-from qbench.quality.features import Extractor
+from qbench.quality import features, fidelity, lpips, temporal, validity, weights
+from qbench.quality.catalogue import METRICS, SMALL_WORLD, about, sampled
+from qbench.quality.distances import FRECHET, Distances
 from qbench.quality.outputs import Outputs
-from qbench.quality.statistics import Metric, summarise
+from qbench.quality.statistics import Metric
 from qbench.recipe import Quality
 
-SMALL_WORLD = "valid for tiny-cogvideox only, not comparable with published scores"
-RENDER_SEED = 4242
 PART = 2**25  # values of videos looked at together at most; a large video comes alone
-CLIP, FRECHET = ("clip_score", "clip_consistency"), ("fvd_reference", "kvd_reference")
+CLIP = ("clip_score", "clip_consistency")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,6 @@ def measure(
     """
     notes: list[str] = []
     checker = validity.Checker(expected)
-    compared = reference is not None
     meters: list[Meter] | None = None
     values = torch.Size(expected).numel()
     size = max(1, min(wanted.batch, PART // values))
@@ -83,7 +80,7 @@ def measure(
         checker.update(batch.frames, batch.latents, batch.reference_frames)
         if checker.measurable:
             if meters is None:  # networks are loaded once there is something to show them
-                made = _meters(prompts, compared, expected, model, wanted, device, notes)
+                made = _meters(prompts, outputs, reference, expected, model, wanted, device, notes)
                 meters = list(made)
             for meter in meters:
                 meter.update(batch)
@@ -121,7 +118,8 @@ def batches(
 
 def _meters(
     prompts: list[str],
-    compared: bool,
+    outputs: Outputs,
+    reference: Outputs | None,
     expected: tuple[int, ...],
     model: Model,
     wanted: Quality,
@@ -138,7 +136,7 @@ def _meters(
     for name in names:
         if why[name]:
             notes.append(f"{name}: {why[name]}")
-        elif compared or not about(name).against or name in FRECHET:
+        elif reference is not None or not about(name).against or name in FRECHET:
             usable.append(name)
     for name, compute in _per_video(wanted, device).items():
         if name in usable:
@@ -154,9 +152,8 @@ def _meters(
         yield Following(device)
     distances = [n for n in (*FRECHET, "fvd_rendered") if n in usable]
     if distances:
-        yield Distances(
-            distances, features.load(wanted.fvd, model, device), prompts, compared, model
-        )
+        extractor = features.load(wanted.fvd, model, device)
+        yield Distances(distances, extractor, prompts, outputs, reference, model)
 
 
 def _unfit(name: str, expected: tuple[int, ...], wanted: Quality, model: Model) -> str:
@@ -211,16 +208,6 @@ class PerVideo:
 
     def result(self) -> dict[str, Metric]:
         return {self.name: sampled(self.name, self.samples, self.note)}
-
-
-def sampled(name: str, values: list[float], note: str = "") -> Metric:
-    summary = summarise(values)
-    return _figure(name, summary.mean, note, summary=summary, samples=values)
-
-
-def _figure(name: str, value: float, note: str, **more: Any) -> Metric:
-    what = about(name)
-    return Metric(value=value, unit=what.unit, better=what.better, note=note, **more)
 
 
 class Clip:
@@ -299,81 +286,3 @@ class Following:
                 value=share, unit="share", better="higher", note=SMALL_WORLD
             )
         return found
-
-
-# Figures of sets of videos -----------------------------------------------------------------------
-
-
-class Distances:
-    """FVD and KVD to the reference and to rendered clips, with what two halves of one set give."""
-
-    def __init__(
-        self,
-        names: list[str],
-        extractor: Extractor,
-        prompts: list[str],
-        compared: bool,
-        model: Model,
-    ) -> None:
-        self._names, self._extractor, self._prompts = names, extractor, prompts
-        self._compared, self._world = compared, model.world
-        self._ours = _Features(extractor)
-        self._theirs = _Features(extractor)
-
-    def update(self, batch: Batch) -> None:
-        self._ours.update(batch.frames)
-        if batch.reference_frames is not None:
-            self._theirs.update(batch.reference_frames)
-
-    def result(self) -> dict[str, Metric]:
-        count = self._ours.moments.count
-        if count < 2:
-            return {}
-        note = f"{self._extractor.protocol}; {count} videos"
-        if count < fvd.FEW:
-            note += f", fewer than {fvd.FEW}: too few for its size to mean much"
-        note += f"; {SMALL_WORLD}" if self._world else ""
-        values: dict[str, float] = {}
-        if self._compared and "fvd_reference" in self._names:
-            values["fvd_reference"] = fvd.frechet_distance(self._ours.moments, self._theirs.moments)
-        if self._compared and "kvd_reference" in self._names:
-            values["kvd_reference"] = fvd.kernel_distance(self._ours.all(), self._theirs.all())
-        if count >= 4 and set(FRECHET) & set(self._names):
-            one, other = fvd.halves((self._theirs if self._compared else self._ours).all())
-            values["fvd_null"] = fvd.frechet_distance(fvd.moments(one), fvd.moments(other))
-            values["kvd_null"] = fvd.kernel_distance(one, other)
-        if "fvd_rendered" in self._names:
-            rendered = self._rendered()
-            if rendered.count >= 2:
-                values["fvd_rendered"] = fvd.frechet_distance(self._ours.moments, rendered)
-        return {name: _figure(name, value, note) for name, value in values.items()}
-
-    def _rendered(self) -> fvd.Moments:
-        """Of clips rendered for the same prompts, some at a time."""
-        known = [s for s in map(world.parse, self._prompts) if s is not None]
-        found = fvd.Moments(self._extractor.size)
-        jitters = world.jitter(len(known), RENDER_SEED)
-        for i in range(0, len(known), 64):
-            indices = torch.tensor([scene.indices() for scene in known[i : i + 64]])
-            clips = world.render(indices, jitters[i : i + 64])
-            found.update(self._extractor(clips.to(self._ours.device)))
-        return found
-
-
-class _Features:
-    """Features of videos as they come, and their moments."""
-
-    def __init__(self, extractor: Extractor) -> None:
-        self._extractor = extractor
-        self._parts: list[torch.Tensor] = []
-        self.moments = fvd.Moments(extractor.size)
-        self.device: torch.device | str = "cpu"
-
-    def update(self, frames: torch.Tensor) -> None:
-        self.device = frames.device
-        found = self._extractor(frames)
-        self._parts.append(found)
-        self.moments.update(found)
-
-    def all(self) -> torch.Tensor:
-        return torch.cat(self._parts)

@@ -58,11 +58,29 @@ class Outputs:
                 latents.append(file.get_slice("latents")[rows])
         return torch.cat(frames), torch.cat(latents)
 
+    def keep_features(self, key: str, features: dict[str, torch.Tensor]) -> None:
+        """Keep what a network saw in these videos; `key` names network, protocol and prompts."""
+        from safetensors.torch import save_file
+
+        path = self._features(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in features.items()}, path)
+
+    def features(self, key: str) -> dict[str, torch.Tensor]:
+        """What was kept under this key, empty where nothing was."""
+        from safetensors.torch import load_file
+
+        path = self._features(key)
+        return load_file(path) if path.is_file() else {}
+
     def clear(self) -> None:
         """Remove what an earlier run of the same recipe left."""
-        for path in self._folder.glob("*.safetensors"):
+        for path in self._folder.rglob("*.safetensors"):
             path.unlink()
         self._count.clear()
+
+    def _features(self, key: str) -> Path:
+        return self._folder / "features" / f"{key}.safetensors"
 
     def _path(self, first: int, count: int) -> Path:
         return self._folder / f"{first:05d}-{count}.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ KINDS: dict[Class, tuple[str, str]] = {
     "movement": ("memory movement", GREY),
 }
 LABELLED, BARS = 40, 30  # points that get a name; bars that fit on a page
+LONGEST = 2.5  # bars past so many times the median are cut, and say how long they are
 
 
 def draw(ranking: Ranking, out: Path, suffix: str, only: str | None = None) -> list[Path]:
@@ -221,6 +223,7 @@ def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         ]
         axes.barh(names, widths, left=start, color=colour, label=stage)
         start = [a + b for a, b in zip(start, widths, strict=True)]
+    _cut(axes, start, tables.time_text)
     unit = shown[0].recipe.measure.unit
     _finish(axes, "Latency by stage", f"seconds a {unit} (median of each stage)", sound)
     return figure
@@ -239,8 +242,10 @@ def _work(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         widths = [profiles[r.run].seconds()[kind] * 1000 for r in shown]
         axes.barh(names, widths, left=start, color=colour, label=text)
         start = [a + b for a, b in zip(start, widths, strict=True)]
-    for i, record in enumerate(shown):
-        axes.plot(2 * [(record.step_seconds() or 0.0) * 1000], [i - 0.4, i + 0.4], color="black")
+    measured = [(record.step_seconds() or 0.0) * 1000 for record in shown]
+    for i, length in enumerate(measured):
+        axes.plot(2 * [length], [i - 0.4, i + 0.4], color="black")
+    _cut(axes, measured, lambda length: tables.time_text(length / 1000))
     _finish(axes, "Where a step goes", "ms of kernels (black: the measured step)", sound)
     return figure
 
@@ -264,15 +269,21 @@ def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     names = [label(r, ranking) for r in shown]
     figure, axes = _bars(plt, names)
     for offset, (stage, colour) in zip((-0.27, 0.0, 0.27), STAGES.items(), strict=True):
-        peaks = [r.stages[stage].peak if stage in r.stages else None for r in shown]
-        sizes = [(p.allocated_bytes or p.resident_bytes or 0) / 2**30 if p else 0 for p in peaks]
+        stages = [(r, r.stages.get(stage)) for r in shown]
+        sizes = [((s and r.held_bytes(s.peak)) or 0) / 2**30 for r, s in stages]
         places = [i + offset for i in range(len(shown))]
         axes.barh(places, sizes, height=0.25, color=colour, label=stage)
     axes.set_yticks(range(len(shown)), names)
     gpu = shown[0].environment.device == "cuda"
-    what = "allocated by torch; engines' own not in it" if gpu else "resident set of the process"
+    own = "reserved where CUDA graphs are" if _graphs(shown) else "engines' own not in it"
+    what = f"allocated by torch; {own}" if gpu else "resident set of the process"
     _finish(axes, "Memory by stage", f"peak memory, GiB ({what})", sound)
     return figure
+
+
+def _graphs(shown: list[Record]) -> bool:
+    compiled = [record.recipe.variant.compile for record in shown]
+    return any(one.captures_graphs for one in compiled if one)
 
 
 def _size(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
@@ -289,12 +300,26 @@ def _size(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     return figure
 
 
+def _cut(axes: Any, lengths: list[float], text: Callable[[float], str]) -> None:
+    """End the axis where a few long bars would leave the others no room."""
+    import statistics
+
+    end = LONGEST * statistics.median(lengths)
+    if max(lengths) <= end:
+        return
+    axes.set_xlim(0, end)
+    for i, length in enumerate(lengths):
+        if length > end:
+            axes.text(end * 0.99, i, f"{text(length)} →", ha="right", va="center", color="white")
+
+
 def _finish(axes: Any, title: str, xlabel: str, sound: list[Record]) -> None:
     """First row on top, title, and a legend above the bars where they have several meanings."""
     axes.invert_yaxis()
     axes.set_xlabel(xlabel)
     cut = "" if len(sound) <= BARS else f" (the {BARS} fastest of {len(sound)})"
-    axes.set_title(title + cut)
+    place = axes.get_position()  # the title from the page's left, clear of the legend
+    axes.set_title(title + cut, x=(0.012 - place.x0) / place.width)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(
             frameon=False,

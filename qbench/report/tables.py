@@ -77,7 +77,7 @@ def _row(record: Record, ranking: Ranking) -> Row:
     cells = (
         name,
         f"{video:.3g} s" if video else MISSING,
-        f"{step * 1000:.3g} ms" if step else MISSING,
+        time_text(step) if step else MISSING,
         f"{share:.0%}" if share else MISSING,
         _speed(record, ranking),
         _peak(record),
@@ -102,7 +102,11 @@ def _speed(record: Record, ranking: Ranking) -> str:
     samples = record.latency or record.step
     if samples is not None and samples.n < FEW:
         return f"{ratio.value:.2f}x (n = {samples.n})"  # too few to say how sure that is
-    text = f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+    ends, digits = (ratio.value, ratio.low, ratio.high), 2
+    while ratio.clear and digits < 5 and any(float(f"{end:.{digits}f}") == 1 for end in ends):
+        digits += 1  # "1.00x SLOWER" would contradict itself
+    value, low, high = (f"{end:.{digits}f}" for end in ends)
+    text = f"{value}x [{low}, {high}]"
     if not ratio.clear:
         return f"{text} no difference"
     return f"{text} {'faster' if ratio.value > 1 else 'SLOWER'}"
@@ -114,14 +118,20 @@ def _quality(record: Record, name: str, form: str) -> str:
 
 
 def _peak(record: Record) -> str:
-    """What a user needs for a video: allocated on a GPU, resident on a CPU.
+    """What a user needs for a video, and which of torch's figures it is where not the usual one.
 
     An engine allocates past torch, so on a GPU only the driver's figure of the process holds it.
     """
     peak = record.peak()
     if record.environment.device == "cuda" and record.recipe.variant.engine:
         return f"{bytes_text(peak.driver_bytes)} (process)" if peak.driver_bytes else MISSING
-    return bytes_text(peak.allocated_bytes or peak.resident_bytes)
+    held = record.held_bytes(peak)
+    reserved = peak.reserved_bytes is not None and held == peak.reserved_bytes
+    return bytes_text(held) + (" (reserved)" if reserved else "")
+
+
+def time_text(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def bytes_text(count: int | None) -> str:

@@ -56,7 +56,12 @@ def _fp8() -> Kernel:
 
 
 def _xformers() -> Kernel:
-    from xformers.ops import memory_efficient_attention
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError as error:  # a part of it, or one built for another torch
+        raise Unsupported(
+            f"xformers is not installed whole: {error}; pip install --force-reinstall xformers"
+        ) from error
 
     return _opaque("xformers", lambda q, k, v: memory_efficient_attention(q, k, v))
 
