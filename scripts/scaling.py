@@ -1,19 +1,22 @@
 """How the cost of a denoise step grows with frames and resolution, against its FLOP.
 
-    python scripts/scaling.py OUT_FOLDER
+    python -m scripts.scaling OUT_FOLDER [--chart]
 
 Writes scaling.json: for each size and variant the FLOP of a step and its times. CogVideoX-2B at
 true size with random weights; eager, since compiling for a dozen sizes would take longer than all
-the measuring. Needs an NVIDIA GPU; sizes that do not fit are noted as such.
+the measuring. Needs an NVIDIA GPU; sizes that do not fit are noted as such. `--chart` draws what
+is in OUT_FOLDER already, beside the FLOP model fitted to it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from qbench.meters import environment, work
@@ -84,8 +87,67 @@ def measure(frames: int, height: int, width: int, name: str) -> dict[str, Any]:
     }
 
 
+def fit(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds a FLOP of products and of attention (neither below 0), and each size's seconds.
+
+    Pointwise work grows with the tokens as products do, so it is in their rate.
+    """
+    from scipy.optimize import nnls
+
+    taken = np.array([statistics.median(row["step_s"]) for row in rows])
+    flop = np.array([[row["product_flop"], row["attention_flop"]] for row in rows])
+    # Relative errors count, or the largest size alone would decide.
+    rates, _ = nnls(flop / taken[:, None], np.ones(len(rows)))
+    return rates, flop @ rates
+
+
+def chart(folder: Path) -> None:
+    """scaling.png beside scaling.json, and how well the FLOP model fits, on standard output."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    facts = json.loads((folder / "scaling.json").read_text())
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    for name, colour in zip(VARIANTS, ("#0072B2", "#D55E00"), strict=True):
+        rows = [r for r in facts["rows"] if r["variant"] == name and "step_s" in r]
+        rows.sort(key=lambda row: row["tokens"])
+        rates, model = fit(rows)
+        tokens = [row["tokens"] for row in rows]
+        taken = np.array([statistics.median(row["step_s"]) for row in rows])
+        off = np.abs(model / taken - 1).max()
+        print(
+            f"{name}: products and what goes with them {1e-12 / rates[0]:.0f} TFLOP/s, "
+            f"attention {1e-12 / rates[1]:.0f}; at most {off:.1%} off at {len(rows)} sizes"
+        )
+        axes.plot(tokens, taken * 1000, "o", color=colour, label=f"{name}, measured")
+        axes.plot(tokens, model * 1000, color=colour, label=f"{name}, FLOP model")
+        for row, seconds in zip(rows, taken, strict=True):
+            if name == "bf16":
+                text = f"{row['frames']}x{row['height']}x{row['width']}"
+                axes.annotate(
+                    text, (row["tokens"], seconds * 1000), fontsize=7, ha="right", va="bottom"
+                )
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("ms a denoise step (eager, batch 2)")
+    axes.set_title(f"CogVideoX-2B on {facts['environment']['device_name']}", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    axes.set_ylim(bottom=0)
+    figure.savefig(folder / "scaling.png", dpi=120)
+
+
 def main() -> None:
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--chart", action="store_true")
+    args = parser.parse_args()
+    if args.chart:
+        chart(args.out)
+        return
+    out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     facts = {"environment": environment.read("cuda").model_dump(), "rows": rows}

@@ -70,6 +70,8 @@ def test_ceilings_are_measured_once_and_kept(tmp_path: Path) -> None:
     ("name", "kind"),
     [
         ("nvjet_sm90_tst_128x256_64x4_1x2_h_bz_coopA_TNT", "products"),
+        ("void fp8_marlin::Marlin<__nv_bfloat16, 8, 128, 4, 8, 4, 4, -1>(int4 const*)", "products"),
+        ("triton_tem_fused__scaled_mm_3", "products"),
         ("aten::addmm", "products"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob", "attention"),
         ("void pytorch_flash::flash_fwd_kernel<...>", "attention"),
