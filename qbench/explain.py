@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from qbench.records import Record
     from qbench.report import Ranking
 
+STREAM = "memory.offload: group, which streams the blocks"
 LOWER = {
     "text_encode": "memory.offload: model keeps the text encoder off the GPU but for its own stage",
-    "denoise": "FP8 or INT8 weights, or memory.offload: group, which streams the blocks",
+    "denoise": f"FP8 or INT8 weights, or {STREAM}",
     "decode": "memory.vae_tiling: true decodes in tiles",
 }
 
@@ -56,7 +57,7 @@ def _failure(record: Record) -> str:
     needed = record.facts.get("needed_bytes")
     if needed:
         text += f"; it needed {needed / 2**30:.1f} GiB at once"
-    lower = LOWER.get(record.stage)
+    lower = _lower(record, record.stage)
     return f"{text}. {record.reason}." + (f" What lowers it: {lower}." if lower else "")
 
 
@@ -183,7 +184,21 @@ def _memory(record: Record) -> str:
         text += f"; the denoiser's weights are {record.weights_bytes / 2**30:.3g} GiB of it"
     if record.environment.device == "cpu":
         return text + ". On a CPU this is the whole process, its libraries included."
-    return f"{text}. What lowers it: {LOWER[top]}."
+    lower = _lower(record, top)
+    return f"{text}. What lowers it: {lower}." if lower else f"{text}."
+
+
+def _lower(record: Record, stage: str) -> str:
+    """What would lower this stage's peak and is not in the recipe yet; empty where all is."""
+    variant = record.recipe.variant
+    if stage == "denoise" and variant.quantize:
+        return "" if variant.memory.offload == "group" else STREAM
+    done = {
+        "text_encode": variant.memory.offload is not None,
+        "denoise": variant.memory.offload == "group",
+        "decode": variant.memory.vae_tiling,
+    }
+    return "" if done.get(stage) else LOWER.get(stage, "")
 
 
 def _payback(record: Record, ranking: Ranking) -> str:

@@ -1,11 +1,12 @@
 """The published matrices, part by part, within a time limit; what is complete is not run again.
 
-    python -m scripts.matrix PART [--out FOLDER] [--limit 540] [--device cuda] [--dry]
+    python -m scripts.matrix PART [--out FOLDER] [--limit 540] [--shard 1/2] [--device cuda] [--dry]
 
 Parts are below. After `--limit` seconds the sweep is stopped as Ctrl-C does: the run under way
 leaves an `interrupted` record, finished ones stay, and the same command goes on where it stopped.
 Recipes stand in the order of interest. `python -m scripts.publish` makes of the runs what
-results/published/ holds.
+results/published/ holds. `--shard` takes every n-th recipe, for a part whose latency nobody reads:
+start one on each GPU (CUDA_VISIBLE_DEVICES), each into a FOLDER of its own, then publish both.
 """
 
 from __future__ import annotations
@@ -98,13 +99,21 @@ PARTS = {
 }  # fmt: skip
 
 
-def command(part: Part, out: Path, device: str) -> list[str]:
+def command(part: Part, out: Path, device: str, shard: tuple[int, int] = (1, 1)) -> list[str]:
     settings = [f"--set={setting}" for setting in part.settings]
-    named = [RECIPES / name for name in part.recipes]
+    reference, *others = part.recipes
+    named = [RECIPES / name for name in (reference, *others[shard[0] - 1 :: shard[1]])]
     files = [path.with_name(f"{path.name}.yaml") for path in named]
     paths = [str(a if a.is_file() else b) for a, b in zip(files, named, strict=True)]
     words = [f"--out={out}", f"--device={device}", "--quiet"]
     return [sys.executable, "-m", "qbench", "run", *paths, *settings, *words]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    one, _, of = text.partition("/")
+    if not (one.isdigit() and of.isdigit() and 1 <= int(one) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shard such as 1/2")
+    return int(one), int(of)
 
 
 def main() -> None:
@@ -114,10 +123,12 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--limit", type=float, default=0.0, help="seconds; 0 is none")
+    parser.add_argument("--shard", type=_shard, default=(1, 1), help="such as 1/2")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dry", action="store_true", help="only print the command")
     args = parser.parse_args()
-    words = command(PARTS[args.part], args.out or Path("results/runs") / args.part, args.device)
+    out = args.out or Path("results/runs") / args.part
+    words = command(PARTS[args.part], out, args.device, args.shard)
     if args.dry:
         print(" ".join(words))
         return

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import qbench
+from conftest import ROOT, qbench
 
-from qbench import records
+from qbench import explain, records
 from qbench.explain import bound
 from qbench.meters import ceilings, profile, work
 from qbench.meters.ceilings import Ceilings
@@ -170,3 +170,16 @@ def test_records_of_the_first_schema_are_still_read(finished: Path, tmp_path: Pa
     path.write_text(json.dumps(facts | {"schema_version": records.SCHEMA + 1}))
     with pytest.raises(records.Unreadable, match="this qbench reads 1, 2, 3"):
         records.read(path)
+
+
+def test_what_lowers_memory_names_nothing_that_the_recipe_has_already() -> None:
+    runs = ROOT / "results/published/h200"
+
+    def last_of(pattern: str) -> str:
+        [folder] = runs.glob(pattern)
+        return next(t for t in explain.explain(folder)[0] if t.startswith("Memory peaks"))
+
+    assert "FP8 or INT8 weights" in last_of("steps/runs/bf16-*")
+    assert last_of("steps/runs/fast-*").endswith("What lowers it: " + explain.STREAM + ".")
+    assert last_of("videos/runs/bf16-*").endswith("decodes in tiles.")
+    assert "What lowers" not in last_of("videos/runs/tiling-*").partition("decode")[2]
