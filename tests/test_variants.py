@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,17 @@ def test_tracked_engine_matches_and_a_wrong_one_is_refused(tmp_path: Path) -> No
     small = onnxruntime.load(module, onnxruntime.quantize(path))
     assert small.stored_bytes < engine.stored_bytes / 3
     assert parity(module, small, inputs, exact=False)["parity_relative_error"] < 0.1
+
+
+def test_lock_of_a_killed_build_is_forgotten_and_that_of_a_running_one_is_kept(
+    tmp_path: Path,
+) -> None:
+    """optimum-quanto waits on it for ever: a sweep stood still for hours."""
+    stale, fresh = (tmp_path / name / "build" / "lock" for name in ("cpp", "mps"))
+    for lock in (stale, fresh):
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    os.utime(stale, (0, 0))
+    quantization.forget_stale_locks(tmp_path)
+    assert not stale.exists()
+    assert fresh.exists()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 from qbench.errors import InputError, Unsupported
 from qbench.recipe import Quantize
+
+STALE_S = 900  # a build takes about a minute
 
 
 def apply(module: Any, wanted: Quantize) -> dict[str, Any]:
@@ -72,6 +76,7 @@ def _quanto(module: Any, wanted: Quantize, chosen: set[str]) -> None:
         raise Unsupported(
             "optimum-quanto is not installed: pip install 'qbench[quanto]'"
         ) from error
+    forget_stale_locks(Path(quanto.__file__).parent / "library" / "extensions")
     weights = {
         "int8_weight_only": quanto.qint8,
         "int4_weight_only": quanto.qint4,
@@ -80,6 +85,16 @@ def _quanto(module: Any, wanted: Quantize, chosen: set[str]) -> None:
     }[wanted.scheme]
     quanto.quantize(module, weights=weights, include=sorted(chosen))
     quanto.freeze(module)
+
+
+def forget_stale_locks(folder: Path) -> None:
+    """Remove what builds that were killed have left below `folder`.
+
+    optimum-quanto compiles helpers at first use, and waits for ever where a build's lock is left.
+    """
+    for lock in folder.glob("*/build/lock"):
+        if time.time() - lock.stat().st_mtime > STALE_S:
+            lock.unlink(missing_ok=True)
 
 
 def _qbench(module: Any, _: Quantize, chosen: set[str]) -> None:
