@@ -122,7 +122,9 @@ class Run:
         if variant.quantize and "work" in self.facts:
             linears = set(quantization.chosen(models.denoiser(self.pipeline), variant.quantize))
             self.facts["facts"]["quantized_flop_share"] = self.work.share(linears)
-        self.facts["facts"] |= variants.apply(self.pipeline, variant, self.device)
+        self.facts["facts"] |= variants.apply(
+            self.pipeline, variant, self.device, self.generation.steps
+        )
         gc.collect()
         self.leave("quantize")
 

@@ -49,6 +49,11 @@ PARTS = {
             "int8-quanto", "ladder/fp8-quanto", "ladder/int4-quanto", "attention/math", "fp32",
         ),
     ),
+    "kernels": Part(
+        "attention kernels whose packages are large, beside ours; a sitting of their own",
+        STEP,
+        ("bf16", "attention/flash-4", "attention/xformers", "attention/flash-3", "fast"),
+    ),
     "peers": Part(
         "others' recipes beside ours; their first call takes minutes, so run nothing beside it",
         (*STEP, "measure.timeout_s=3000"),
@@ -59,7 +64,7 @@ PARTS = {
         VIDEO,
         (
             "bf16", "fast", "fast-cached", "fp8-dynamic", "int8-dynamic", "int8",
-            "offload/tiling", "cache/half-steps",
+            "offload/tiling", "cache/half-steps", "attention/flash-3-compile",
         ),
     ),
     "memory": Part(
@@ -77,7 +82,12 @@ PARTS = {
             "fp32", "floor/seed", "floor/kernel", "floor/compiled", "bf16", "fast", "fp8-dynamic",
             "int8-dynamic", "attention/fp8", "fast-cached", "compile", "cache/taylorseer",
             "cache/pab", "cache/faster", "cache/first-block", "cache/half-steps", "fp16", "int8",
-            "fp8", "fp8-tensor", "attention/flash-3-compile", "ladder/int4", "ladder/int2",
+            "fp8", "fp8-tensor", "ladder/int4", "ladder/int2", "attention/sage",
+            "attention/cudnn", "attention/flash", "attention/efficient", "attention/math",
+            "int8-quanto", "ladder/fp8-quanto", "ladder/int4-quanto", "compile/compile-model",
+            "attention/flash-3", "attention/flash-3-compile", "attention/flash-3-fp8",
+            "attention/xformers", "attention/flash-4",
+            "peers/diffusers-torchao",
         ),
     ),
     "quality-2048": Part(

@@ -31,7 +31,7 @@ def _prepared(cache: dict[str, Any] | None) -> tuple[Any, Any, list[int]]:
     calls = [0]
     last = models.denoiser(pipeline).transformer_blocks[-1].attn1.to_out[0]
     last.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
-    variants.apply(pipeline, Variant.model_validate({"cache": cache}), "cpu")
+    variants.apply(pipeline, Variant.model_validate({"cache": cache}), "cpu", STEPS)
     return pipeline, run, calls
 
 
@@ -39,8 +39,10 @@ def _prepared(cache: dict[str, Any] | None) -> tuple[Any, Any, list[int]]:
     ("cache", "most_calls", "least_psnr"),
     [
         ({"kind": "taylorseer", "interval": 2}, 7, 20),
+        ({"kind": "taylorseer", "interval": 2, "start": 0.6}, 8, 30),
         ({"kind": "first_block", "threshold": 0.5}, 8, 20),
         ({"kind": "pab", "interval": 2}, 8, 20),
+        ({"kind": "pab", "interval": 2, "start": 0.6}, 9, 25),
         ({"kind": "faster", "interval": 2}, 9, 12),
     ],
 )
@@ -80,6 +82,37 @@ def test_a_cache_takes_its_own_field_alone(tmp_path: Any) -> None:
         load(path)
 
 
+@pytest.mark.parametrize("kind", ["taylorseer", "pab", "faster"])
+def test_what_comes_before_the_start_is_computed(kind: str) -> None:
+    """Of ten steps the first six are as without a cache, to the last bit; a later one is not."""
+    latents = []
+    for cache in (None, {"kind": kind, "interval": 2, "start": 0.6}):
+        pipeline, run, _ = _prepared(cache)
+        seen: list[torch.Tensor] = []
+        models.denoiser(pipeline).proj_out.register_forward_hook(
+            lambda _, given, out, seen=seen: seen.append(out.clone())
+        )
+        _video(pipeline, run)
+        latents.append(seen)
+    plain, cached = latents
+    assert all(torch.equal(a, b) for a, b in zip(plain[:6], cached[:6], strict=True))
+    assert len(cached) < len(plain) or not torch.equal(plain[-1], cached[-1])
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("cache: {kind: first_block, threshold: 0.2, start: 0.5}", "no such field"),
+        ("cache: {kind: pab, interval: 2, start: 0.5}\nmeasure: {unit: step}", "whole videos"),
+    ],
+)
+def test_a_start_that_cannot_be_kept_is_refused(lines: str, message: str, tmp_path: Any) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(f"variant:\n  {lines}\n")
+    with pytest.raises(InputError, match=message):
+        load(path)
+
+
 def test_inner_caches_do_not_go_with_compiled_blocks() -> None:
     machine = support.Machine("cuda", (9, 0), frozenset(support.PACKAGES))
     for kind, fits in (("pab", False), ("faster", False), ("taylorseer", True)):
@@ -95,7 +128,9 @@ def test_tiles_of_a_small_vae_add_up_to_the_frame() -> None:
     latents = latents.to(pipeline.vae.dtype)
     with torch.no_grad():
         whole = pipeline.vae.decode(latents).sample
-        variants.apply(pipeline, Variant.model_validate({"memory": {"vae_tiling": True}}), "cpu")
+        variants.apply(
+            pipeline, Variant.model_validate({"memory": {"vae_tiling": True}}), "cpu", STEPS
+        )
         tiled = pipeline.vae.decode(latents).sample
     assert tiled.shape == whole.shape
     assert not torch.equal(tiled, whole)

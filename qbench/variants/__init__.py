@@ -7,9 +7,10 @@ from typing import Any
 from qbench.recipe import Variant
 
 
-def apply(pipeline: Any, variant: Variant, device: str) -> dict[str, Any]:
+def apply(pipeline: Any, variant: Variant, device: str, steps: int) -> dict[str, Any]:
     """All that does not need the compiler to run, in place. Compiling itself happens at first use.
 
+    `steps` is how many denoise steps a video takes, which a cache may count from.
     Returns facts for the record, such as the share of parameters that was quantized.
     """
     from qbench.models import denoiser
@@ -28,7 +29,7 @@ def apply(pipeline: Any, variant: Variant, device: str) -> dict[str, Any]:
     if variant.compile:
         compilation.apply(pipeline, variant.compile, cached=variant.cache is not None)
     if variant.cache:
-        caching.apply(pipeline, variant.cache)
+        caching.apply(pipeline, variant.cache, steps)
     memory.apply(pipeline, variant.memory, device)
     return facts
 
