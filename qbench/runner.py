@@ -67,6 +67,7 @@ class Run:
         from qbench import models, prompts
         from qbench.meters.latency import Clock
         from qbench.meters.memory import PeakMeter
+        from qbench.models import common
 
         self.enter("load")
         self._limit_memory()
@@ -83,6 +84,8 @@ class Run:
         self._count_work()
         if weights == "random":
             self.facts["notes"].append(RANDOM_NOTE)
+        elif uneven := common.uneven(self.pipeline, self.generation.steps):
+            self.facts["notes"].append(uneven)
         if self.recipe.measure.unit == "step":
             self.facts["notes"].append(STEPS_NOTE)
         self.leave("load")

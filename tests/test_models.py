@@ -104,6 +104,26 @@ def test_noise_depends_on_the_seed_alone(pipeline: object) -> None:
     assert not torch.equal(a, c)
 
 
+def test_numbers_of_steps_that_leave_noise_in_the_video_are_noted(pipeline: object) -> None:
+    """Against a denoiser that is never wrong: what is not the video in the end is leftover."""
+    from qbench.models import common
+
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    video, start = torch.randn(2, 4096, generator=torch.Generator().manual_seed(0))
+    for steps in (10, 15, 20, 25, 30, 50):
+        scheduler.set_timesteps(steps)
+        latents = start
+        for t in scheduler.timesteps:
+            signal = scheduler.alphas_cumprod[t] ** 0.5
+            spread = (1 - signal**2) ** 0.5
+            noise = (latents - signal * video) / spread
+            latents = scheduler.step(signal * noise - spread * video, t, latents).prev_sample
+        left = float((latents - video).std())
+        note = common.uneven(pipeline, steps)
+        assert (note is not None) == (left > 1e-3)
+        assert note is None or note.endswith("divides them is 20")
+
+
 @pytest.mark.parametrize(
     ("wanted", "hint"),
     [({"frames": 16}, "nearest is 17"), ({"height": 70}, "not a multiple of 16")],

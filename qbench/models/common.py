@@ -55,6 +55,24 @@ def resolved(
     )
 
 
+def uneven(pipeline: Any, steps: int) -> str | None:
+    """A sentence where diffusers' scheduler leaves noise in the video at this number of steps.
+
+    With 'trailing' spacing its timesteps lie total/steps apart, but each step goes down by the
+    whole part of that: of 1000, 15 steps lie 66.7 apart, go down by 66, and the last ends above 0.
+    """
+    config = pipeline.scheduler.config
+    total = config.num_train_timesteps
+    if config.get("timestep_spacing") != "trailing" or round(total / steps) <= total // steps:
+        return None
+    divisors = (n for n in range(total, 0, -1) if total % n == 0)
+    near = min(divisors, key=lambda n: abs(n - steps))  # of two alike the larger
+    return (
+        f"generation.steps: at {steps} steps of {total} timesteps diffusers' scheduler ends before "
+        f"the last and leaves noise in the video; the nearest number that divides them is {near}"
+    )
+
+
 def seeded(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Noise made on the CPU from one seed, so that it is the same on every device."""
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
