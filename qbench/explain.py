@@ -138,8 +138,7 @@ def bound(profile: Profile, reference: Record, variant: Variant, share: float) -
         seconds["pointwise"] = seconds["movement"] = 0.0
     after = sum(seconds.values())
     if variant.cache and variant.cache.interval:
-        full = variant.cache.start or 0.0
-        after *= full + (1 - full) / variant.cache.interval
+        after /= variant.cache.interval
     return before / after if after else None
 
 

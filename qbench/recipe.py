@@ -104,14 +104,12 @@ class Cache(Strict):
 
     `taylorseer` and `pab` compute every `interval`-th step in full; `first_block` skips a step
     where the first block's residual moved by less than `threshold`; `faster` also predicts the
-    unconditional half of the batch. `start` is the share of a video's steps that are computed in
-    full before any is reused: the early ones decide what is seen. Null is each method's own.
+    unconditional half of the batch. All but `first_block` compute the last step in full.
     """
 
     kind: Literal["first_block", "pab", "faster", "taylorseer"]
     interval: Annotated[int, Field(ge=2, le=100)] | None = None
     threshold: Annotated[float, Field(gt=0, le=10)] | None = None
-    start: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _own_field(self) -> Cache:
@@ -122,8 +120,6 @@ class Cache(Strict):
             raise ValueError(f"@kind: {self.kind} needs a field '{needed}'")
         if getattr(self, other) is not None:
             raise ValueError(f"@{other}: {self.kind} has no such field; it has '{needed}'")
-        if self.kind == "first_block" and self.start is not None:
-            raise ValueError("@start: first_block has no such field; its threshold decides alone")
         return self
 
 
@@ -291,16 +287,6 @@ class Recipe(Strict):
                 f"{name!r} is not a plain name: letters, digits, '.', '_', '+' and '-', no path"
             )
         return name
-
-    @model_validator(mode="after")
-    def _whole_videos(self) -> Recipe:
-        cache = self.variant.cache
-        if cache and cache.start is not None and self.measure.unit == "step":
-            raise ValueError(
-                "@measure: some steps after warm-up say nothing of a cache that starts later; "
-                "measure whole videos, unit: video"
-            )
-        return self
 
     @property
     def is_reference(self) -> bool:

@@ -63,7 +63,8 @@ PARTS = {
         "whole videos of 50 steps and the decode, one after the first call",
         VIDEO,
         (
-            "bf16", "fast", "fast-cached", "fp8-dynamic", "int8-dynamic", "int8",
+            "bf16", "fast", "fast-cached", "cache/fast-cached-2", "cache/fast-cached-4",
+            "fp8-dynamic", "int8-dynamic", "int8",
             "offload/tiling", "cache/half-steps", "attention/flash-3-compile",
         ),
     ),
@@ -80,8 +81,9 @@ PARTS = {
         (*BUNDLED, "prompts.count=256"),
         (
             "fp32", "floor/seed", "floor/kernel", "floor/compiled", "bf16", "fast", "fp8-dynamic",
-            "int8-dynamic", "attention/fp8", "fast-cached", "compile", "cache/taylorseer",
-            "cache/pab", "cache/faster", "cache/first-block", "cache/half-steps", "fp16", "int8",
+            "int8-dynamic", "attention/fp8", "fast-cached", "cache/fast-cached-2",
+            "cache/fast-cached-4", "compile", "cache/taylorseer", "cache/pab", "cache/faster",
+            "cache/first-block", "cache/half-steps", "fp16", "int8",
             "fp8", "fp8-tensor", "ladder/int4", "ladder/int2", "attention/sage",
             "attention/cudnn", "attention/flash", "attention/efficient", "attention/math",
             "int8-quanto", "ladder/fp8-quanto", "ladder/int4-quanto", "compile/compile-model",

@@ -6,11 +6,12 @@ from typing import Any
 
 from qbench.recipe import Cache
 
-# Timesteps, of 1000, in which attention may be reused: the ends of the schedule change fastest
-# (PAB, Zhao 2024, figure 2; FasterCache, Lv 2024).
+# Timesteps, of 1000, in which work may be reused: the first steps change fastest (PAB, Zhao 2024,
+# figure 2; FasterCache, Lv 2024). The last step is always computed in full, whatever the method's
+# authors do: its output is the video, and no later step mends it. On the bundled model TaylorSeer
+# came to 43.2 dB with the last step predicted and to 55.7 with it computed, at the same cost.
 PAB_RANGE = (100, 800)
-FASTER_RANGE = (-1, 681)
-FASTER_GUIDANCE_RANGE = (-1, 641)
+FASTER_HIGH, FASTER_GUIDANCE_HIGH = 681, 641
 FASTER_WEIGHT = 0.3  # of the newer of two cached attentions
 FULL_STEPS = 3  # TaylorSeer computes so many before it predicts
 
@@ -32,6 +33,9 @@ def apply(pipeline: Any, wanted: Cache, steps: int) -> None:
 def _config(pipeline: Any, wanted: Cache, steps: int) -> Any:
     import diffusers
 
+    # Just above the last step's timestep, which a range from here on leaves out.
+    last = pipeline.scheduler.config.num_train_timesteps // steps
+
     def now() -> int:
         return int(pipeline.current_timestep)
 
@@ -40,31 +44,25 @@ def _config(pipeline: Any, wanted: Cache, steps: int) -> Any:
     if wanted.kind == "pab":
         return diffusers.PyramidAttentionBroadcastConfig(
             spatial_attention_block_skip_range=wanted.interval,
-            spatial_attention_timestep_skip_range=_range(PAB_RANGE, wanted),
+            spatial_attention_timestep_skip_range=PAB_RANGE,
             current_timestep_callback=now,
         )
     if wanted.kind == "faster":
         return diffusers.FasterCacheConfig(
             spatial_attention_block_skip_range=wanted.interval,
-            spatial_attention_timestep_skip_range=_range(FASTER_RANGE, wanted),
+            spatial_attention_timestep_skip_range=(last, FASTER_HIGH),
             unconditional_batch_skip_range=5,
-            unconditional_batch_timestep_skip_range=_range(FASTER_GUIDANCE_RANGE, wanted),
+            unconditional_batch_timestep_skip_range=(last, FASTER_GUIDANCE_HIGH),
             attention_weight_callback=lambda _: FASTER_WEIGHT,
             tensor_format="BFCHW",
             current_timestep_callback=now,
         )
     # The default patterns of TaylorSeer name layers that CogVideoX does not have. Its 'lite' ones
     # do fit: blocks are skipped whole and the last projection is predicted.
-    first = FULL_STEPS if wanted.start is None else round(wanted.start * steps)
     return diffusers.TaylorSeerCacheConfig(
         cache_interval=wanted.interval,
-        disable_cache_before_step=max(2, first),  # a slope takes two
+        disable_cache_before_step=FULL_STEPS,
+        disable_cache_after_step=steps - 1,
         max_order=1,
         use_lite_mode=True,
     )
-
-
-def _range(own: tuple[int, int], wanted: Cache) -> tuple[int, int]:
-    """Timesteps, from 1000 down, in which work is reused; `start` cuts off the early ones."""
-    low, high = own
-    return (low, high) if wanted.start is None else (low, round(1000 * (1 - wanted.start)))
