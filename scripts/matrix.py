@@ -63,9 +63,9 @@ PARTS = {
         "whole videos of 50 steps and the decode, one after the first call",
         VIDEO,
         (
-            "bf16", "fast", "fast-cached", "cache/fast-cached-2", "cache/fast-cached-4",
-            "fp8-dynamic", "int8-dynamic", "int8",
-            "offload/tiling", "cache/half-steps", "attention/flash-3-compile",
+            "bf16", "fast", "fast-cached", "fp8-dynamic", "int8-dynamic",
+            "attention/flash-3-compile", "offload/tiling", "cache/fast-cached-2",
+            "cache/fast-cached-4", "cache/half-steps", "int8",
         ),
     ),
     "memory": Part(

@@ -7,6 +7,7 @@ others the processor is replaced by one that computes the same and calls the ker
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,24 +18,42 @@ Kernel = Callable[[Any, Any, Any], Any]  # q, k, v and result: (batch, tokens, h
 
 
 def apply(pipeline: Any, kernel: str) -> None:
-    """Leave one kernel enabled for the rest of this process, which runs one recipe only."""
+    """Have the denoiser compute attention by this kernel alone, and nothing around it."""
     if kernel == "auto":
-        return
-    if kernel in TORCH:
-        import torch
-
-        torch.backends.cuda.enable_math_sdp(kernel == "math")
-        torch.backends.cuda.enable_flash_sdp(kernel == "flash")
-        torch.backends.cuda.enable_mem_efficient_sdp(kernel == "efficient")
-        torch.backends.cuda.enable_cudnn_sdp(kernel == "cudnn")
         return
     from qbench.models import denoiser, family
 
     module = denoiser(pipeline)
+    if kernel in TORCH:
+        _only(module, kernel)
+        return
     head_dim = module.config.attention_head_dim
     if kernel == "fp8" and head_dim != 64:
         raise Unsupported(f"attention: fp8 takes heads of 64 channels; this model has {head_dim}")
     family(pipeline).set_attention(module, load(kernel))
+
+
+def _only(module: Any, kernel: str) -> None:
+    """Leave one of torch's kernels enabled while the module runs.
+
+    Not for longer: T5 gives its attention a bias, which flash does not take and fails on.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    backends = {
+        "math": SDPBackend.MATH,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+    }
+    inner = module.forward
+
+    @functools.wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(backends[kernel]):
+            return inner(*args, **kwargs)
+
+    module.forward = forward
 
 
 def load(kernel: str) -> Kernel:

@@ -56,6 +56,16 @@ HALF = ("flash", "cudnn", "flash-3", "flash-4", "sage", "fp8")
 INNER = ("pab", "faster")
 RULES: tuple[Rule, ...] = (
     Rule(
+        "xformers beside FlashAttention 4",
+        lambda _: True,  # diffusers imports xformers whatever runs
+        lambda m: (
+            not {"xformers", "flash_attn.cute"} <= m.packages
+            or "flash_attn.flash_attn_interface" in m.packages
+        ),
+        "xformers takes flash-attn-4 for FlashAttention 2, and diffusers, which imports xformers, "
+        "cannot be imported: pip uninstall one of the two, or install flash-attn besides",
+    ),
+    Rule(
         "torchao",
         _scheme(""),
         lambda m: "torchao" in m.packages,
@@ -216,6 +226,7 @@ PACKAGES = (
     "tensorrt_rtx_bindings",
     "flash_attn_interface",
     "flash_attn.cute",
+    "flash_attn.flash_attn_interface",
     "sageattention",
     "xformers",
 )
