@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -169,8 +170,7 @@ def write(record: Record, folder: Path) -> Path:
     handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(record.model_dump(mode="json"), file, indent=1)
-            file.write("\n")
+            file.write(_on_one_line(json.dumps(record.model_dump(mode="json"), indent=1)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.chmod(partial, 0o644)
@@ -179,6 +179,12 @@ def write(record: Record, folder: Path) -> Path:
         Path(partial).unlink(missing_ok=True)
         raise
     return path
+
+
+def _on_one_line(text: str) -> str:
+    """Indented JSON with each list of numbers on one line: thousands of videos are one figure."""
+    numbers = r"\[\s+([-+.\w]+(?:,\s+[-+.\w]+)*)\s+\]"  # strings have quotes
+    return re.sub(numbers, lambda found: "[" + " ".join(found[1].split()) + "]", text)
 
 
 class Unreadable(Exception):

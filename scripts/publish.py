@@ -1,8 +1,9 @@
 """Turn finished runs into what results/published/ holds: records, profiles, and the report.
 
-    python -m scripts.publish RUNS results/published/NAME [--sheets]
+    python -m scripts.publish RUNS... results/published/NAME [--sheets]
 
-Runs that were interrupted are left out; videos and raw outputs stay behind.
+Runs that were interrupted are left out; videos and raw outputs stay behind. Of shards, each with a
+run of the reference, all are kept: the report pairs a variant with its own.
 """
 
 from __future__ import annotations
@@ -13,28 +14,37 @@ from pathlib import Path
 
 from qbench import records, report
 
-KEPT = (records.FILE, "profile.json")
+PROFILE = "profile.json"
 UNFINISHED = ("running", "interrupted")
+
+
+def _free(folder: Path, run: str) -> Path:
+    """This folder, or one beside it where another run of the same recipe has taken it."""
+    number, found = 1, folder
+    while (found / records.FILE).is_file() and records.read(found / records.FILE).run != run:
+        number += 1
+        found = folder.with_name(f"{folder.name}-{number}")
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("target", type=Path)
     parser.add_argument("--sheets", action="store_true", help="contact sheets side by side too")
     args = parser.parse_args()
-    found, unreadable = records.read_all(records.find([args.runs]))
+    found, unreadable = records.read_all(records.find(args.runs))
     for line in unreadable:
         print(f"left out: {line}")
     kept = [(path, record) for path, record in found if record.status not in UNFINISHED]
-    for path, _ in kept:
-        folder = args.target / "runs" / path.parent.name
+    for path, record in kept:
+        folder = _free(args.target / "runs" / path.parent.name, record.run)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
-            if (path.parent / name).is_file():
-                shutil.copyfile(path.parent / name, folder / name)
+        records.write(record, folder)
+        if (path.parent / PROFILE).is_file():
+            shutil.copyfile(path.parent / PROFILE, folder / PROFILE)
     # The sheets are drawn from the runs' own; without them they would be missing from the report.
     shown = kept
     if not args.sheets:

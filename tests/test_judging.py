@@ -83,6 +83,29 @@ def test_a_planted_fault_is_caught_where_the_verdict_is_not_the_deserved_one(
     assert "| floor-seed | broken | **drift" in table
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_shards_are_judged_where_their_references_made_the_same_videos(
+    planted: tuple[Path, Ranking], same: bool
+) -> None:
+    """A shard's variant was compared with the shard's own run of the reference."""
+    records_here, folders = planted[1].records, planted[1].folders
+    reference = next(r for r in records_here if r.recipe.is_reference)
+    other = reference.model_copy(update={"run": "another", "started": reference.started + "x"})
+    if not same:
+        figure = reference.quality["clip_score"]
+        assert figure.samples
+        changed = figure.model_copy(
+            update={"samples": [figure.samples[0] + 1, *figure.samples[1:]]}
+        )
+        quality = {**reference.quality, "clip_score": changed}
+        other = other.model_copy(update={"quality": quality})
+    found = [(folder / records.FILE, r) for folder, r in zip(folders, records_here, strict=True)]
+    (ranking,) = rankings([*found, (folders[0] / "2" / records.FILE, other)])
+    assert ranking.reference is not None
+    assert ranking.reference.run == "another"  # the latest is shown
+    assert set(ranking.judged) == (set(planted[1].judged) if same else set())
+
+
 def test_error_by_step_tells_one_step_from_all_before_it(planted: tuple[Path, Ranking]) -> None:
     out, ranking = planted
     growth = {r.recipe.name: r.error_growth for r in ranking.records}

@@ -20,6 +20,8 @@ def test_record_is_complete_and_round_trips(finished: Path, tmp_path: Path) -> N
     record = records.read(_one(finished, "int8"))
     assert record.status == "ok"
     assert records.read(records.write(record, tmp_path)) == record
+    text = (tmp_path / records.FILE).read_text()
+    assert sum('"samples": [' in line and line.endswith("],") for line in text.splitlines()) > 5
     assert set(record.stages) >= {"load", "quantize", "text_encode", "denoise", "decode", "save"}
     assert record.generation["steps"] == 2
     assert record.generation["frames"] == 17

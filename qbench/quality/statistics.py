@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -37,6 +37,11 @@ class Metric(BaseModel):
     samples: list[float] | None = None
     by_frame: list[float] | None = None  # mean over videos of each frame's figure
     note: str = ""
+
+    @field_serializer("samples", "by_frame")
+    def _digits(self, values: list[float] | None) -> list[float] | None:
+        """Seven significant digits, as many as the float32 that they came from has."""
+        return values and [float(f"{value:.7g}") for value in values]
 
 
 def summarise(samples: Sequence[float], of: str = "mean") -> Summary:

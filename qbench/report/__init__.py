@@ -18,6 +18,9 @@ class Ranking:
     machine: str
     records: tuple[Record, ...]
     folders: tuple[Path, ...]
+    # Runs of the reference besides the one shown that made the same videos, as shards of a sweep
+    # on one machine do: what was compared with them was compared with the one shown.
+    twins: frozenset[str] = frozenset()
 
     @cached_property
     def reference(self) -> Record | None:
@@ -32,7 +35,8 @@ class Ranking:
         if reference is None:
             return {}
         shown = [r for r in self.records if r.status in ("ok", "invalid") and r is not reference]
-        paired = [r for r in shown if r.reference and r.reference.run == reference.run]
+        same = {reference.run, *self.twins}
+        paired = [r for r in shown if r.reference and r.reference.run in same]
         measured = [r for r in paired if r.quality or r.status == "invalid"]
         floors = [r for r in measured if r.recipe.noise_floor and r.status == "ok"]
         floor = Floor(
@@ -67,13 +71,16 @@ class Ranking:
 def rankings(found: list[tuple[Path, Record]]) -> list[Ranking]:
     """Sort records into rankings; of one recipe run twice the latest counts. Fullest first."""
     groups: dict[tuple[str, ...], dict[tuple[str, str], tuple[Path, Record]]] = {}
+    references: dict[tuple[str, ...], list[Record]] = {}
     for path, record in found:
+        if record.recipe.is_reference and record.status == "ok":
+            references.setdefault(record.fingerprints.ranking(), []).append(record)
         group = groups.setdefault(record.fingerprints.ranking(), {})
         key = (record.recipe.name, record.fingerprints.recipe)
         if key not in group or group[key][1].started < record.started:
             group[key] = (path, record)
     made = []
-    for group in groups.values():
+    for of, group in groups.items():
         rows = sorted(group.values(), key=lambda item: _order(item[1]))
         records = tuple(record for _, record in rows)
         made.append(
@@ -81,9 +88,25 @@ def rankings(found: list[tuple[Path, Record]]) -> list[Ranking]:
                 machine=records[0].environment.machine(),
                 records=records,
                 folders=tuple(path.parent for path, _ in rows),
+                twins=_twins(records, references.get(of, [])),
             )
         )
     return sorted(made, key=lambda ranking: -len(ranking.records))
+
+
+def _twins(shown: tuple[Record, ...], references: list[Record]) -> frozenset[str]:
+    """Runs among `references` whose every figure of every video is that of the one shown."""
+    runs = {record.run for record in shown}
+    kept = [record for record in references if record.run in runs]
+    if not kept or not any(metric.samples for metric in kept[0].quality.values()):
+        return frozenset()
+    ours = {name: metric.samples for name, metric in kept[0].quality.items()}
+    return frozenset(
+        other.run
+        for other in references
+        if other.fingerprints.recipe == kept[0].fingerprints.recipe
+        and {name: metric.samples for name, metric in other.quality.items()} == ours
+    )
 
 
 def _order(record: Record) -> tuple[bool, bool, float, str]:
@@ -111,6 +134,6 @@ def write(found: list[tuple[Path, Record]], unreadable: list[str], out: Path) ->
     for i, ranking in enumerate(made):
         suffix = f"-{i + 1}" if len(made) > 1 else ""
         drawn = charts.draw(ranking, out, suffix) if i < page.CHARTED else []
-        sheet = sheets.side_by_side(ranking, out / f"contact-sheets{suffix}.png")
+        sheet = sheets.side_by_side(ranking, out / f"contact-sheets{suffix}.webp")
         pictures.append(drawn + ([sheet] if sheet else []))
     return page.write(made, pictures, unreadable, out)

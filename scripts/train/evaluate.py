@@ -98,7 +98,7 @@ def main() -> None:
                 print(json.dumps(rows[-1]), flush=True)
                 if arguments.sheet:
                     kind = "held-out" if held_out else "seen"
-                    name = f"{arguments.sheet.stem}-{kind}-g{guidance:g}.png"
+                    name = f"{arguments.sheet.stem}-{kind}-g{guidance:g}.webp"
                     contact_sheet(videos[:24], arguments.sheet.with_name(name))
     arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
 
