@@ -131,8 +131,16 @@ class Record(Strict):
         """What was achieved, of what this machine's products reach in the fastest dtype used.
 
         FP32 counts as used: a CPU computes what it has no units for in FP32, and faster than its
-        own products in that dtype.
+        own products in that dtype. None where the ceiling is beaten, for it then is none.
         """
+        share = self._share()
+        return None if share is None or share > 1 else share
+
+    def beats_ceiling(self) -> bool:
+        """Whether the calibration cannot be right: the machine was busy with something else."""
+        return (self._share() or 0.0) > 1
+
+    def _share(self) -> float | None:
         rate = self.achieved_flop_per_s()
         if rate is None or self.ceilings is None:
             return None

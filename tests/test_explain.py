@@ -66,6 +66,23 @@ def test_ceilings_are_measured_once_and_kept(tmp_path: Path) -> None:
     assert again.device_name == "kept"
 
 
+def test_a_calibration_that_a_run_beats_is_made_anew(finished: Path, tmp_path: Path) -> None:
+    """As one made while the machine was busy: no share is shown, and the best of two is kept."""
+    made = records.read(next(finished.glob("*/fp32-*/record.json")))
+    assert made.ceilings is not None
+    assert not made.beats_ceiling()
+    busy = made.ceilings.model_copy(update={"product_flop_per_s": {"fp32": 1e6, "bf16": 1e15}})
+    beaten = made.model_copy(update={"ceilings": busy})
+    assert beaten.beats_ceiling()
+    assert beaten.ceiling_share() is None
+    (tmp_path / ceilings.FILE).write_text(busy.model_dump_json())
+    again = ceilings.kept(tmp_path, "cpu", again=True)
+    assert again is not None
+    assert again.product_flop_per_s["fp32"] > 1e9
+    assert again.product_flop_per_s["bf16"] == 1e15
+    assert ceilings.kept(tmp_path, "cpu") == again
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -182,4 +199,4 @@ def test_what_lowers_memory_names_nothing_that_the_recipe_has_already() -> None:
     assert "FP8 or INT8 weights" in last_of("steps/runs/bf16-*")
     assert last_of("steps/runs/fast-*").endswith("What lowers it: " + explain.STREAM + ".")
     assert last_of("videos/runs/bf16-*").endswith("decodes in tiles.")
-    assert "What lowers" not in last_of("videos/runs/tiling-*").partition("decode")[2]
+    assert "What lowers" not in last_of("tiling/runs/tiling-*").partition("decode")[2]
