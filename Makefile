@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint types setup clean
 
 demo: $(INSTALLED)
-	$(BIN)/qbench run recipes
+	$(BIN)/qbench run recipes --set measure.interleave=true
 	$(BIN)/qbench report --out report
 
 test: $(INSTALLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,8 +97,13 @@ def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         xs, ys = zip(*points, strict=True)
         axes.errorbar(xs, ys, **{f"{axis}err": (low, high)}, fmt="none", ecolor=GREY, lw=1)
     verdicts = [ranking.judged[r.run].verdict if r.run in ranking.judged else None for r in shown]
-    whole = [point for point, said in zip(points, verdicts, strict=True) if said != "broken"]
-    if whole:  # what is broken wins nothing
+    # What is broken wins nothing, and a noise floor is no variant.
+    running = [
+        said != "broken" and not r.recipe.noise_floor
+        for said, r in zip(verdicts, shown, strict=True)
+    ]
+    whole = list(itertools.compress(points, running))
+    if whole:
         front = [whole[i] for i in pareto(whole)]
         axes.step(*zip(*front, strict=True), where="post", color=GREY, lw=1.2, label="Pareto front")
     for verdict, colour in [*VERDICTS.items(), (None, GREY)]:
@@ -168,6 +174,8 @@ def _name_points(axes: Any, points: list[tuple[float, float]], names: list[str])
             box = (left, low, left + wide, low + tall)
             if not any(_overlap(box, other) for other in taken):
                 break
+        else:
+            continue  # one name over another is no name: the table has it
         taken.append(box)
         axes.annotate(
             name,
