@@ -10,21 +10,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from qbench import records, report
+from qbench.runner import PROFILE
 
-PROFILE = "profile.json"
 UNFINISHED = ("running", "interrupted")
-
-
-def _free(folder: Path, run: str) -> Path:
-    """This folder, or one beside it where another run of the same recipe has taken it."""
-    number, found = 1, folder
-    while (found / records.FILE).is_file() and records.read(found / records.FILE).run != run:
-        number += 1
-        found = folder.with_name(f"{folder.name}-{number}")
-    return found
 
 
 def main() -> None:
@@ -39,8 +31,11 @@ def main() -> None:
     for line in unreadable:
         print(f"left out: {line}")
     kept = [(path, record) for path, record in found if record.status not in UNFINISHED]
+    times: Counter[str] = Counter()
     for path, record in kept:
-        folder = _free(args.target / "runs" / path.parent.name, record.run)
+        name = path.parent.name
+        times[name] += 1
+        folder = args.target / "runs" / (name if times[name] == 1 else f"{name}-{times[name]}")
         folder.mkdir(parents=True, exist_ok=True)
         records.write(record, folder)
         if (path.parent / PROFILE).is_file():

@@ -131,7 +131,7 @@ def kept(folder: Path, device: str, again: bool = False) -> Ceilings | None:
 
 
 def _best_of(a: Ceilings, b: Ceilings) -> Ceilings:
-    names = {**a.product_flop_per_s, **b.product_flop_per_s}
+    names = sorted(a.product_flop_per_s.keys() | b.product_flop_per_s.keys())
     rates = {name: max(one.product_flop_per_s.get(name, 0.0) for one in (a, b)) for name in names}
     copy = max(a.copy_bytes_per_s, b.copy_bytes_per_s)
     return a.model_copy(update={"product_flop_per_s": rates, "copy_bytes_per_s": copy})
