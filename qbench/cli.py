@@ -230,7 +230,7 @@ def _console() -> Console:
     """A terminal as it is; elsewhere (a file, a pipe) wide enough for the whole table."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 def _print(console: Console, ranking: Ranking) -> None:
@@ -240,17 +240,14 @@ def _print(console: Console, ranking: Ranking) -> None:
 
     from qbench.report import tables
 
-    shown = range(len(tables.HEADERS)) if console.width >= 120 else tables.NARROW
-    table = Table(title=ranking.title(), title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for i in shown:
-        table.add_column(tables.HEADERS[i], overflow="fold")
     rows = tables.rows(ranking)[:60]
+    columns = tables.columns(rows, console.width)
+    table = Table(title=ranking.title(), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for i in columns:
+        table.add_column(tables.HEADERS[i], overflow="fold")
     for row in rows:
         style = {"ok": "", "invalid": "strike red", "skipped": "dim"}.get(row.status, "red")
-        cells = list(row.cells)
-        if row.status not in ("ok", "invalid"):
-            cells[1] = row.status
-        table.add_row(*(Text(cells[i], style=style) for i in shown))
+        table.add_row(*(Text(cell, style=style) for cell in row.shown(columns)))
     console.print(table)
     for row in rows:
         if row.remark:

@@ -1,9 +1,8 @@
 """A fresh process for each run, forked from one that has imported the libraries and done nothing.
 
 Importing them takes longer than many a run, so it happens once a sweep. What is forked is the state
-after the imports: no run sees what another did. Where there is an NVIDIA GPU only torch is imported
-ahead: other libraries ask its driver about the device as they load, and a driver does not survive
-a fork.
+after the imports: no run sees what another did. The NVIDIA driver does not survive a fork, so the
+imports must not start it (see `preload`).
 """
 
 from __future__ import annotations

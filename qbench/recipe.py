@@ -129,6 +129,8 @@ class Memory(Strict):
     offload: Literal["model", "sequential", "group"] | None = None
     vae_tiling: bool = False
     vae_slicing: bool = False
+    # torch's allocator grows its segments instead of adding others: fragments are not lost.
+    expandable_segments: bool = False
 
 
 class Variant(Strict):
@@ -211,7 +213,8 @@ class Measure(Strict):
     warmup: Annotated[int, Field(ge=0, le=99)] = 1
     interleave: bool = False
     profile: bool = True  # one more step under torch's profiler, for `qbench explain`
-    memory_limit_gib: Annotated[float, Field(gt=0)] | None = None  # a smaller card, simulated
+    # A smaller card, simulated: what torch may take is this less what CUDA itself takes of a card.
+    memory_limit_gib: Annotated[float, Field(gt=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
 
 

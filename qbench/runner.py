@@ -70,12 +70,14 @@ class Run:
         from qbench.models import common
 
         self.enter("load")
-        self._limit_memory()
+        self._set_up_memory()
         self.clock, self.peaks = Clock(self.device), PeakMeter(self.device)
         self.model: Model = models.find(self.recipe.model)
         self.prompts = list(prompts.chosen(self.recipe.prompts, self.model).prompts)
         variant, weights = self.recipe.variant, self.recipe.weights
-        self.pipeline = models.load(self.model, variant.dtype, self.device, weights)
+        self.pipeline = models.load(
+            self.model, variant.dtype, self.device, weights, variant.memory.offload is not None
+        )
         self.generation: Resolved = models.resolve(
             self.pipeline, self.model, self.recipe.generation, variant.step_share
         )
@@ -90,8 +92,12 @@ class Run:
             self.facts["notes"].append(STEPS_NOTE)
         self.leave("load")
 
-    def _limit_memory(self) -> None:
-        """A smaller card, simulated: torch's allocator refuses what is past the limit."""
+    def _set_up_memory(self) -> None:
+        """The allocator's settings, and a smaller card where one is to be simulated."""
+        from qbench.meters.memory import CONTEXT_BYTES
+        from qbench.variants import memory
+
+        memory.prepare(self.recipe.variant.memory, self.device)
         limit = self.recipe.measure.memory_limit_gib
         if limit is None:
             return
@@ -100,7 +106,8 @@ class Run:
         import torch
 
         total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit * 2**30 / total))
+        share = (limit * 2**30 - CONTEXT_BYTES) / total
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
     def _count_work(self) -> None:
         """FLOP and bytes of a step, of the plain denoiser as it was loaded."""

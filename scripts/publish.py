@@ -2,8 +2,9 @@
 
     python -m scripts.publish RUNS... results/published/NAME [--sheets]
 
-Runs that were interrupted are left out; videos and raw outputs stay behind. Of shards, each with a
-run of the reference, all are kept: the report pairs a variant with its own.
+Runs that were interrupted are left out; videos and raw outputs stay behind, and charts as SVG, for
+what is published travels with every clone. Of shards, each with a run of the reference, all are
+kept: the report pairs a variant with its own. To write a report anew, name the published runs.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def main() -> None:
         name = path.parent.name
         times[name] += 1
         folder = args.target / "runs" / (name if times[name] == 1 else f"{name}-{times[name]}")
+        if path.parent.resolve() == folder.resolve():
+            continue  # published already
         folder.mkdir(parents=True, exist_ok=True)
         records.write(record, folder)
         if (path.parent / PROFILE).is_file():
@@ -45,6 +48,8 @@ def main() -> None:
     if not args.sheets:
         shown = records.read_all(records.find([args.target / "runs"]))[0]
     print(report.write(shown, [], args.target / "report"))
+    for drawing in (args.target / "report").glob("*.svg"):
+        drawing.unlink()
 
 
 if __name__ == "__main__":

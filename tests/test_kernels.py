@@ -129,26 +129,73 @@ def test_fp8_layers_hold_a_byte_a_weight_and_nothing_of_their_making() -> None:
     )
     facts = variants.apply(pipeline, variant, "cpu", steps=1)
     assert facts["quantized_parameter_share"] > 0.98
-    assert not any(buffer.grad_fn for buffer in module.buffers())
+    assert not any(weight.grad_fn for weight in module.parameters())
     assert sum(layer.weight.numel() for layer in before) == 0  # even where someone still has them
     held = sum(x.numel() * x.element_size() for x in [*module.parameters(), *module.buffers()])
     assert held < 9_673_024 * 1.1
 
 
-def _step(module: Any) -> torch.Tensor:
+def test_a_model_of_fp8_layers_has_the_dtype_that_it_computes_in() -> None:
+    """diffusers takes the dtype of a model's first parameter, and inputs are cast to it."""
+    layer = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
+    first = next(fp8_linear.Fp8Linear(layer).parameters())
+    assert first.dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HOPPER, reason="needs an NVIDIA Hopper GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fp8_layers_leave_the_device_with_their_block(compiled: bool) -> None:
+    """Group offload with a stream takes parameters back and forgets buffers (diffusers 0.42)."""
+    pipeline = models.load(models.find("tiny-cogvideox"), "bf16", "cuda")
+    module = models.denoiser(pipeline)
+    inputs = _inputs(module)
+    expected = _call(module, *inputs)
+    variant = {
+        "dtype": "bf16",
+        "fuse_qkv": True,
+        "quantize": {"backend": "qbench", "scheme": "fp8_dynamic_row"},
+        "attention": "fp8",
+        "compile": {} if compiled else None,
+        "memory": {"offload": "group"},
+    }
+    variants.apply(pipeline, Variant.model_validate(variant), "cuda", steps=1)
+    for _ in range(3):
+        assert _error(_call(module, *inputs), expected) < 0.1
+    weights = list(module.transformer_blocks.parameters())
+    assert {weight.device.type for weight in weights} == {"cpu"}
+
+
+def _inputs(module: Any) -> tuple[torch.Tensor, ...]:
+    """Latents, text embeddings and timesteps for one step, on the module's device."""
     config = module.config
     generator = torch.Generator().manual_seed(0)
     frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
     shape = (2, frames, config.in_channels, config.sample_height, config.sample_width)
     latents = torch.randn(shape, generator=generator)
     text = torch.randn(2, config.max_text_seq_length, config.text_embed_dim, generator=generator)
-    rotary = None
+    times = torch.tensor([500, 500])
+    return (
+        latents.to(module.device, module.dtype),
+        text.to(module.device, module.dtype),
+        times.to(module.device),
+    )
+
+
+def _call(module: Any, *inputs: torch.Tensor, rotary: Any = None) -> torch.Tensor:
+    with torch.no_grad():
+        return module(*inputs, image_rotary_emb=rotary).sample
+
+
+def _step(module: Any) -> torch.Tensor:
+    config, rotary = module.config, None
+    inputs = _inputs(module)
     if config.use_rotary_positional_embeddings:
-        patches = frames * (config.sample_height // 2) * (config.sample_width // 2)
+        patches = inputs[0].shape[1] * (config.sample_height // 2) * (config.sample_width // 2)
+        generator = torch.Generator().manual_seed(1)
         angles = torch.rand(patches, config.attention_head_dim, generator=generator)
         rotary = (angles.cos(), angles.sin())
-    with torch.no_grad():
-        return module(latents, text, torch.tensor([500, 500]), image_rotary_emb=rotary).sample
+    return _call(module, *inputs, rotary=rotary)
 
 
 @pytest.mark.parametrize("rotary", [False, True])

@@ -148,7 +148,7 @@ def test_layers_that_torchao_takes_for_block_scaled_keep_their_type() -> None:
 
 def test_regional_compilation_keeps_the_function() -> None:
     pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
-    compilation.apply(pipeline, recipe.Compile(scope="blocks"), cached=False)
+    compilation.apply(pipeline, recipe.Compile(scope="blocks"), hooked=False)
     assert _error(models.denoiser(pipeline), torch.float32) < 1e-5
     compiled = [
         block._compiled_call_impl is not None

@@ -14,6 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+# What CUDA takes of a card beside torch's pool: its context and the kernels loaded into it. 0.67
+# GiB by the driver's count at the end of the published runs on an H200.
+CONTEXT_BYTES = int(0.7 * 2**30)
+
 
 class Peak(BaseModel):
     """Bytes at the peak of one stage; null where the machine cannot tell."""

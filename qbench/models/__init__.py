@@ -166,11 +166,18 @@ def family(pipeline: Any) -> Any:
     return families[name]
 
 
-def load(model: Model, dtype: Dtype, device: str, weights: Weights = "pretrained") -> Any:
+def load(
+    model: Model,
+    dtype: Dtype,
+    device: str,
+    weights: Weights = "pretrained",
+    offloaded: bool = False,
+) -> Any:
     """The pipeline on `device`: its denoiser in `dtype`, the rest in the model's own dtype.
 
-    Reads safetensors only and runs no code of the repository that it loads from. With
-    `weights: random` nothing is downloaded and there is no text encoder.
+    Where it will be `offloaded` only the denoiser goes there, to be quantized: the whole would not
+    fit the card that it is offloaded for. Reads safetensors only and runs no code of the repository
+    that it loads from. With `weights: random` nothing is downloaded and there is no text encoder.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -180,7 +187,8 @@ def load(model: Model, dtype: Dtype, device: str, weights: Weights = "pretrained
         from qbench.models import untrained
 
         surroundings = kinds[_surroundings(model, device)]
-        return untrained.pipeline(model, kinds[dtype], surroundings, device)
+        pipeline = untrained.pipeline(model, kinds[dtype], surroundings, device)
+        return _placed(pipeline, device, offloaded)
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             model.source,
@@ -196,8 +204,14 @@ def load(model: Model, dtype: Dtype, device: str, weights: Weights = "pretrained
     except OSError as error:
         reason = " ".join(str(error).split())[:300]
         raise Unsupported(f"model {model.source} could not be loaded: {reason}") from error
+    return _placed(pipeline, device, offloaded)
+
+
+def _placed(pipeline: Any, device: str, offloaded: bool) -> Any:
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    pipeline.to("cpu" if offloaded else device)
+    denoiser(pipeline).to(device)
+    return pipeline
 
 
 def _surroundings(model: Model, device: str) -> Dtype:

@@ -70,9 +70,7 @@ def pipeline(model: Model, dtype: Any, surroundings: Any, device: str) -> Any:
         "vae": vae,
         "scheduler": getattr(diffusers, scheduler_class).from_config(scheduler_config),
     }
-    whole: Any = getattr(diffusers, name)(tokenizer=None, text_encoder=None, **parts)
-    whole.set_progress_bar_config(disable=True)
-    return whole
+    return getattr(diffusers, name)(tokenizer=None, text_encoder=None, **parts)
 
 
 def module(cls: Any, config: dict[str, Any], dtype: Any, device: str) -> Any:

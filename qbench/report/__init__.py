@@ -65,6 +65,8 @@ class Ranking:
             parts.append(
                 f"- {shape['frames']}x{shape['height']}x{shape['width']}, {shape['steps']} steps"
             )
+        if limit := first.recipe.measure.memory_limit_gib:
+            parts.append(f"- a card of {limit:g} GiB, simulated")
         return " ".join(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qbench.report import Ranking, tables
+from qbench.report import Ranking, cards, tables
 
 CHARTED = 4  # rankings that get charts; the tables hold every one
 LADDER = 40  # longest ladder that is written out
@@ -79,6 +79,8 @@ def _section(ranking: Ranking, drawn: list[Path]) -> list[str]:
         lines += ["### Quality ladder", "", steps, ""]
     if len(ranking.records) <= LADDER and (verdicts := tables.verdicts(ranking)):
         lines += ["### Verdicts", "", verdicts, ""]
+    if fits := cards.ladder(ranking):
+        lines += ["### Which card", "", fits, ""]
     if confusion := tables.confusion(ranking):
         lines += ["### Planted faults", "", confusion, ""]
     for picture in drawn:

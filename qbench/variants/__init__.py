@@ -27,7 +27,8 @@ def apply(pipeline: Any, variant: Variant, device: str, steps: int) -> dict[str,
         facts |= quantization.apply(denoiser(pipeline), variant.quantize)
     attention.apply(pipeline, variant.attention)
     if variant.compile:
-        compilation.apply(pipeline, variant.compile, cached=variant.cache is not None)
+        hooked = variant.cache is not None or variant.memory.offload == "group"
+        compilation.apply(pipeline, variant.compile, hooked)
     if variant.cache:
         caching.apply(pipeline, variant.cache, steps)
     memory.apply(pipeline, variant.memory, device)

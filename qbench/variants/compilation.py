@@ -7,13 +7,13 @@ from typing import Any
 from qbench.recipe import Compile
 
 
-def apply(pipeline: Any, wanted: Compile, cached: bool) -> None:
+def apply(pipeline: Any, wanted: Compile, hooked: bool) -> None:
     """Wrap in place; the compiler itself runs at the first call.
 
     Regional compilation compiles one block and reuses it for its twins. diffusers' own helper needs
-    a `_repeated_blocks` that CogVideoX's transformer does not have, so the family names them. Where
-    steps are `cached`, only the blocks' own forward is compiled: hooks come around it later, since
-    a hook that is traced makes every block a program of its own.
+    a `_repeated_blocks` that CogVideoX's transformer does not have, so the family names them. Of
+    blocks that will be `hooked` (by a cache, by group offload) only the forward is compiled: hooks
+    come around it later, since a hook that is traced makes every block a program of its own.
     """
     import torch
 
@@ -29,7 +29,7 @@ def apply(pipeline: Any, wanted: Compile, cached: bool) -> None:
         module.compile(**how)
         return
     for block in family(pipeline).repeated_blocks(module):
-        if cached:
+        if hooked:
             block.forward = torch.compile(block.forward, **how)
         else:
             block.compile(**how)

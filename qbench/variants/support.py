@@ -213,6 +213,12 @@ RULES: tuple[Rule, ...] = (
         lambda m: m.cuda,
         "offload moves weights off a GPU, and there is none",
     ),
+    Rule(
+        "expandable segments",
+        lambda v: v.memory.expandable_segments,
+        lambda m: m.cuda,
+        "expandable_segments is a setting of torch's allocator for GPUs, and there is none",
+    ),
 )
 
 PACKAGES = (

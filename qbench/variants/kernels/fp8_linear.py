@@ -24,18 +24,19 @@ SMALL = 16  # rows or fewer are not worth FP8 arithmetic: only the weights are F
 
 
 class Fp8Linear(nn.Module):
-    """A linear with FP8 weights; its input is quantized as it comes."""
+    """A linear with FP8 weights; its input is quantized as it comes.
 
-    weight: torch.Tensor
-    scale: torch.Tensor
+    Weights and scales are parameters, for diffusers' group offload brings a block's buffers to the
+    device and leaves them there.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias  # first: a model's dtype is that of its first parameter
         codes, scale = quantize_weight(linear.weight)
-        self.register_buffer("weight", codes)
-        self.register_buffer("scale", scale)
-        self.bias = linear.bias
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
         # Let go now, not with the last reference to the old layer: weights would be held twice.
         linear.weight.data = linear.weight.data.new_empty(0)
 

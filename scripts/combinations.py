@@ -1,0 +1,189 @@
+"""Run every choice of every axis, alone and in pairs, and hold `support.py` against what happened.
+
+    python -m scripts.combinations OUT.json [--device auto] [--jobs 2] [--only quantize,memory]
+
+Each combination is one process: the bundled model in BF16 makes latents in four denoise steps,
+twice, with the support rules put aside, and they are compared with those of the plain BF16 model.
+Where it fails, or its latents have nothing to do with the plain ones, the rules must have refused
+it, and the other way round: the table printed last is of those that disagree. tests/test_support.py
+holds the rules against the published files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qbench import processes, recipe, sweep
+from qbench.recipe import Variant
+from qbench.variants import support
+from qbench.worker import one_line
+
+STEPS, SEED, LIMIT_S = 4, 5, 240.0
+UNRELATED = 0.9  # relative error of latents from which on nothing is left of the plain ones
+# In pairs, one scheme stands for those that are stored and computed alike.
+ALIKE = {
+    ("torchao", "fp8_weight_only"), ("torchao", "fp8_dynamic_tensor"),
+    ("torchao", "int4_weight_only"), ("torchao", "int2_weight_only"),
+    ("quanto", "int2_weight_only"), ("quanto", "fp8_weight_only"),
+}  # fmt: skip
+
+
+def choices() -> dict[str, list[Any]]:
+    """Axis -> its values, none of them the default."""
+    import typing
+
+    schemes = [
+        {"backend": backend, "scheme": scheme}
+        for backend, names in recipe.SCHEMES.items()
+        for scheme in names
+    ]
+    return {
+        "dtype": ["fp32", "fp16"],
+        "fuse_qkv": [True],
+        "quantize": schemes,
+        "attention": [kind for kind in typing.get_args(recipe.Attention) if kind != "auto"],
+        "cache": [
+            {"kind": "first_block", "threshold": 0.1},
+            *({"kind": kind, "interval": 2} for kind in ("pab", "faster", "taylorseer")),
+        ],
+        "compile": [{"scope": "blocks"}, {"scope": "model"}],
+        "memory": [{"offload": kind} for kind in ("model", "sequential", "group")],
+        "engine": ["onnxruntime", "tensorrt"],
+    }
+
+
+def combinations(only: set[str]) -> Iterator[dict[str, Any]]:
+    """Every choice alone, then every pair of two axes; what the schema refuses is left out."""
+    axes = choices()
+    single = [{axis: value} for axis, values in axes.items() for value in values]
+    pairs = [
+        {a: x, b: y}
+        for a, b in itertools.combinations(axes, 2)
+        for x, y in itertools.product(axes[a], axes[b])
+        if not any(_alike(value) for value in (x, y))
+    ]
+    for fields in [*single, *pairs]:
+        if only and not only & fields.keys():
+            continue
+        try:
+            Variant.model_validate({"dtype": "bf16", **fields})
+        except ValidationError:
+            continue
+        yield fields
+
+
+def _alike(value: Any) -> bool:
+    return isinstance(value, dict) and (value.get("backend"), value.get("scheme")) in ALIKE
+
+
+def attempt(job: str, connection: Connection) -> None:
+    """In a process of its own: two videos' latents beside the plain model's; sends what came."""
+    facts = json.loads(job)
+    try:
+        error = _relative_error(Variant.model_validate(facts["variant"]), facts["device"])
+        connection.send({"event": "end", "relative_error": error})
+    except Exception as error:
+        connection.send({"event": "end", "error": one_line(error)})
+
+
+def _relative_error(variant: Variant, device: str) -> float:
+    import tempfile
+
+    import torch
+
+    from qbench import engines, models, variants
+    from qbench.recipe import Generation
+
+    model = models.find("tiny-cogvideox")
+
+    def latents(changed: Variant | None) -> list[torch.Tensor]:
+        pipeline = models.load(model, changed.dtype if changed else "bf16", device)
+        kinds = models.family(pipeline)
+        run = models.resolve(pipeline, model, Generation(steps=STEPS))
+        noise = kinds.noise(pipeline, run, SEED)
+        embeddings = kinds.encode(pipeline, run, ["a red star moves left on a navy background"])
+        if changed:
+            variants.apply(pipeline, changed, device, STEPS)
+        if changed and changed.engine:
+            both = torch.cat([embeddings[1], embeddings[0]])
+            twice = torch.cat([noise] * 2).to(both)
+            times = torch.full((2,), 500, device=both.device)
+            with tempfile.TemporaryDirectory() as folder:
+                engines.build(pipeline, (twice, both, times), changed, Path(folder))
+        made = []
+        for _ in range(2 if changed else 1):
+            made.append(kinds.denoise(pipeline, run, embeddings, noise, lambda _: None))
+        return [one.float().cpu() for one in made]
+
+    plain, found = latents(None)[0], latents(variant)
+    errors = [((one - plain).norm() / plain.norm()).item() for one in found]
+    return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
+
+
+def tried(fields: dict[str, Any], device: str) -> dict[str, Any]:
+    """One row: the combination, whether it works, and what came of it."""
+    variant = Variant.model_validate({"dtype": "bf16", **fields})
+    job = json.dumps({"variant": variant.model_dump(mode="json"), "device": device})
+    log = Path("/dev/null")
+    child = processes.Child(attempt, job, log)
+    outcome: dict[str, Any] = {"error": "the process died"}
+    try:
+        for event in child.events(LIMIT_S):
+            outcome = {key: value for key, value in event.items() if key != "event"}
+        child.wait()
+    except TimeoutError:
+        child.end()
+        outcome = {"error": f"took longer than {LIMIT_S:g} s"}
+    error = outcome.get("relative_error")
+    works = error is not None and error < UNRELATED  # false where it is NaN
+    return {"variant": fields, "works": works, **outcome}
+
+
+def _plain(machine: support.Machine) -> dict[str, Any]:
+    return dataclasses.asdict(machine) | {"packages": sorted(machine.packages)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", default="", help="axes, with commas between; all by default")
+    args = parser.parse_args()
+    environment = sweep.read_environment(args.device)
+    machine = support.this_machine(environment.device)
+    processes.prepare()
+    wanted = list(combinations(set(filter(None, args.only.split(",")))))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        rows = list(pool.map(lambda fields: tried(fields, environment.device), wanted))
+    disagree = []
+    for row in rows:
+        reason = support.why_not(
+            Variant.model_validate({"dtype": "bf16", **row["variant"]}), machine
+        )
+        if (reason is None) != row["works"]:
+            disagree.append((row, reason))
+    facts = {"environment": environment.model_dump(), "machine": _plain(machine), "rows": rows}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"{len(rows)} combinations, {sum(row['works'] for row in rows)} work, in {args.out}")
+    for row, reason in disagree:
+        came = row.get("error") or f"relative error {row['relative_error']:.3g}"
+        print(f"- {json.dumps(row['variant'])}: {came}; the rules say: {reason or 'runs'}")
+
+
+if __name__ == "__main__":
+    main()
