@@ -205,13 +205,15 @@ class Measure(Strict):
     """How a run is timed: `repeats` videos or denoise steps one by one, after `warmup` more.
 
     `interleave` has the reference take its turn before each of them, in a process of its own on
-    the same device, so that drift of the machine cancels.
+    the same device, so that drift of the machine cancels. Without `timing` the machine does other
+    things besides, so reports show no latency.
     """
 
     unit: Literal["video", "step"] = "video"
     repeats: Annotated[int, Field(ge=1, le=900)] = 12
     warmup: Annotated[int, Field(ge=0, le=99)] = 1
     interleave: bool = False
+    timing: bool = True
     profile: bool = True  # one more step under torch's profiler, for `qbench explain`
     # A smaller card, simulated: what torch may take is this less what CUDA itself takes of a card.
     memory_limit_gib: Annotated[float, Field(gt=1)] | None = None

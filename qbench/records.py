@@ -111,14 +111,20 @@ class Record(Strict):
     files: dict[str, str] = {}  # by kind, relative to the record
 
     def step_seconds(self) -> float | None:
-        """A denoise step: the median, or the mean where caching makes steps of two kinds."""
+        """A denoise step: the median, or the mean where caching makes steps of two kinds.
+
+        None where the machine did other things besides; so is a video.
+        """
+        if not self.recipe.measure.timing:
+            return None
         if self.recipe.variant.cache and self.step_s:
             steps = [step for video in self.step_s for step in video]
             return sum(steps) / len(steps)
         return self.step.median if self.step else None
 
     def video_seconds(self) -> float | None:
-        return self.latency.median if self.latency else None
+        timed = self.recipe.measure.timing
+        return self.latency.median if self.latency and timed else None
 
     def achieved_flop_per_s(self) -> float | None:
         """The FLOP of a step over its time; none for cached steps, which leave work out."""

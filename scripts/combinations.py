@@ -167,8 +167,12 @@ def main() -> None:
     machine = support.this_machine(environment.device)
     processes.prepare()
     wanted = list(combinations(set(filter(None, args.only.split(",")))))
+    rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        rows = list(pool.map(lambda fields: tried(fields, environment.device), wanted))
+        for row in pool.map(lambda fields: tried(fields, environment.device), wanted):
+            rows.append(row)
+            if len(rows) % 20 == 0:
+                print(f"{len(rows)} of {len(wanted)}", flush=True)
     disagree = []
     for row in rows:
         reason = support.why_not(

@@ -1,6 +1,7 @@
 """The published matrices, part by part, within a time limit; what is complete is not run again.
 
-    python -m scripts.matrix PART [--out FOLDER] [--limit 540] [--shard 1/2] [--device cuda] [--dry]
+    python -m scripts.matrix PART [--out FOLDER] [--limit 540] [--shard 1/2] [--device cuda]
+        [--set FIELD=VALUE] [--dry]
 
 Parts are below. After `--limit` seconds the sweep is stopped as Ctrl-C does: the run under way
 leaves an `interrupted` record, finished ones stay, and the same command goes on where it stopped.
@@ -19,8 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-FULL = ("model=cogvideox-2b", "weights=random", "reference=bf16")
-BUNDLED = ("measure.repeats=8", "measure.profile=false", "quality.batch=64")
+RANDOM = ("weights=random", "reference=bf16")
+FULL = ("model=cogvideox-2b", *RANDOM)
+# Several runs share a GPU, so no latency is to be read.
+BUNDLED = (
+    "measure.timing=false", "measure.repeats=2", "measure.profile=false", "quality.batch=64",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class Part:
     recipes: tuple[str, ...]
 
 
-STEP = (
-    *FULL, "measure.unit=step", "measure.interleave=true", "measure.repeats=10",
-    "measure.warmup=2", "measure.timeout_s=200",
+INTERLEAVED = (
+    "measure.unit=step", "measure.interleave=true", "measure.repeats=10", "measure.warmup=2",
+    "measure.timeout_s=200",
 )  # fmt: skip
-VIDEO = (*FULL, "measure.repeats=1", "measure.warmup=0", "measure.profile=false")
+STEP = (*FULL, *INTERLEAVED)
+ONE_VIDEO = ("measure.repeats=1", "measure.warmup=0", "measure.profile=false")
+VIDEO = (*FULL, *ONE_VIDEO)
 PARTS = {
     "steps": Part(
         "one denoise step of CogVideoX-2B, interleaved with BF16; full size, one GPU",
@@ -63,18 +70,43 @@ PARTS = {
         "whole videos of 50 steps and the decode, one after the first call",
         VIDEO,
         (
-            "bf16", "fast", "fast-cached", "fp8-dynamic", "int8-dynamic",
-            "attention/flash-3-compile", "offload/tiling", "cache/fast-cached-2",
+            "bf16", "fast", "fast-cached", "attention/flash-3-compile", "fp8-dynamic",
+            "int8-dynamic", "offload/fast-tiling", "offload/tiling", "cache/fast-cached-2",
             "cache/fast-cached-4", "cache/half-steps", "int8",
         ),
     ),
     "memory": Part(
-        "what each way of offloading needs, and how much slower it is",
+        "the peaks of every stage, with and without what lowers them",
         (*VIDEO, "generation.steps=4"),
         (
-            "bf16", "offload/group", "offload/fast-group", "offload/model", "offload/sequential",
-            "offload/tiling",
+            "bf16", "offload/tiling", "offload/model", "offload/group", "offload/sequential",
+            "offload/expandable", "fast", "offload/fast-tiling", "offload/fast-group",
+            "fp8-dynamic", "offload/fp8-tiling", "int8", "offload/int8-tiling",
         ),
+    ),
+    "cards": Part(
+        "does it fit? With --set measure.memory_limit_gib=8, for a card of 8 GiB",
+        (*VIDEO, "generation.steps=2"),
+        (
+            "bf16", "offload/expandable", "fast", "offload/tiling", "offload/fast-tiling",
+            "offload/fp8-tiling", "offload/int8-tiling", "offload/model", "offload/group",
+            "offload/fast-group", "offload/sequential",
+        ),
+    ),
+    "large": Part(
+        "whole videos of CogVideoX-5B, whose published figures are of an H100",
+        ("model=cogvideox-5b", *RANDOM, *ONE_VIDEO),
+        ("bf16", "fast", "fast-cached", "fp8-dynamic", "compile", "attention/flash-3-compile"),
+    ),
+    "largest": Part(
+        "one denoise step of CogVideoX1.5-5B at 81x768x1360",
+        ("model=cogvideox1.5-5b", *RANDOM, *INTERLEAVED, "measure.warmup=1"),
+        ("bf16", "fast", "fp8-dynamic"),
+    ),
+    "zeroscope": Part(
+        "one denoise step of Zeroscope v2 XL, a UNet, at 24x576x1024",
+        ("model=zeroscope-v2-xl", *RANDOM, *INTERLEAVED),
+        ("bf16", "compile", "fp16", "fp8-dynamic", "int8", "int8-dynamic", "fp8", "int8-quanto"),
     ),
     "quality": Part(
         "quality on the bundled model, 256 videos; read no latency from it",
@@ -111,8 +143,10 @@ PARTS = {
 }  # fmt: skip
 
 
-def command(part: Part, out: Path, device: str, shard: tuple[int, int] = (1, 1)) -> list[str]:
-    settings = [f"--set={setting}" for setting in part.settings]
+def command(
+    part: Part, out: Path, device: str, shard: tuple[int, int], more: list[str]
+) -> list[str]:
+    settings = [f"--set={setting}" for setting in [*part.settings, *more]]
     reference, *others = part.recipes
     named = [RECIPES / name for name in (reference, *others[shard[0] - 1 :: shard[1]])]
     files = [path.with_name(f"{path.name}.yaml") for path in named]
@@ -137,10 +171,11 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=0.0, help="seconds; 0 is none")
     parser.add_argument("--shard", type=_shard, default=(1, 1), help="such as 1/2")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--set", action="append", default=[], help="besides the part's own")
     parser.add_argument("--dry", action="store_true", help="only print the command")
     args = parser.parse_args()
     out = args.out or Path("results/runs") / args.part
-    words = command(PARTS[args.part], out, args.device, args.shard)
+    words = command(PARTS[args.part], out, args.device, args.shard, args.set)
     if args.dry:
         print(" ".join(words))
         return

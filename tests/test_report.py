@@ -92,6 +92,80 @@ def test_slower_is_said_as_plainly_as_faster(
     assert "1.00" not in cells["hardly"]  # or it would contradict itself
 
 
+def _untimed(record: records.Record) -> records.Record:
+    measured = record.recipe.measure.model_copy(update={"timing": False})
+    return record.model_copy(
+        update={"recipe": record.recipe.model_copy(update={"measure": measured})}
+    )
+
+
+def test_without_timing_no_figure_of_speed_is_shown(
+    base: records.Record, reference: records.Record, tmp_path: Path
+) -> None:
+    """As for runs that shared a GPU: their seconds are in the record and in no table or chart."""
+    near, far = (
+        _untimed(_variation(base, name, **_timed(seconds, psnr)))
+        for name, seconds, psnr in (("near", 9.0, 50), ("far", 1.0, 20))
+    )
+    found = [_untimed(reference.model_copy(update=_timed(2.0, 100))), far, near]
+    (ranking,) = _rank(*found)
+    assert [record.recipe.name for record in ranking.records] == ["fp32", "near", "far"]
+    header = tables.markdown(ranking).splitlines()[0]
+    assert "PSNR" in header
+    for name in ("video", "step", "first call", "of ceiling", "speed-up"):
+        assert name not in header
+    numbers = [line for line in tables.numbers(ranking) if line["recipe"] == "near"]
+    assert numbers[0]["latency_median_s"] is numbers[0]["speed_up"] is None
+    drawn = {path.stem for path in charts.draw(ranking, tmp_path, "")}
+    assert not drawn & {"speed-quality", "latency-by-stage", "step-by-work"}
+    assert "memory-by-stage" in drawn
+
+
+def test_columns_give_way_where_the_terminal_is_narrow_and_the_status_stays(
+    base: records.Record, reference: records.Record
+) -> None:
+    died = _variation(base, "died", status="crashed", reason="the process died", quality={})
+    (ranking,) = _rank(reference, _variation(base, "quick", **_timed(1.0, 40)), died)
+    found = tables.rows(ranking)
+    row = next(row for row in found if row.status == "crashed")
+    widths = []
+    for width in (200, 120, 80):
+        kept = tables.columns(found, width)
+        assert row.shown(kept)[:2] == ["died", "crashed"]
+        assert {"variant", "speed-up (95 %)", "verdict"} <= {tables.HEADERS[i] for i in kept}
+        widths.append(len(kept))
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > widths[-1]
+    assert tables.columns([row]) == [0, 1]
+
+
+def test_smallest_card_holds_the_largest_peak_and_cudas_own(base: records.Record) -> None:
+    from qbench.meters.memory import Peak
+    from qbench.report import cards
+
+    def on_gpu(name: str, denoise: float, decode: float) -> records.Record:
+        peaks = {"denoise": denoise, "decode": decode, "text_encode": 0.1}
+        stages = {
+            stage: records.Stage(
+                seconds=[1.0], peak=Peak(allocated_bytes=int(gib * 2**30), reserved_bytes=2**35)
+            )
+            for stage, gib in peaks.items()
+        }
+        environment = base.environment.model_copy(update={"device": "cuda"})
+        made = _variation(base, name, stages=stages, environment=environment, **_timed(1.0, 40))
+        return made
+
+    plain, small, large = on_gpu("a", 5, 7.4), on_gpu("b", 5.2, 4), on_gpu("c", 5, 150)
+    assert [cards.smallest(record) for record in (plain, small, large)] == [10, 6, None]
+    (ranking,) = _rank(plain, small, large)
+    rows = [line.split(" | ") for line in cards.ladder(ranking).splitlines()[4:]]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("| b", "6 GB |"),
+        ("| a", "10 GB |"),
+        ("| c", "- |"),
+    ]
+
+
 def test_invalid_is_struck_through_and_on_no_front(
     base: records.Record, reference: records.Record
 ) -> None:

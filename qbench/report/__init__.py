@@ -111,11 +111,12 @@ def _twins(shown: tuple[Record, ...], references: list[Record]) -> frozenset[str
     )
 
 
-def _order(record: Record) -> tuple[bool, bool, float, str]:
-    """The reference, then what is sound from fast to slow, then the rest."""
+def _order(record: Record) -> tuple[bool, bool, float, float, str]:
+    """The reference, then what is sound from fast to slow, then the rest; untimed by quality."""
     seconds = record.video_seconds() or record.step_seconds() or float("inf")
-    sound = record.status == "ok" and seconds < float("inf")
-    return not record.recipe.is_reference, not sound, seconds, record.recipe.name
+    psnr = record.quality["psnr"].value if "psnr" in record.quality else 0.0
+    sound = record.status == "ok"
+    return not record.recipe.is_reference, not sound, seconds, -psnr, record.recipe.name
 
 
 def label(record: Record, ranking: Ranking) -> str:

@@ -97,7 +97,7 @@ def pareto(points: list[tuple[float, float]]) -> list[int]:
 
 
 def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
-    shown = [r for r in sound if "psnr" in r.quality]
+    shown = [r for r in sound if "psnr" in r.quality and r.video_seconds()]
     if not shown:
         return None
     figure, axes = _figure(plt, 5.0, left=0.75)
@@ -231,7 +231,7 @@ def _bars(plt: Any, names: list[str]) -> tuple[Any, Any]:
 def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     import statistics
 
-    shown = sound[:BARS]
+    shown = [r for r in sound if r.video_seconds() or r.step_seconds()][:BARS]
     if not shown:
         return None
     names = [label(r, ranking) for r in shown]

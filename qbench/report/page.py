@@ -43,6 +43,8 @@ def _how(ranking: Ranking) -> str:
         f"{n} timed {unit}{'s' if n != 1 else ''} each, one at a time, after the first call and "
         f"{first.recipe.measure.warmup} warm-up; medians (means where steps are cached), with "
         "bootstrap intervals."
+        if first.recipe.measure.timing
+        else "The machine did other things besides, so no latency is shown."
     )
     if any(r.paired_reference_s for r in ranking.records):
         text += f" The reference took its turn before each {unit}; speed-ups are of those pairs."

@@ -76,6 +76,8 @@ def against_reference(record: Record, ranking: Ranking) -> Ratio | None:
     Interleaved runs carry their own pairs; others are compared run against run.
     """
     reference = ranking.reference
+    if not record.recipe.measure.timing:
+        return None
     if record.paired_speed_up or reference is None or reference is record:
         return record.paired_speed_up
     if record.latency_s and reference.latency_s:
@@ -99,7 +101,7 @@ def _row(record: Record, ranking: Ranking) -> Row:
         name,
         f"{video:.3g} s" if video else MISSING,
         time_text(step) if step else MISSING,
-        f"{first:.3g} s" if (first := record.first_call_s) else MISSING,
+        f"{record.first_call_s:.3g} s" if record.first_call_s and step else MISSING,
         f"{share:.0%}" if share else MISSING,
         _speed(record, ranking),
         _peak(record),
@@ -116,6 +118,8 @@ def _row(record: Record, ranking: Ranking) -> Row:
 
 
 def _speed(record: Record, ranking: Ranking) -> str:
+    if not record.recipe.measure.timing:
+        return MISSING
     if record is ranking.reference:
         return "reference"
     ratio = against_reference(record, ranking)
@@ -189,6 +193,8 @@ def numbers(ranking: Ranking) -> list[dict[str, Any]]:
     for record in ranking.records:
         ratio = against_reference(record, ranking)
         peak = record.peak()
+        timed = record.recipe.measure.timing
+        latency, step = (record.latency, record.step) if timed else (None, None)
         line: dict[str, Any] = {
             "recipe": record.recipe.name,
             "overrides": "; ".join(f"{k}={v}" for k, v in sorted(record.overrides.items())),
@@ -196,13 +202,13 @@ def numbers(ranking: Ranking) -> list[dict[str, Any]]:
             "reason": record.reason,
             "machine": ranking.machine,
             "model": record.recipe.model,
-            "latency_n": record.latency.n if record.latency else None,
+            "latency_n": latency.n if latency else None,
         }
-        for name, summary in (("latency", record.latency), ("step", record.step)):
+        for name, summary in (("latency", latency), ("step", step)):
             for key in ("median", "low", "high", "p90", "sigma"):
                 line[f"{name}_{key}_s"] = getattr(summary, key) if summary else None
         line |= {
-            "first_call_s": record.first_call_s,
+            "first_call_s": record.first_call_s if timed else None,
             "payback_videos": payback_videos(record, ranking),
             "achieved_flop_per_s": record.achieved_flop_per_s(),
             "ceiling_share": record.ceiling_share(),
@@ -246,7 +252,7 @@ def _verdict(record: Record, ranking: Ranking) -> dict[str, Any]:
 def _gauges(record: Record) -> dict[str, Any]:
     """Energy of a timed unit, and the state of the GPU while it was timed."""
     gauges = record.gauges
-    if gauges is None:
+    if gauges is None or not record.recipe.measure.timing:
         return {}
     unit = record.recipe.measure.unit
     return {
