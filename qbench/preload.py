@@ -1,6 +1,14 @@
-"""What every run imports, imported ahead of all of them; see `processes`."""
+"""What every run imports, imported ahead of all of them; see `processes`.
 
+Beside an NVIDIA GPU the driver must not be started here, or no process forked from this one could
+use it. Libraries ask two things about the GPU as they load, whether there is one and of which
+capability, and NVML, which survives a fork, answers both. What asks for more is left to the runs.
+"""
+
+import contextlib
+import importlib
 import os
+from typing import Any
 
 # The process that runs are forked from has nothing to say. Libraries warn as they load, and a pipe
 # that it held open would keep whoever reads the sweep's output waiting after the sweep is over.
@@ -9,58 +17,69 @@ for _number in (1, 2):
     os.dup2(_nothing, _number)
 os.close(_nothing)
 
+MODULES = (
+    "pandas",
+    "scipy.stats",
+    "torchao.quantization",
+    "torchmetrics.functional.image",
+    "diffusers.pipelines.cogvideo.pipeline_cogvideox",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.t5.modeling_t5",
+    "transformers.models.auto.tokenization_auto",
+    "qbench.quality.measure",
+    "qbench.runner",
+)
+
+
+class _DriverAsked(BaseException):
+    """A library wants the GPU's driver as it loads. No `except Exception` of its own hears it."""
+
+
+def _refuse() -> None:
+    raise _DriverAsked
+
 
 def _capability() -> tuple[int, int] | None:
-    """The compute capability of this machine's GPUs by NVML; None where it does not tell, or two.
-
-    NVML, unlike the CUDA driver, survives a fork.
-    """
+    """The compute capability of this machine's GPUs by NVML; None where it tells none, or two."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
         found = {tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) for handle in handles}
-    except Exception:  # no pynvml, no driver, a container that hides it: import less ahead
+    except Exception:  # no pynvml, no driver, a container that hides it: import nothing ahead
         return None
     return found.pop() if len(found) == 1 else None
 
 
 def _import_all() -> None:
-    import pandas  # noqa: F401
-    import scipy.stats  # noqa: F401
-    import torchao.quantization  # noqa: F401
-    import torchmetrics.functional.image  # noqa: F401
-    from diffusers import (  # noqa: F401
-        AutoencoderKLCogVideoX,
-        CogVideoXDDIMScheduler,
-        CogVideoXPipeline,
-        CogVideoXTransformer3DModel,
-    )
-    from transformers import AutoTokenizer, CLIPModel, T5EncoderModel, T5Tokenizer  # noqa: F401
-
-    import qbench.quality.measure
-    import qbench.runner  # noqa: F401
+    for name in MODULES:
+        with contextlib.suppress(Exception, _DriverAsked):  # a run that needs it will say why
+            importlib.import_module(name)
 
 
 def _import_beside_a_gpu() -> None:
-    """Import all, with an answer from NVML where libraries ask for the GPU as they load.
-
-    They ask whether there is one, and of which capability. Asking the driver would start it in this
-    process, and no process forked from this one could use the GPU.
-    """
     import torch
+    from torch.utils import _triton
 
     capability = _capability()
     if capability is None:
         return
-    asked = torch.cuda.get_device_capability
-    torch.cuda.get_device_capability = lambda device=None: capability
+    triton = _triton.has_triton_package() and capability >= (7, 0)
+    answers: dict[tuple[Any, str], Any] = {
+        (torch.cuda, "get_device_capability"): lambda device=None: capability,
+        (_triton, "has_triton"): lambda: triton,
+        (torch.cuda, "_lazy_init"): _refuse,
+    }
+    before = {place: getattr(*place) for place in answers}
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch.cuda.is_available by NVML
     try:
+        for place, answer in answers.items():
+            setattr(*place, answer)
         _import_all()
     finally:
-        torch.cuda.get_device_capability = asked
+        for place, own in before.items():
+            setattr(*place, own)
         del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
 
 

@@ -133,6 +133,16 @@ class Memory(Strict):
     expandable_segments: bool = False
 
 
+class Decode(Strict):
+    """What is changed about the VAE's decode, which every variant ends with.
+
+    `split_norms` reduces each group of a group norm in parts: torch gives a group one block of
+    threads, so the 32 groups of a VAE leave most of a large GPU idle.
+    """
+
+    split_norms: bool = False
+
+
 class Variant(Strict):
     """One variant of the denoiser, axis by axis."""
 
@@ -143,6 +153,7 @@ class Variant(Strict):
     cache: Cache | None = None
     compile: Compile | None = None
     memory: Memory = Memory()
+    decode: Decode = Decode()
     # The honest control of every speed-up: this share of the reference's denoise steps.
     step_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     # Video n gets the initial noise of video n + seed_offset: the noise floor of another seed,

@@ -25,9 +25,9 @@ from qbench.models import cogvideox, untrained
 from qbench.recipe import Quantize, Variant
 from qbench.variants import attention, quantization
 
-TEXT, WARMUP, REPEATS = 226, 2, 10
-SIZES = [(frames, 480, 720) for frames in (9, 17, 25, 33, 49, 65, 81, 97)]
-SIZES += [(49, 240, 360), (49, 320, 480), (49, 600, 960), (49, 720, 1280)]
+TEXT, WARMUP, REPEATS = 226, 1, 10
+SIZES = [(frames, 480, 720) for frames in (9, 17, 33, 49, 65, 81, 97)]
+SIZES += [(49, 240, 368), (49, 320, 480), (49, 608, 960), (49, 720, 1280)]
 VARIANTS = {
     "bf16": Variant(dtype="bf16"),
     "fp8": Variant(

@@ -176,6 +176,10 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
         Variant.model_validate({"quantize": {"backend": "torchao", "scheme": "fp8_dynamic_row"}}),
         Variant.model_validate({"quantize": {"backend": "torchao", "scheme": "int8_dynamic"}}),
         Variant(attention="sage"),
+        Variant(engine="onnxruntime", dtype="bf16"),
+        Variant.model_validate(
+            {"compile": {}, "quantize": {"backend": "quanto", "scheme": "int4_weight_only"}}
+        ),
         Variant.model_validate({"compile": {}, "cache": {"kind": "pab", "interval": 2}}),
         Variant.model_validate(
             {"compile": {"scope": "model"}, "cache": {"kind": "taylorseer", "interval": 2}}

@@ -14,7 +14,7 @@ def apply(pipeline: Any, variant: Variant, device: str, steps: int) -> dict[str,
     Returns facts for the record, such as the share of parameters that was quantized.
     """
     from qbench.models import denoiser
-    from qbench.variants import attention, caching, compilation, memory, quantization
+    from qbench.variants import attention, caching, compilation, decoding, memory, quantization
 
     facts: dict[str, Any] = {}
     if variant.fault:
@@ -31,6 +31,7 @@ def apply(pipeline: Any, variant: Variant, device: str, steps: int) -> dict[str,
         compilation.apply(pipeline, variant.compile, hooked)
     if variant.cache:
         caching.apply(pipeline, variant.cache, steps)
+    decoding.apply(pipeline, variant.decode)
     memory.apply(pipeline, variant.memory, device)
     return facts
 

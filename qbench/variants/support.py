@@ -2,7 +2,8 @@
 
 Each rule names the choices that it is about, what the machine must have, and the reason that a
 `skipped` row shows. A machine is described by `Machine`, so the rules can be read and tested
-without the hardware that they speak of.
+without the hardware that they speak of. `scripts/combinations.py` runs every choice and pair of
+choices with the rules put aside, and tests hold the rules against what came of it.
 """
 
 from __future__ import annotations
@@ -32,12 +33,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class Rule:
-    """`applies` says which variants it is about; where `holds` is false, `reason` is why not."""
+    """`applies` says which variants it is about; where `holds` is false, `reason` is why not.
+
+    What a rule refuses fails if it is run all the same; where it does not (`fails`), it would run
+    and be something else than its recipe says.
+    """
 
     about: str
     applies: Callable[[Variant], bool]
     holds: Callable[[Machine], bool]
     reason: str
+    fails: bool = True
 
 
 def _scheme(prefix: str, backend: str = "torchao") -> Callable[[Variant], bool]:
@@ -85,9 +91,22 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "FP8 products",
-        lambda v: _scheme("fp8_dynamic")(v) or _scheme("fp8_dynamic", "qbench")(v),
+        _scheme("fp8_dynamic"),
         lambda m: m.cuda and m.capability >= (8, 9),
         "FP8 products need an NVIDIA GPU of compute capability 8.9 or newer",
+    ),
+    Rule(
+        "FP8 products of qbench's",
+        _scheme("fp8_dynamic", "qbench"),
+        lambda m: m.cuda and m.capability >= (8, 9),
+        "FP8 products need an NVIDIA GPU of compute capability 8.9 or newer",
+        fails=False,  # elsewhere they are computed in FP32, for tests
+    ),
+    Rule(
+        "optimum-quanto's INT4, compiled",
+        lambda v: v.compile is not None and _scheme("int4", "quanto")(v),
+        lambda m: m.cuda,
+        "optimum-quanto's INT4 weights cannot be compiled on a CPU: leave out compile",
     ),
     Rule(
         "torch.compile",
@@ -106,6 +125,12 @@ RULES: tuple[Rule, ...] = (
         lambda v: v.engine == "onnxruntime",
         lambda m: "onnxruntime" in m.packages,
         "onnxruntime is not installed: pip install 'qbench[onnx]' (CPU) or 'qbench[gpu]' (CUDA)",
+    ),
+    Rule(
+        "ONNX Runtime in BF16",
+        lambda v: v.engine == "onnxruntime" and v.dtype == "bf16",
+        lambda m: m.cuda,
+        "ONNX Runtime computes no products in BF16 on a CPU: choose fp32 or fp16",
     ),
     Rule(
         "ONNX Runtime for CUDA",
@@ -193,6 +218,7 @@ RULES: tuple[Rule, ...] = (
         lambda _: False,
         "PAB and FasterCache hook the attention inside each block: compiled, every block becomes "
         "a program of its own; use taylorseer or first_block, or leave out compile",
+        fails=False,
     ),
     Rule(
         "caches and a model compiled whole",
@@ -200,6 +226,7 @@ RULES: tuple[Rule, ...] = (
         lambda _: False,
         "a cache decides between blocks, which one compiled program cannot: compile with scope "
         "blocks",
+        fails=False,
     ),
     Rule(
         "GPU attention kernels",
@@ -212,12 +239,14 @@ RULES: tuple[Rule, ...] = (
         lambda v: v.memory.offload is not None,
         lambda m: m.cuda,
         "offload moves weights off a GPU, and there is none",
+        fails=False,  # model offload runs, and moves nothing
     ),
     Rule(
         "expandable segments",
         lambda v: v.memory.expandable_segments,
         lambda m: m.cuda,
         "expandable_segments is a setting of torch's allocator for GPUs, and there is none",
+        fails=False,
     ),
 )
 
@@ -238,12 +267,15 @@ PACKAGES = (
 )
 
 
+def refusing(variant: Variant, machine: Machine) -> list[Rule]:
+    """The rules by which this machine cannot run the variant."""
+    return [rule for rule in RULES if rule.applies(variant) and not rule.holds(machine)]
+
+
 def why_not(variant: Variant, machine: Machine) -> str | None:
     """The reason that this machine cannot run the variant, or None where it can."""
-    for rule in RULES:
-        if rule.applies(variant) and not rule.holds(machine):
-            return rule.reason
-    return None
+    rules = refusing(variant, machine)
+    return rules[0].reason if rules else None
 
 
 def this_machine(device: str = "auto") -> Machine:
