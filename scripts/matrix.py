@@ -71,8 +71,8 @@ PARTS = {
         VIDEO,
         (
             "bf16", "fast", "fast-cached", "attention/flash-3-compile", "fp8-dynamic",
-            "int8-dynamic", "offload/fast-tiling", "offload/tiling", "cache/fast-cached-2",
-            "cache/fast-cached-4", "cache/half-steps", "int8",
+            "int8-dynamic", "offload/fast-tiling", "offload/tiling", "int8", "cache/half-steps",
+            "cache/fast-cached-2", "cache/fast-cached-4",
         ),
     ),
     "memory": Part(
@@ -94,9 +94,9 @@ PARTS = {
         ),
     ),
     "large": Part(
-        "whole videos of CogVideoX-5B, whose published figures are of an H100",
-        ("model=cogvideox-5b", *RANDOM, *ONE_VIDEO),
-        ("bf16", "fast", "fast-cached", "fp8-dynamic", "compile", "attention/flash-3-compile"),
+        "one denoise step of CogVideoX-5B, whose published figures are of an H100",
+        ("model=cogvideox-5b", *RANDOM, *INTERLEAVED),
+        ("bf16", "fast", "fp8-dynamic", "compile", "attention/flash-3-compile", "int8-dynamic"),
     ),
     "largest": Part(
         "one denoise step of CogVideoX1.5-5B at 81x768x1360",
@@ -112,7 +112,8 @@ PARTS = {
         "quality on the bundled model, 256 videos; read no latency from it",
         (*BUNDLED, "prompts.count=256"),
         (
-            "fp32", "floor/seed", "floor/kernel", "floor/compiled", "bf16", "fast", "fp8-dynamic",
+            "fp32", "peers/diffusers-torchao", "floor/seed", "floor/kernel", "floor/compiled",
+            "bf16", "fast", "fp8-dynamic",
             "int8-dynamic", "attention/fp8", "fast-cached", "cache/fast-cached-2",
             "cache/fast-cached-4", "compile", "cache/taylorseer", "cache/pab", "cache/faster",
             "cache/first-block", "cache/half-steps", "fp16", "int8",
@@ -121,7 +122,6 @@ PARTS = {
             "int8-quanto", "ladder/fp8-quanto", "ladder/int4-quanto", "compile/compile-model",
             "attention/flash-3", "attention/flash-3-compile", "attention/flash-3-fp8",
             "attention/xformers", "attention/flash-4",
-            "peers/diffusers-torchao",
         ),
     ),
     "quality-2048": Part(
