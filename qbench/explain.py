@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qbench.report import Ranking
 
 STREAM = "memory.offload: group, which streams the blocks"
+FRAGMENTS = "memory.expandable_segments: true, which loses little to fragments"
 LOWER = {
     "text_encode": "memory.offload: model keeps the text encoder off the GPU but for its own stage",
     "denoise": f"FP8 or INT8 weights, or {STREAM}",
@@ -58,6 +59,10 @@ def _failure(record: Record) -> str:
     if needed:
         text += f"; it needed {needed / 2**30:.1f} GiB at once"
     lower = _lower(record, record.stage)
+    lost = record.facts.get("fragments_bytes", 0.0)
+    if lost > 2**30 and not record.recipe.variant.memory.expandable_segments:
+        text += f", beside {lost / 2**30:.1f} GiB in fragments"
+        lower = f"{FRAGMENTS}; or {lower}" if lower else FRAGMENTS
     return f"{text}. {record.reason}." + (f" What lowers it: {lower}." if lower else "")
 
 

@@ -74,21 +74,33 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def needed_bytes(error: BaseException) -> dict[str, float]:
-    """What was in use and what was asked for beyond it, where a GPU's allocator said so."""
-    size = r"([\d.]+) (KiB|MiB|GiB)"
-    asked = re.search(f"Tried to allocate {size}", str(error))
-    held = re.search(f"allocated memory {size} is allocated by PyTorch", str(error))
-    if not asked or not held:
+    """What was in use and what was asked for beyond it, where a GPU's allocator said so.
+
+    And what lay free in pieces, none of which was large enough.
+    """
+    size, units = r"([\d.]+) (KiB|MiB|GiB)", {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+    def said(where: str) -> float | None:
+        found = re.search(where, str(error))
+        return float(found[1]) * units[found[2]] if found else None
+
+    asked = said(f"Tried to allocate {size}")
+    held = said(f"allocated memory {size} is allocated by PyTorch")
+    if asked is None or held is None:
         return {}
-    units = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    return {"needed_bytes": sum(float(found[1]) * units[found[2]] for found in (asked, held))}
+    fragments = said(f"{size} is reserved by PyTorch but unallocated") or 0.0
+    return {"needed_bytes": asked + held, "fragments_bytes": fragments}
 
 
 def memory_reason(error: BaseException, facts: dict[str, float]) -> str:
     if "needed_bytes" not in facts:
         return one_line(error)
     told = ". ".join(str(error).split(". ")[:2])  # past that torch gives advice
-    return f"needed {facts['needed_bytes'] / 2**30:.2f} GiB at once: {' '.join(told.split())}"
+    needed, lost = (facts[name] / 2**30 for name in ("needed_bytes", "fragments_bytes"))
+    text = f"needed {needed:.2f} GiB at once"
+    if lost >= 0.1:
+        text += f", with {lost:.2f} GiB more lost to fragments"
+    return f"{text}: {' '.join(told.split())}"
 
 
 def run(job: str, connection: Connection) -> None:

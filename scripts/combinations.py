@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -89,7 +90,10 @@ def _alike(value: Any) -> bool:
 
 def attempt(job: str, connection: Connection) -> None:
     """In a process of its own: two videos' latents beside the plain model's; sends what came."""
+    import torch
+
     facts = json.loads(job)
+    torch.set_num_threads(facts["threads"])  # jobs that take all cores each stand in line
     try:
         error = _relative_error(Variant.model_validate(facts["variant"]), facts["device"])
         connection.send({"event": "end", "relative_error": error})
@@ -131,10 +135,11 @@ def _relative_error(variant: Variant, device: str) -> float:
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 
-def tried(fields: dict[str, Any], device: str) -> dict[str, Any]:
+def tried(fields: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
     """One row: the combination, whether it works, and what came of it."""
     variant = Variant.model_validate({"dtype": "bf16", **fields})
-    job = json.dumps({"variant": variant.model_dump(mode="json"), "device": device})
+    facts = {"variant": variant.model_dump(mode="json"), "device": device, "threads": threads}
+    job = json.dumps(facts)
     log = Path("/dev/null")
     child = processes.Child(attempt, job, log)
     outcome: dict[str, Any] = {"error": "the process died"}
@@ -179,14 +184,15 @@ def main() -> None:
     processes.prepare()
     wanted = list(combinations(set(filter(None, args.only.split(",")))))
     rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for row in pool.map(lambda fields: tried(fields, environment.device), wanted):
-            rows.append(row)
-            if len(rows) % 20 == 0:
-                print(f"{len(rows)} of {len(wanted)}", flush=True)
     facts = {"environment": environment.model_dump(), "machine": _plain(machine), "rows": rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(facts, indent=1) + "\n")
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for row in pool.map(lambda fields: tried(fields, environment.device, threads), wanted):
+            rows.append(row)
+            if len(rows) % 20 == 0 or len(rows) == len(wanted):
+                print(f"{len(rows)} of {len(wanted)}", flush=True)
+                args.out.write_text(json.dumps(facts, indent=1) + "\n")
     print(f"{len(rows)} combinations, {sum(row['works'] for row in rows)} work, in {args.out}")
     for row in rows:
         if said := disagreement(row, machine):

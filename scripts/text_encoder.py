@@ -34,6 +34,7 @@ def build(device: str) -> Any:
     with torch.device("meta"):
         module = T5EncoderModel(T5Config(**XXL)).bfloat16()
     module = module.to_empty(device=device).eval().requires_grad_(False)
+    module.tie_weights()  # else its table of tokens would be there twice
     for weight in module.parameters():
         weight.normal_(std=0.02)
     return module

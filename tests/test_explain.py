@@ -16,7 +16,7 @@ from qbench.meters import ceilings, profile, work
 from qbench.meters.ceilings import Ceilings
 from qbench.meters.profile import Kernel, Profile
 from qbench.recipe import Variant
-from qbench.worker import needed_bytes
+from qbench.worker import memory_reason, needed_bytes
 
 
 def _denoiser(**sizes: int) -> Any:
@@ -171,9 +171,20 @@ def test_explain_of_what_did_not_run_says_why(finished: Path, tmp_path: Path) ->
 def test_out_of_memory_says_what_it_needed() -> None:
     told = torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 512.00 MiB. GPU 0 has 139.80 GiB. "
-        "Of the allocated memory 7.50 GiB is allocated by PyTorch, and 1 MiB is reserved."
+        "Of the allocated memory 7.50 GiB is allocated by PyTorch, and 1 MiB is reserved by "
+        "PyTorch but unallocated."
     )
-    assert needed_bytes(told) == {"needed_bytes": 8 * 2**30}
+    found = needed_bytes(told)
+    assert found == {"needed_bytes": 8 * 2**30, "fragments_bytes": 2**20}
+    assert "fragments" not in memory_reason(told, found)
+    pieces = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 338.00 MiB. GPU 0 has a total capacity of 79.18 GiB "
+        "of which 71.12 GiB is free. Including non-PyTorch memory, this process has 7.97 GiB in "
+        "use. 7.30 GiB allowed; Of the allocated memory 4.96 GiB is allocated by PyTorch, and "
+        "2.00 GiB is reserved by PyTorch but unallocated. If reserved but unallocated"
+    )
+    reason = memory_reason(pieces, needed_bytes(pieces))
+    assert reason.startswith("needed 5.29 GiB at once, with 2.00 GiB more lost to fragments: CUDA")
     assert needed_bytes(RuntimeError("something else")) == {}
 
 

@@ -92,6 +92,23 @@ def test_slower_is_said_as_plainly_as_faster(
     assert "1.00" not in cells["hardly"]  # or it would contradict itself
 
 
+def test_recipes_of_one_name_are_told_apart_by_what_differs(base: records.Record) -> None:
+    """Not by all that the command line changed, most of which they share."""
+    changes = {"model": "tiny-cogvideox", "measure.repeats": "1"}
+    first = base.model_copy(update={"overrides": changes})
+    memory = base.recipe.variant.memory.model_copy(update={"vae_tiling": True})
+    variant = base.recipe.variant.model_copy(update={"memory": memory})
+    recipe = base.recipe.model_copy(update={"variant": variant})
+    prints = base.fingerprints.model_copy(update={"recipe": "tiled"})
+    second = first.model_copy(update={"recipe": recipe, "fingerprints": prints})
+    (ranking,) = _rank(first, second, _variation(base, "other"))
+    assert sorted(report.label(record, ranking) for record in ranking.records) == [
+        "int8 (variant.memory.vae_tiling=False)",
+        "int8 (variant.memory.vae_tiling=True)",
+        "other",
+    ]
+
+
 def _untimed(record: records.Record) -> records.Record:
     measured = record.recipe.measure.model_copy(update={"timing": False})
     return record.model_copy(
@@ -139,30 +156,31 @@ def test_columns_give_way_where_the_terminal_is_narrow_and_the_status_stays(
     assert tables.columns([row]) == [0, 1]
 
 
-def test_smallest_card_holds_the_largest_peak_and_cudas_own(base: records.Record) -> None:
+def test_cards_hold_the_largest_peak_at_least_and_what_was_reserved_surely(
+    base: records.Record,
+) -> None:
     from qbench.meters.memory import Peak
     from qbench.report import cards
 
-    def on_gpu(name: str, denoise: float, decode: float) -> records.Record:
+    def on_gpu(name: str, denoise: float, decode: float, reserved: float) -> records.Record:
         peaks = {"denoise": denoise, "decode": decode, "text_encode": 0.1}
         stages = {
             stage: records.Stage(
-                seconds=[1.0], peak=Peak(allocated_bytes=int(gib * 2**30), reserved_bytes=2**35)
+                seconds=[1.0],
+                peak=Peak(allocated_bytes=int(gib * 2**30), reserved_bytes=int(reserved * 2**30)),
             )
             for stage, gib in peaks.items()
         }
         environment = base.environment.model_copy(update={"device": "cuda"})
-        made = _variation(base, name, stages=stages, environment=environment, **_timed(1.0, 40))
-        return made
+        return _variation(base, name, stages=stages, environment=environment, **_timed(1.0, 40))
 
-    plain, small, large = on_gpu("a", 5, 7.4), on_gpu("b", 5.2, 4), on_gpu("c", 5, 150)
-    assert [cards.smallest(record) for record in (plain, small, large)] == [10, 6, None]
-    (ranking,) = _rank(plain, small, large)
-    rows = [line.split(" | ") for line in cards.ladder(ranking).splitlines()[4:]]
-    assert [(row[0], row[-1]) for row in rows] == [
-        ("| b", "6 GB |"),
-        ("| a", "10 GB |"),
-        ("| c", "- |"),
+    found = [on_gpu("a", 5, 7.4, 11.2), on_gpu("b", 5.2, 4, 5.25), on_gpu("c", 5, 150, 160)]
+    (ranking,) = _rank(*found)
+    rows = [line.strip("| ").split(" | ") for line in cards.ladder(ranking).splitlines()[4:]]
+    assert [(row[0], *row[-2:]) for row in rows] == [
+        ("b", "6 GB", "6 GB"),
+        ("a", "10 GB", "12 GB"),
+        ("c", "-", "-"),
     ]
 
 

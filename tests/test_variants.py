@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,24 @@ def test_torchs_kernel_is_chosen_for_the_denoiser_alone(kernel: str) -> None:
     assert seen["denoiser"] == (kernel == "math", kernel == "flash", False)
     assert seen["before"] == seen["text encoder"] == seen["after"]
     assert error < 1e-5
+
+
+def test_half_an_attention_package_is_a_reason_and_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FlashAttention 4 without the libraries that it compiles with."""
+    from qbench.errors import Unsupported
+    from qbench.variants import attention
+
+    package = tmp_path / "flash_attn" / "cute"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import cutlass_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(Unsupported, match=r"flash-4 is not installed whole.*cutlass_that_is"):
+            attention.load("flash-4")
+    finally:
+        sys.modules.pop("flash_attn", None)
 
 
 def test_layers_that_torchao_takes_for_block_scaled_keep_their_type() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from qbench.quality.verdict import Candidate, Floor, Judged, judge
 from qbench.records import Record
@@ -50,10 +50,19 @@ class Ranking:
         return {j.name: j for j in judge(candidates, reference.quality, floor, margins)}
 
     @cached_property
-    def ambiguous(self) -> frozenset[str]:
-        """Recipe names that stand for more than one recipe here."""
-        count = Counter(record.recipe.name for record in self.records)
-        return frozenset(name for name, times in count.items() if times > 1)
+    def differing(self) -> dict[str, frozenset[str]]:
+        """Recipe name -> the fields in which recipes of that name differ here; empty for one."""
+        alike: dict[str, list[dict[str, Any]]] = {}
+        for record in self.records:
+            alike.setdefault(record.recipe.name, []).append(_fields(record.recipe.model_dump()))
+        return {
+            name: frozenset(
+                field
+                for field in set().union(*recipes)
+                if len({repr(fields.get(field)) for fields in recipes}) > 1
+            )
+            for name, recipes in alike.items()
+        }
 
     def title(self) -> str:
         first = self.records[0]
@@ -120,11 +129,21 @@ def _order(record: Record) -> tuple[bool, bool, float, float, str]:
 
 
 def label(record: Record, ranking: Ranking) -> str:
-    """The recipe's name, with its overrides where that name alone would not tell it apart."""
-    changed = [f"{key}={value}" for key, value in sorted(record.overrides.items())]
-    if changed and record.recipe.name in ranking.ambiguous:
-        return f"{record.recipe.name} ({', '.join(changed)})"
-    return record.recipe.name
+    """The recipe's name, and what tells it apart from others of that name."""
+    own = _fields(record.recipe.model_dump())
+    told = [f"{field}={own.get(field)}" for field in sorted(ranking.differing[record.recipe.name])]
+    return f"{record.recipe.name} ({', '.join(told)})" if told else record.recipe.name
+
+
+def _fields(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested fields by their dotted names, as `--set` takes them."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found |= _fields(value, f"{above}{name}.")
+        else:
+            found[above + name] = value
+    return found
 
 
 def write(found: list[tuple[Path, Record]], unreadable: list[str], out: Path) -> Path:

@@ -5,28 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qbench.meters.memory import CONTEXT_BYTES
-from qbench.records import Record
 from qbench.report import Ranking, label, tables
 
 CARDS_GIB = (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)  # as they are sold
 STAGES = ("text_encode", "denoise", "decode")
 
 
-def smallest(record: Record) -> int | None:
-    """The smallest card, in GiB, that holds the largest peak and CUDA's own share.
-
-    From what torch allocated, so a card on which the allocator loses more to fragments than is left
-    may still be too small: `measure.memory_limit_gib` simulates one.
-    """
-    held = record.held_bytes(record.peak())
-    if held is None:
+def smallest(size: int | None) -> int | None:
+    """The smallest card, in GiB, that holds so many bytes of torch's and CUDA's own besides."""
+    if size is None:
         return None
-    needed = (held + CONTEXT_BYTES) / 2**30
-    return next((size for size in CARDS_GIB if needed <= size), None)
+    needed = (size + CONTEXT_BYTES) / 2**30
+    return next((card for card in CARDS_GIB if needed <= card), None)
 
 
 def ladder(ranking: Ranking) -> str:
-    """Every variant's peaks by stage and the smallest card for it, the smallest first.
+    """Every variant's peaks by stage and which card it fits, the smallest first.
 
     Empty where no videos were made on a GPU, and where the card was a simulated one already.
     """
@@ -40,11 +34,21 @@ def ladder(ranking: Ranking) -> str:
     rows: list[Sequence[str]] = []
     for record in shown:
         peaks = [record.held_bytes(record.stages[stage].peak) for stage in stages]
-        card = smallest(record)
-        cells = [tables.bytes_text(peak) for peak in peaks]
-        rows.append((label(record, ranking), *cells, f"{card} GB" if card else tables.MISSING))
-    context = f"{CONTEXT_BYTES / 2**30:.1f} GiB"
-    note = f"Peaks as allocated; a card holds the largest and {context} of CUDA's own."
+        whole = record.peak()
+        cards = [smallest(size) for size in (record.held_bytes(whole), whole.reserved_bytes)]
+        rows.append(
+            (
+                label(record, ranking),
+                *(tables.bytes_text(peak) for peak in peaks),
+                *(f"{card} GB" if card else tables.MISSING for card in cards),
+            )
+        )
+    note = (
+        "Peaks as allocated. No card below *at least* holds the largest beside the "
+        f"{CONTEXT_BYTES / 2**30:.1f} GiB of CUDA's own; *surely* holds all that torch reserved "
+        "here, fragments included. Between the two only a try tells, or a card simulated by "
+        "`measure.memory_limit_gib`."
+    )
     if not encoded:
         note += " No text encoder was run: what it needs comes on top where it stays on the card."
-    return f"{note}\n\n" + tables.grid(("variant", *stages, "smallest card"), rows)
+    return f"{note}\n\n" + tables.grid(("variant", *stages, "at least", "surely"), rows)

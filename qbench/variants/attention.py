@@ -57,7 +57,10 @@ def _only(module: Any, kernel: str) -> None:
 
 
 def load(kernel: str) -> Kernel:
-    """The function of a kernel that is not torch's own. Imports its package."""
+    """The function of a kernel that is not torch's own. Imports its package.
+
+    Raises Unsupported where only a part of that is installed.
+    """
     loaders = {
         "fp8": _fp8,
         "flash-3": _flash_3,
@@ -65,7 +68,13 @@ def load(kernel: str) -> Kernel:
         "sage": _sage,
         "xformers": _xformers,
     }
-    return loaders[kernel]()
+    try:
+        return loaders[kernel]()
+    except ImportError as error:  # a part of it is missing, or it was built for another torch
+        raise Unsupported(
+            f"attention: the package of {kernel} is not installed whole: {error}; reinstall it as "
+            "'qbench ls --why' says"
+        ) from error
 
 
 def _fp8() -> Kernel:
@@ -75,12 +84,7 @@ def _fp8() -> Kernel:
 
 
 def _xformers() -> Kernel:
-    try:
-        from xformers.ops import memory_efficient_attention
-    except ImportError as error:  # a part of it, or one built for another torch
-        raise Unsupported(
-            f"xformers is not installed whole: {error}; pip install --force-reinstall xformers"
-        ) from error
+    from xformers.ops import memory_efficient_attention
 
     return _opaque("xformers", lambda q, k, v: memory_efficient_attention(q, k, v))
 

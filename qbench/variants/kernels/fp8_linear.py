@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from qbench.variants.kernels import build
 
-MAX_COLUMNS = 8192  # of a row that the kernel takes
+LONG, MAX_COLUMNS = 8192, 16384  # of a row: past LONG its own kernel takes it, up to so many
 PARTS = 4  # a feed-forward layer's rows are worked through in so many parts
 SMALL = 16  # rows or fewer are not worth FP8 arithmetic: only the weights are FP8 then
 
@@ -87,15 +87,14 @@ def quantize_rows(x: torch.Tensor, gelu: bool = False) -> tuple[torch.Tensor, to
     codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     is_bf16 = int(x.dtype == torch.bfloat16)
-    _kernel(x.device.index or 0)(
-        (rows, 1, 1), (256, 1, 1), [x, codes, scale, columns, int(gelu), is_bf16]
-    )
+    kernel = _kernels(x.device.index or 0)[columns > LONG]
+    kernel((rows, 1, 1), (256, 1, 1), [x, codes, scale, columns, int(gelu), is_bf16])
     return codes, scale
 
 
 @functools.cache
-def _kernel(_: int) -> Any:
-    return build("fp8_rows.cu", "quantize_rows")[0]
+def _kernels(_: int) -> list[Any]:
+    return build("fp8_rows.cu", "quantize_rows", "quantize_long_rows")
 
 
 def product(

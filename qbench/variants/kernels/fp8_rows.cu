@@ -3,7 +3,6 @@
 // widest tensor. Needs sm_89 or newer.
 
 #define THREADS 256
-#define VECTORS 4  // of 8 values a thread: rows of up to 8,192
 
 __device__ __forceinline__ float gelu_tanh(float x) {
     float t, u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
@@ -11,7 +10,8 @@ __device__ __forceinline__ float gelu_tanh(float x) {
     return 0.5f * x * (1.0f + t);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) quantize_rows(
+template <int VECTORS>  // of 8 values a thread, all of which it holds in registers
+__device__ __forceinline__ void quantize(
     const u16* x, u8* out, float* scale, int columns, int gelu, int is_bf16) {
     __shared__ float warp_top[THREADS / 32];
     const uint4* row = reinterpret_cast<const uint4*>(x + (long long)blockIdx.x * columns);
@@ -47,4 +47,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantize_rows(
                             to_e4m3x4(y[4] * f, y[5] * f, y[6] * f, y[7] * f));
     }
     if (threadIdx.x == 0) scale[blockIdx.x] = top / 448.0f;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) quantize_rows(  // of up to 8,192 values
+    const u16* x, u8* out, float* scale, int columns, int gelu, int is_bf16) {
+    quantize<4>(x, out, scale, columns, gelu, is_bf16);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) quantize_long_rows(  // of up to 16,384
+    const u16* x, u8* out, float* scale, int columns, int gelu, int is_bf16) {
+    quantize<8>(x, out, scale, columns, gelu, is_bf16);
 }
