@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -98,10 +99,11 @@ def _runner(parent: int) -> int:
 
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for server in psutil.Process(parent).children():
-            if "forkserver" in " ".join(server.cmdline()):
-                for child in server.children():
-                    return child.pid
+        with contextlib.suppress(psutil.NoSuchProcess):  # short ones come and go
+            for server in psutil.Process(parent).children():
+                if "forkserver" in " ".join(server.cmdline()):
+                    for child in server.children():
+                        return child.pid
         time.sleep(0.05)
     raise AssertionError("no run was started")
 
