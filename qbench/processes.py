@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -84,7 +85,12 @@ class Child:
 
 
 def _begin(work: Callable[..., None], job: str, connection: Connection, log: str) -> None:
+    from tqdm import tqdm
+
     os.setsid()
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is a semaphore, which outlives a process that is ended
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, target in ((nothing, 0), (file, 1), (file, 2)):
