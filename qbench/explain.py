@@ -54,16 +54,16 @@ def explain(place: Path) -> tuple[list[str], Ranking]:
 
 
 def _failure(record: Record) -> str:
-    text = f"{record.recipe.name} did not finish: {record.status} in {record.stage or 'start'}"
-    needed = record.facts.get("needed_bytes")
-    if needed:
-        text += f"; it needed {needed / 2**30:.1f} GiB at once"
-    lower = _lower(record, record.stage)
-    lost = record.facts.get("fragments_bytes", 0.0)
-    if lost > 2**30 and not record.recipe.variant.memory.expandable_segments:
-        text += f", beside {lost / 2**30:.1f} GiB in fragments"
-        lower = f"{FRAGMENTS}; or {lower}" if lower else FRAGMENTS
-    return f"{text}. {record.reason}." + (f" What lowers it: {lower}." if lower else "")
+    text = (
+        f"{record.recipe.name} did not finish: {record.status} in {record.stage or 'start'}: "
+        f"{record.reason}."
+    )
+    lower = [_lower(record, record.stage)]
+    if record.facts.get("fragments_bytes", 0.0) > 2**30:
+        expandable = record.recipe.variant.memory.expandable_segments
+        lower = ["" if expandable else FRAGMENTS, *lower]
+    told = "; or ".join(filter(None, lower))
+    return f"{text} What lowers it: {told}." if told else text
 
 
 def _step(record: Record) -> str:

@@ -188,6 +188,19 @@ def test_out_of_memory_says_what_it_needed() -> None:
     assert needed_bytes(RuntimeError("something else")) == {}
 
 
+def test_what_was_lost_to_fragments_comes_first_in_what_would_help(finished: Path) -> None:
+    run = next(path for path in records.find([finished]) if "tensorrt" in str(path))
+    lost = {"needed_bytes": 16.2 * 2**30, "fragments_bytes": 8.4 * 2**30}
+    died = records.read(run).model_copy(
+        update={"status": "oom", "stage": "decode", "reason": "needed 16.20 GiB", "facts": lost}
+    )
+    told = explain._failure(died)
+    assert told.index("expandable_segments") < told.index("vae_tiling")
+    assert "oom in decode: needed 16.20 GiB." in told
+    whole = died.model_copy(update={"facts": lost | {"fragments_bytes": 0.0}})
+    assert "expandable_segments" not in explain._failure(whole)
+
+
 def test_records_of_the_first_schema_are_still_read(finished: Path, tmp_path: Path) -> None:
     facts = json.loads(records.find([finished])[0].read_text())
     for name in ("work", "ceilings", "gauges", "paired_reference_s", "step_host_s"):
