@@ -67,8 +67,11 @@ class Progress:
         spent = f"{time.monotonic() - self._began:.0f} s"
         if not fresh:
             text = f"{self._head}: complete already, not run again"
-        elif record.status == "ok" and record.latency:
-            text = f"{self._head}: ok in {spent}, {record.latency.median:.3g} s a video"
+        elif record.status == "ok":
+            video, step = record.video_seconds(), record.step_seconds()
+            text = f"{self._head}: ok in {spent}"
+            if video or step:
+                text += f", {video:.3g} s a video" if video else f", {step:.3g} s a step"
         else:
             text = f"{self._head}: {record.status}: {record.reason}"
             if record.status not in ("ok", "skipped", "invalid"):

@@ -75,6 +75,14 @@ PARTS = {
             "cache/fast-cached-2", "cache/fast-cached-4",
         ),
     ),
+    "caches": Part(
+        "every cache at full size, and its honest control: whole videos",
+        VIDEO,
+        (
+            "bf16", "cache/taylorseer", "cache/first-block", "cache/pab", "cache/faster",
+            "cache/half-steps", "fast-cached",
+        ),
+    ),
     "memory": Part(
         "the peaks of every stage, with and without what lowers them",
         (*VIDEO, "generation.steps=4"),

@@ -108,6 +108,37 @@ def _runner(parent: int) -> int:
     raise AssertionError("no run was started")
 
 
+def test_libraries_imported_beside_a_gpu_never_start_its_driver(tmp_path: Path) -> None:
+    """One that tries is left to the runs: no process forked from here could use the GPU else."""
+    (tmp_path / "eager.py").write_text("import torch\ntorch.cuda._lazy_init()\n")
+    (tmp_path / "asking.py").write_text(
+        "import torch\nfound = torch.cuda.get_device_capability()\n"
+    )
+    (tmp_path / "pynvml.py").write_text(
+        "def nvmlInit(): pass\n"
+        "def nvmlDeviceGetCount(): return 2\n"
+        "def nvmlDeviceGetHandleByIndex(index): return index\n"
+        "def nvmlDeviceGetCudaComputeCapability(handle): return (9, 0)\n"
+    )
+    code = (
+        "import os, sys, torch\n"
+        "started = []\n"
+        "torch.cuda._lazy_init = lambda: started.append(True)\n"
+        "before = torch.cuda.get_device_capability, torch.cuda._lazy_init\n"
+        "from qbench import preload\n"
+        "preload.MODULES = ('eager', 'asking', 'json.tool')\n"
+        "preload._import_beside_a_gpu()\n"
+        "assert (torch.cuda.get_device_capability, torch.cuda._lazy_init) == before\n"
+        "assert 'eager' not in sys.modules and 'json.tool' in sys.modules\n"
+        "assert sys.modules['asking'].found == (9, 0)\n"
+        "assert not started\n"
+        "assert 'PYTORCH_NVML_BASED_CUDA_CHECK' not in os.environ\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=120)
+    assert done.returncode == 0
+
+
 def test_crash_becomes_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None:
     process = _start(tmp_path, str(RECIPES / "fp32.yaml"), str(RECIPES / "tensorrt.yaml"), *SMALL)
     os.kill(_runner(process.pid), signal.SIGSEGV)

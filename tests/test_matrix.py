@@ -1,0 +1,44 @@
+"""The published matrices name recipes that exist and settings that they take."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from qbench import sweep
+from qbench.recipe_file import overrides
+
+sys.path.insert(0, str(ROOT))
+
+from scripts import matrix
+
+
+@pytest.mark.parametrize("name", matrix.PARTS)
+def test_a_part_can_be_planned(name: str) -> None:
+    part = matrix.PARTS[name]
+    words = matrix.command(part, Path("out"), "cpu", (1, 1), ["measure.timeout_s=9"])
+    paths = [Path(word) for word in words if word.startswith("/") and "recipes" in word]
+    assert len(paths) == len(part.recipes)
+    files = [file for p in paths for file in (sorted(p.glob("*.yaml")) if p.is_dir() else [p])]
+    settings = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
+    planned = sweep.plan(files, overrides(settings))
+    assert len(planned) >= len(paths)
+    assert {item.recipe.measure.timeout_s for item in planned} == {9.0}
+
+
+def test_shards_share_the_reference_and_cover_all_once() -> None:
+    part = matrix.PARTS["quality"]
+    shards = [
+        [
+            Path(word)
+            for word in matrix.command(part, Path("out"), "cpu", (one, 3), [])
+            if ".yaml" in word
+        ]
+        for one in (1, 2, 3)
+    ]
+    assert {shard[0].stem for shard in shards} == {"fp32"}
+    others = [path for shard in shards for path in shard[1:]]
+    assert len(others) == len(set(others)) == len(part.recipes) - 1
