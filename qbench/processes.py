@@ -88,9 +88,8 @@ def _begin(work: Callable[..., None], job: str, connection: Connection, log: str
     from tqdm import tqdm
 
     os.setsid()
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its own is a semaphore, which outlives a process that is ended
+    # A progress bar's own lock is a semaphore, which outlives a process that is ended.
+    tqdm.set_lock(threading.RLock())
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, target in ((nothing, 0), (file, 1), (file, 2)):
