@@ -39,7 +39,8 @@ Status = Literal[
     "interrupted",  # by the user
     "running",  # not over, or the machine went down
 ]
-STAGES = ("load", "quantize", "compile", "text_encode", "denoise", "decode", "save", "quality")
+VIDEO_STAGES = ("text_encode", "denoise", "decode")  # what a user pays for each video
+STAGES = ("load", "quantize", "compile", *VIDEO_STAGES, "save", "quality")
 
 
 class Strict(BaseModel):
@@ -160,7 +161,7 @@ class Record(Strict):
     def peak(self) -> Peak:
         """The largest peak of the stages that a user pays for each video."""
         peak = Peak()
-        for name in ("text_encode", "denoise", "decode"):
+        for name in VIDEO_STAGES:
             if name in self.stages:
                 peak = peak.larger(self.stages[name].peak)
         return peak

@@ -107,12 +107,15 @@ def _relative_error(variant: Variant, device: str) -> float:
     import torch
 
     from qbench import engines, models, variants
+    from qbench.quality.fidelity import latent_error
     from qbench.recipe import Generation
 
     model = models.find("tiny-cogvideox")
 
     def latents(changed: Variant | None) -> list[torch.Tensor]:
-        pipeline = models.load(model, changed.dtype if changed else "bf16", device)
+        dtype = changed.dtype if changed else "bf16"
+        offloaded = changed is not None and changed.memory.offload is not None
+        pipeline = models.load(model, dtype, device, offloaded=offloaded)  # as a run does
         kinds = models.family(pipeline)
         run = models.resolve(pipeline, model, Generation(steps=STEPS))
         noise = kinds.noise(pipeline, run, SEED)
@@ -131,7 +134,7 @@ def _relative_error(variant: Variant, device: str) -> float:
         return [one.float().cpu() for one in made]
 
     plain, found = latents(None)[0], latents(variant)
-    errors = [((one - plain).norm() / plain.norm()).item() for one in found]
+    errors = [latent_error(one, plain).item() for one in found]
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qbench.meters import environment, work
-from qbench.meters.latency import UnitTimer
+from qbench.meters import environment, latency, work
 from qbench.models import cogvideox, untrained
 from qbench.recipe import Quantize, Variant
 from qbench.variants import attention, quantization
@@ -67,14 +66,8 @@ def measure(frames: int, height: int, width: int, name: str) -> dict[str, Any]:
         quantization.apply(module, variant.quantize)
     if variant.attention != "auto":
         cogvideox.set_attention(module, attention.load(variant.attention))
-    timer, times = UnitTimer("cuda"), []
     torch.cuda.reset_peak_memory_stats()
-    for turn in range(WARMUP + REPEATS):
-        timer.begin()
-        module(*inputs)
-        seconds, _ = timer.end()
-        if turn >= WARMUP:
-            times.append(seconds)
+    times = latency.sample(lambda: module(*inputs), "cuda", WARMUP, REPEATS)
     return {
         "frames": frames,
         "height": height,

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from qbench.meters import environment
-from qbench.meters.latency import UnitTimer
+from qbench.meters import environment, latency
 from qbench.meters.memory import PeakMeter, stored_bytes
 
 TOKENS, WARMUP, REPEATS = 226, 2, 10
@@ -48,13 +47,8 @@ def measure(scheme: str, device: str) -> dict[str, Any]:
 
         ao.quantize_(module, ao.Int8WeightOnlyConfig(set_inductor_config=False))
     tokens = torch.randint(0, XXL["vocab_size"], (2, TOKENS), device=device)
-    timer, peaks, times = UnitTimer(device), PeakMeter(device), []
-    for turn in range(WARMUP + REPEATS):
-        timer.begin()
-        module(tokens)
-        seconds, _ = timer.end()
-        if turn >= WARMUP:
-            times.append(seconds)
+    peaks = PeakMeter(device)
+    times = latency.sample(lambda: module(tokens), device, WARMUP, REPEATS)
     return {
         "scheme": scheme,
         "parameters": sum(p.numel() for p in module.parameters()),

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from qbench import sweep
 from qbench.recipe_file import overrides
-
-sys.path.insert(0, str(ROOT))
-
 from scripts import matrix
 
 

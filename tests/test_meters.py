@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qbench.meters import environment
-from qbench.meters.latency import Clock, StepTimes
+from qbench.meters.latency import Clock, StepTimes, sample
 from qbench.meters.memory import Peak, PeakMeter, stored_bytes
 
 
@@ -89,3 +89,16 @@ def test_gpu_peak_counts_what_was_allocated() -> None:
     peak = meter.lap()
     assert (peak.allocated_bytes or 0) >= 100e6
     assert (meter.lap().allocated_bytes or 0) < 100e6
+
+
+def test_samples_are_of_the_calls_after_the_warm_up() -> None:
+    made: list[int] = []
+
+    def call() -> None:
+        made.append(len(made))
+        time.sleep(0.05 if len(made) > 2 else 0)
+
+    times = sample(call, "cpu", warmup=2, repeats=3)
+    assert made == [0, 1, 2, 3, 4]
+    assert len(times) == 3
+    assert min(times) >= 0.05  # the quick ones are left out

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from qbench.variants import support
-
-sys.path.insert(0, str(ROOT))
-
 from scripts import combinations
 
 # What is published of them; a GPU's own are still to come.

@@ -6,6 +6,7 @@ Host time between two synchronisations holds all streams' work, which events on 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -55,6 +56,18 @@ class UnitTimer:
         stop.record()
         host = self._clock.lap()
         return self._start.elapsed_time(stop) / 1000, host
+
+
+def sample(call: Callable[[], Any], device: str, warmup: int, repeats: int) -> list[float]:
+    """Device seconds of each of `repeats` calls, after `warmup` more."""
+    timer, times = UnitTimer(device), []
+    for turn in range(warmup + repeats):
+        timer.begin()
+        call()
+        seconds, _ = timer.end()
+        if turn >= warmup:
+            times.append(seconds)
+    return times
 
 
 class StepTimes:

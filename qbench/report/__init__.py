@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.quality.verdict import Candidate, Floor, Judged, judge
+from qbench.recipe import Recipe
 from qbench.records import Record
 
 
@@ -51,18 +52,19 @@ class Ranking:
 
     @cached_property
     def differing(self) -> dict[str, frozenset[str]]:
-        """Recipe name -> the fields in which recipes of that name differ here; empty for one."""
-        alike: dict[str, list[dict[str, Any]]] = {}
+        """Name that several recipes have here -> the fields in which these differ."""
+        alike: dict[str, list[Recipe]] = {}
         for record in self.records:
-            alike.setdefault(record.recipe.name, []).append(_fields(record.recipe.model_dump()))
-        return {
-            name: frozenset(
-                field
-                for field in set().union(*recipes)
-                if len({repr(fields.get(field)) for fields in recipes}) > 1
-            )
-            for name, recipes in alike.items()
-        }
+            alike.setdefault(record.recipe.name, []).append(record.recipe)
+        found = {}
+        for name, recipes in alike.items():
+            if len(recipes) > 1:
+                each = [_fields(recipe.model_dump()) for recipe in recipes]
+                known = set().union(*each)
+                found[name] = frozenset(
+                    field for field in known if len({repr(one.get(field)) for one in each}) > 1
+                )
+        return found
 
     def title(self) -> str:
         first = self.records[0]
@@ -130,9 +132,12 @@ def _order(record: Record) -> tuple[bool, bool, float, float, str]:
 
 def label(record: Record, ranking: Ranking) -> str:
     """The recipe's name, and what tells it apart from others of that name."""
+    name = record.recipe.name
+    if name not in ranking.differing:
+        return name
     own = _fields(record.recipe.model_dump())
-    told = [f"{field}={own.get(field)}" for field in sorted(ranking.differing[record.recipe.name])]
-    return f"{record.recipe.name} ({', '.join(told)})" if told else record.recipe.name
+    told = ", ".join(f"{field}={own.get(field)}" for field in sorted(ranking.differing[name]))
+    return f"{name} ({told})"
 
 
 def _fields(tree: dict[str, Any], above: str = "") -> dict[str, Any]:

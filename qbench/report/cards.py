@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qbench.meters.memory import CONTEXT_BYTES
+from qbench.records import VIDEO_STAGES
 from qbench.report import Ranking, label, tables
 
 CARDS_GIB = (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)  # as they are sold
-STAGES = ("text_encode", "denoise", "decode")
 
 
 def smallest(size: int | None) -> int | None:
@@ -30,7 +30,7 @@ def ladder(ranking: Ranking) -> str:
         return ""
     shown.sort(key=lambda r: r.held_bytes(r.peak()) or 0)
     encoded = first.recipe.weights != "random"
-    stages = STAGES if encoded else STAGES[1:]
+    stages = VIDEO_STAGES if encoded else VIDEO_STAGES[1:]
     rows: list[Sequence[str]] = []
     for record in shown:
         peaks = [record.held_bytes(record.stages[stage].peak) for stage in stages]

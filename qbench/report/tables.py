@@ -97,11 +97,12 @@ def _row(record: Record, ranking: Ranking) -> Row:
         blank = (MISSING,) * (len(HEADERS) - 1)
         return Row((name, *blank), record.status, record.reason)
     video, step, share = record.video_seconds(), record.step_seconds(), record.ceiling_share()
+    first = record.first_call_s if record.recipe.measure.timing else None
     cells = (
         name,
         f"{video:.3g} s" if video else MISSING,
         time_text(step) if step else MISSING,
-        f"{record.first_call_s:.3g} s" if record.first_call_s and step else MISSING,
+        f"{first:.3g} s" if first else MISSING,
         f"{share:.0%}" if share else MISSING,
         _speed(record, ranking),
         _peak(record),
