@@ -37,7 +37,7 @@ def _rest_of_the_videos(run: Run) -> None:
 def _one_by_one(run: Run) -> bool:
     """A first-block cache decides for a whole batch at once, which users do not generate in."""
     cache = run.recipe.variant.cache
-    return cache is not None and cache.kind == "first_block"
+    return cache is not None and cache.by_content
 
 
 def _follow_the_error(run: Run) -> None:

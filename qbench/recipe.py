@@ -122,6 +122,11 @@ class Cache(Strict):
             raise ValueError(f"@{other}: {self.kind} has no such field; it has '{needed}'")
         return self
 
+    @property
+    def by_content(self) -> bool:
+        """Whether the latents decide which steps are skipped: all that is in a batch, together."""
+        return self.kind == "first_block"
+
 
 class Memory(Strict):
     """What is traded for memory outside the denoiser."""

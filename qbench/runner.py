@@ -20,6 +20,10 @@ RANDOM_NOTE = (
     "weights: random: latency and memory only, for they do not depend on the values of weights; "
     "no text encoder was run, and nothing here says anything about quality"
 )
+BY_CONTENT_NOTE = (
+    "first_block skips steps by what the latents are: how many, and so the latency, is these "
+    "random weights' own and says nothing about the model's"
+)
 STEPS_NOTE = "unit: step: denoise steps were timed and no video was made, so there is no quality"
 
 
@@ -86,6 +90,8 @@ class Run:
         self._count_work()
         if weights == "random":
             self.facts["notes"].append(RANDOM_NOTE)
+            if variant.cache and variant.cache.by_content:
+                self.facts["notes"].append(BY_CONTENT_NOTE)
         elif uneven := common.uneven(self.pipeline, self.generation.steps):
             self.facts["notes"].append(uneven)
         if self.recipe.measure.unit == "step":

@@ -93,6 +93,8 @@ def attempt(job: str, connection: Connection) -> None:
     import torch
 
     facts = json.loads(job)
+    if facts["gpu"] is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = facts["gpu"]  # read as the driver starts, below
     torch.set_num_threads(facts["threads"])  # jobs that take all cores each stand in line
     try:
         error = _relative_error(Variant.model_validate(facts["variant"]), facts["device"])
@@ -138,11 +140,10 @@ def _relative_error(variant: Variant, device: str) -> float:
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 
-def tried(fields: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
+def tried(fields: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """One row: the combination, whether it works, and what came of it."""
     variant = Variant.model_validate({"dtype": "bf16", **fields})
-    facts = {"variant": variant.model_dump(mode="json"), "device": device, "threads": threads}
-    job = json.dumps(facts)
+    job = json.dumps({"variant": variant.model_dump(mode="json"), **facts})
     log = Path("/dev/null")
     child = processes.Child(attempt, job, log)
     outcome: dict[str, Any] = {"error": "the process died"}
@@ -169,6 +170,16 @@ def disagreement(row: dict[str, Any], machine: support.Machine) -> str | None:
     return f"{came}; the rules say: {rules[0].reason if rules else 'runs'}"
 
 
+def _gpus(device: str) -> list[str | None]:
+    """The GPUs to spread processes over, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    if device != "cuda":
+        return [None]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return list(named.split(",") if named else map(str, range(torch.cuda.device_count())))
+
+
 def _plain(machine: support.Machine) -> dict[str, Any]:
     return dataclasses.asdict(machine) | {"packages": sorted(machine.packages)}
 
@@ -187,15 +198,17 @@ def main() -> None:
     processes.prepare()
     wanted = list(combinations(set(filter(None, args.only.split(",")))))
     rows: list[dict[str, Any]] = []
-    facts = {"environment": environment.model_dump(), "machine": _plain(machine), "rows": rows}
+    made = {"environment": environment.model_dump(), "machine": _plain(machine), "rows": rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    one = {"device": environment.device, "threads": threads}
+    places = [one | {"gpu": gpu} for gpu in _gpus(environment.device)]
     with ThreadPoolExecutor(args.jobs) as pool:
-        for row in pool.map(lambda fields: tried(fields, environment.device, threads), wanted):
+        for row in pool.map(tried, wanted, itertools.cycle(places)):
             rows.append(row)
             if len(rows) % 20 == 0 or len(rows) == len(wanted):
                 print(f"{len(rows)} of {len(wanted)}", flush=True)
-                args.out.write_text(json.dumps(facts, indent=1) + "\n")
+                args.out.write_text(json.dumps(made, indent=1) + "\n")
     print(f"{len(rows)} combinations, {sum(row['works'] for row in rows)} work, in {args.out}")
     for row in rows:
         if said := disagreement(row, machine):
