@@ -116,14 +116,21 @@ class Run:
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
     def _count_work(self) -> None:
-        """FLOP and bytes of a step, of the plain denoiser as it was loaded."""
+        """FLOP and bytes of a step, of the plain denoiser as it was loaded.
+
+        Shapes are enough: the text encoder may still be where it cannot run, to be offloaded.
+        """
+        import torch
+
         from qbench import models
         from qbench.meters import work
 
         module = models.denoiser(self.pipeline)
         size = next(module.parameters()).element_size()
+        text = torch.zeros(self.family.embeddings_shape(self.pipeline, self.generation, 1))
+        inputs = self._inputs_of(text, text if self.generation.guided else None)
         try:
-            self.work = work.count(module, self._example_inputs(), size)
+            self.work = work.count(module, inputs, size)
         except Exception as error:  # a figure less in the record, never a failed run
             self.facts["notes"].append(f"work of a step not counted: {type(error).__name__}")
             return
@@ -156,7 +163,8 @@ class Run:
 
             if not self.family.EXPORTS:
                 raise Unsupported("engine: only CogVideoX's transformer is exported, no UNet yet")
-            inputs = self._example_inputs()
+            embeddings, _ = self.first_inputs()
+            inputs = self._inputs_of(*embeddings)
             folder = self.job.folder / "engine"
             self.facts["facts"] |= engines.build(self.pipeline, inputs, variant, folder)
         if variant.engine or variant.compile:
@@ -165,11 +173,10 @@ class Run:
         gc.collect()
         self.facts["weights_bytes"] = stored_bytes(models.denoiser(self.pipeline))
 
-    def _example_inputs(self) -> tuple[Any, ...]:
+    def _inputs_of(self, positive: Any, negative: Any) -> tuple[Any, ...]:
         """What the pipeline gives its denoiser for one video, in its order."""
         import torch
 
-        positive, negative = self.family.encode(self.pipeline, self.generation, self.prompts[:1])
         both = [negative, positive] if negative is not None else [positive]
         latents = self.noise([0] * len(both)).to(positive.device, positive.dtype)
         middle = int(self.pipeline.scheduler.config.num_train_timesteps) // 2

@@ -121,9 +121,9 @@ def _relative_error(variant: Variant, device: str) -> float:
         kinds = models.family(pipeline)
         run = models.resolve(pipeline, model, Generation(steps=STEPS))
         noise = kinds.noise(pipeline, run, SEED)
-        embeddings = kinds.encode(pipeline, run, ["a red star moves left on a navy background"])
         if changed:
             variants.apply(pipeline, changed, device, STEPS)
+        embeddings = kinds.encode(pipeline, run, ["a red star moves left on a navy background"])
         if changed and changed.engine:
             both = torch.cat([embeddings[1], embeddings[0]])
             twice = torch.cat([noise] * 2).to(both)

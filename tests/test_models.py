@@ -97,6 +97,12 @@ def test_our_stages_give_the_pipelines_own_video(pipeline: object) -> None:
     assert fidelity.latent_error(ours, theirs).item() < 1e-5
 
 
+def test_embeddings_have_the_shape_that_work_is_counted_for(pipeline: object) -> None:
+    run = models.resolve(pipeline, models.find("tiny-cogvideox"), recipe.Generation())
+    made = cogvideox.encode(pipeline, run, ["a red star", "a blue ring grows"])
+    assert {tuple(each.shape) for each in made} == {cogvideox.embeddings_shape(pipeline, run, 2)}
+
+
 def test_noise_depends_on_the_seed_alone(pipeline: object) -> None:
     run = models.resolve(pipeline, models.find("tiny-cogvideox"), recipe.Generation())
     a, b, c = (cogvideox.noise(pipeline, run, seed) for seed in (1, 1, 2))

@@ -148,8 +148,9 @@ def test_variants_of_a_unet(folder: Path) -> None:
 def test_work_of_a_unet_is_counted(folder: Path) -> None:
     pipeline = load(folder)
     run = run_of(pipeline)
-    latents, embeddings = textvideo.noise(pipeline, run, 0), torch.randn(1, 77, 32)
-    inputs = textvideo.arguments(latents, embeddings, torch.tensor([10]))
+    embeddings, latents = inputs_of(pipeline, run)
+    assert embeddings[0].shape == textvideo.embeddings_shape(pipeline, run, 1)
+    inputs = textvideo.arguments(latents, embeddings[0], torch.tensor([10]))
     found = work.count(models.denoiser(pipeline), inputs, 4)
     written_out = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     counter = torch.utils.flop_counter.FlopCounterMode(display=False)

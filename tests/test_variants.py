@@ -189,20 +189,26 @@ FULL = support.Machine(
 def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
     shipped = [recipe_file.load(path).variant for path in RECIPES.rglob("*.yaml")]
     assert [support.why_not(variant, FULL) for variant in shipped] == [None] * len(shipped)
+    int8 = {"backend": "torchao", "scheme": "int8_dynamic"}
+    fp8 = {"backend": "torchao", "scheme": "fp8_dynamic_row"}
+    int4 = {"backend": "quanto", "scheme": "int4_weight_only"}
     others = [
-        Variant(attention="cudnn"),
-        Variant.model_validate({"memory": {"offload": "model"}}),
-        Variant.model_validate({"quantize": {"backend": "torchao", "scheme": "fp8_dynamic_row"}}),
-        Variant.model_validate({"quantize": {"backend": "torchao", "scheme": "int8_dynamic"}}),
-        Variant(attention="sage"),
-        Variant(engine="onnxruntime", dtype="bf16"),
-        Variant.model_validate(
-            {"compile": {}, "quantize": {"backend": "quanto", "scheme": "int4_weight_only"}}
-        ),
-        Variant.model_validate({"compile": {}, "cache": {"kind": "pab", "interval": 2}}),
-        Variant.model_validate(
-            {"compile": {"scope": "model"}, "cache": {"kind": "taylorseer", "interval": 2}}
-        ),
+        Variant.model_validate({"dtype": "bf16", **fields})
+        for fields in (
+            {"attention": "cudnn"},
+            {"attention": "sage"},
+            {"attention": "flash", "dtype": "fp32"},
+            {"memory": {"offload": "model"}},
+            {"engine": "onnxruntime"},
+            {"quantize": fp8},
+            {"quantize": fp8, "dtype": "fp16"},
+            {"quantize": fp8 | {"backend": "qbench"}, "dtype": "fp32"},
+            {"quantize": int8, "compile": {}},
+            {"quantize": int4, "compile": {}},
+            {"quantize": int4, "dtype": "fp16"},
+            {"compile": {}, "cache": {"kind": "pab", "interval": 2}},
+            {"compile": {"scope": "model"}, "cache": {"kind": "taylorseer", "interval": 2}},
+        )
     ]
     for rule in support.RULES:
         assert any(rule.applies(variant) for variant in [*shipped, *others]), rule.about

@@ -123,6 +123,11 @@ class Resolved:
     text_tokens: int
     surroundings: str  # dtype of the text encoder and the VAE
 
+    @property
+    def guided(self) -> bool:
+        """Whether each step also denoises for the negative prompt (classifier-free guidance)."""
+        return self.guidance > 1
+
 
 def find(name: str) -> Model:
     """The model of a known name, a folder, or a hub id such as 'zai-org/CogVideoX-2b'."""

@@ -65,25 +65,28 @@ def noise(pipeline: Any, run: Resolved, seed: int) -> torch.Tensor:
     return common.seeded(shape, seed)
 
 
+def embeddings_shape(pipeline: Any, run: Resolved, prompts: int) -> tuple[int, int, int]:
+    """(prompts, tokens, channels) of what `encode` returns."""
+    return prompts, run.text_tokens, denoiser(pipeline).config.text_embed_dim
+
+
 @torch.no_grad()
 def encode(pipeline: Any, run: Resolved, prompts: list[str]) -> tuple[Any, Any]:
     """Prompt and negative-prompt embeddings in the denoiser's dtype.
 
     A pipeline with no text encoder (`weights: random`) gets noise of the right shape.
     """
-    guided = run.guidance > 1
     if pipeline.text_encoder is None:
-        module = denoiser(pipeline)
-        shape = (len(prompts), run.text_tokens, module.config.text_embed_dim)
-        return common.any_embeddings(pipeline, module, shape, guided)
+        shape = embeddings_shape(pipeline, run, len(prompts))
+        return common.any_embeddings(pipeline, denoiser(pipeline), shape, run.guided)
     positive, negative = pipeline.encode_prompt(
         prompts,
-        do_classifier_free_guidance=guided,
+        do_classifier_free_guidance=run.guided,
         max_sequence_length=run.text_tokens,
         device=pipeline._execution_device,
     )
     dtype = denoiser(pipeline).dtype
-    return positive.to(dtype), negative.to(dtype) if guided else None
+    return positive.to(dtype), negative.to(dtype) if run.guided else None
 
 
 @torch.no_grad()

@@ -45,19 +45,24 @@ def noise(pipeline: Any, run: Resolved, seed: int) -> torch.Tensor:
     return common.seeded(shape, seed)
 
 
+def embeddings_shape(pipeline: Any, run: Resolved, prompts: int) -> tuple[int, int, int]:
+    """(prompts, tokens, channels) of what `encode` returns."""
+    return prompts, run.text_tokens, denoiser(pipeline).config.cross_attention_dim
+
+
 @torch.no_grad()
 def encode(pipeline: Any, run: Resolved, prompts: list[str]) -> tuple[Any, Any]:
     """Prompt and negative-prompt embeddings in the denoiser's dtype.
 
     A pipeline with no text encoder (`weights: random`) gets noise of the right shape.
     """
-    guided, module = run.guidance > 1, denoiser(pipeline)
+    module = denoiser(pipeline)
     if pipeline.text_encoder is None:
-        shape = (len(prompts), run.text_tokens, module.config.cross_attention_dim)
-        return common.any_embeddings(pipeline, module, shape, guided)
+        shape = embeddings_shape(pipeline, run, len(prompts))
+        return common.any_embeddings(pipeline, module, shape, run.guided)
     device = pipeline._execution_device
-    positive, negative = pipeline.encode_prompt(prompts, device, 1, guided)
-    return positive.to(module.dtype), negative.to(module.dtype) if guided else None
+    positive, negative = pipeline.encode_prompt(prompts, device, 1, run.guided)
+    return positive.to(module.dtype), negative.to(module.dtype) if run.guided else None
 
 
 def arguments(latents: Any, embeddings: Any, timestep: Any) -> tuple[Any, ...]:

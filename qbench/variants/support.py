@@ -58,7 +58,7 @@ def _excluded(variant: Variant) -> set[str]:
     return set(variant.quantize.exclude) if variant.quantize else set()
 
 
-HALF = ("flash", "cudnn", "flash-3", "flash-4", "sage", "fp8")
+HALF = ("flash", "cudnn", "flash-3", "flash-4", "fp8")
 INNER = ("pab", "faster")
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -103,10 +103,29 @@ RULES: tuple[Rule, ...] = (
         fails=False,  # elsewhere they are computed in FP32, for tests
     ),
     Rule(
+        "FP8 products in BF16",
+        lambda v: v.dtype != "bf16" and _scheme("fp8_dynamic_row")(v),
+        lambda m: not m.cuda,
+        "torchao's FP8 products with a scale for each row give BF16 only: choose bf16",
+    ),
+    Rule(
+        "FP8 products of qbench's in FP32",
+        lambda v: v.dtype == "fp32" and _scheme("fp8_dynamic", "qbench")(v),
+        lambda m: not m.cuda,
+        "FP8 products with a bias give FP16 or BF16, not FP32: choose bf16",
+    ),
+    Rule(
         "optimum-quanto's INT4, compiled",
         lambda v: v.compile is not None and _scheme("int4", "quanto")(v),
-        lambda m: m.cuda,
-        "optimum-quanto's INT4 weights cannot be compiled on a CPU: leave out compile",
+        lambda _: False,
+        "optimum-quanto's INT4 weights cannot be compiled: leave out compile",
+    ),
+    Rule(
+        "optimum-quanto's INT4 in FP16",
+        lambda v: v.dtype == "fp16" and _scheme("int4", "quanto")(v),
+        lambda m: not m.cuda,
+        "optimum-quanto's kernel for INT4 weights in FP16 reads what is not its own on a GPU: "
+        "choose bf16",
     ),
     Rule(
         "torch.compile",
@@ -151,11 +170,16 @@ RULES: tuple[Rule, ...] = (
         "TensorRT is not installed: pip install 'qbench[tensorrt]'",
     ),
     Rule(
-        "INT8 products",
-        lambda v: _scheme("int8_dynamic")(v) and not {"time_embedding", "norm"} <= _excluded(v),
+        "INT8 products, compiled",
+        # Not compiled, torchao computes those that fail in FP32.
+        lambda v: (
+            v.compile is not None
+            and _scheme("int8_dynamic")(v)
+            and not {"time_embedding", "norm"} <= _excluded(v)
+        ),
         lambda m: not m.cuda,
         "INT8 products on a GPU take more than 16 rows, and these linears see one a video: "
-        "exclude [time_embedding, norm]",
+        "exclude [time_embedding, norm], or leave out compile",
     ),
     Rule(
         "FP8 attention",
