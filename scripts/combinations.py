@@ -31,6 +31,7 @@ from qbench.variants import support
 from qbench.worker import one_line
 
 STEPS, SEED, LIMIT_S = 8, 5, 240.0
+SAID = 300  # characters kept of an error; a compiler's runs to pages
 UNRELATED = 0.9  # relative error of latents from which on nothing is left of the plain ones
 # In pairs, one scheme stands for those that are stored and computed alike.
 ALIKE = {
@@ -100,7 +101,7 @@ def attempt(job: str, connection: Connection) -> None:
         error = _relative_error(Variant.model_validate(facts["variant"]), facts["device"])
         connection.send({"event": "end", "relative_error": error})
     except Exception as error:
-        connection.send({"event": "end", "error": one_line(error)})
+        connection.send({"event": "end", "error": one_line(error)[:SAID]})
 
 
 def _relative_error(variant: Variant, device: str) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from qbench import records, report
 from qbench.quality.statistics import Metric, summarise
@@ -182,6 +183,8 @@ def test_cards_hold_the_largest_peak_at_least_and_what_was_reserved_surely(
         ("a", "10 GB", "12 GB"),
         ("c", "-", "-"),
     ]
+    (ranking,) = _rank(on_gpu("b", 5.2, 4, 5.25))
+    assert cards.ladder(ranking) == ""  # any card will do
 
 
 def test_invalid_is_struck_through_and_on_no_front(
@@ -233,6 +236,24 @@ def test_ladder_orders_by_quality_and_names_what_is_within_noise(base: records.R
     assert names[2] == "worst"
     assert "within noise" in lines[0]
     assert "beyond noise" in lines[1]
+
+
+def test_a_chart_saved_with_a_palette_keeps_the_colours_of_thin_lines(tmp_path: Path) -> None:
+    """Of a chart whose eight lines lie on each other, so that some show in the legend alone."""
+    import numpy as np
+    from PIL import Image, ImageColor
+
+    found, _ = records.read_all(records.find([ROOT / "results/published/h100/quality/runs"]))
+    (ranking,) = _rank(*(record for _, record in found))
+    (path,) = charts.draw(ranking, tmp_path, "", only="error-by-step")
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    drawn = (
+        charts.RED, charts.ORANGE, charts.PINK, charts.BLACK,
+        charts.BLUE, charts.SKY, charts.GREEN, charts.GREY,
+    )  # fmt: skip
+    for colour in drawn:
+        assert np.abs(pixels - ImageColor.getrgb(colour)).max(1).min() <= 16, colour
 
 
 def test_report_writes_tables_and_charts_that_are_pictures(finished: Path, tmp_path: Path) -> None:

@@ -11,11 +11,10 @@ from conftest import ROOT
 from qbench.variants import support
 from scripts import combinations
 
-# What is published of them; a GPU's own are still to come.
 PUBLISHED = sorted((ROOT / "results/published").rglob("combinations.json"))
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.parent.name)
 def test_rules_say_what_came_of_every_combination(path: Path) -> None:
     facts = json.loads(path.read_text())
     found = facts["machine"]
@@ -25,7 +24,7 @@ def test_rules_say_what_came_of_every_combination(path: Path) -> None:
         packages=frozenset(found["packages"]),
         compiler=found["compiler"],
     )
-    assert len(facts["rows"]) > 300
+    assert len(facts["rows"]) > 250
     assert any(row["works"] for row in facts["rows"])
     said = {
         json.dumps(row["variant"]): combinations.disagreement(row, machine) for row in facts["rows"]

@@ -22,7 +22,8 @@ def smallest(size: int | None) -> int | None:
 def ladder(ranking: Ranking) -> str:
     """Every variant's peaks by stage and which card it fits, the smallest first.
 
-    Empty where no videos were made on a GPU, and where the card was a simulated one already.
+    Empty where no videos were made on a GPU, where the card was a simulated one already, and where
+    the smallest card surely holds every variant.
     """
     shown = [r for r in ranking.records if r.status == "ok" and r.latency]
     first = ranking.records[0]
@@ -43,6 +44,8 @@ def ladder(ranking: Ranking) -> str:
                 *(f"{card} GB" if card else tables.MISSING for card in cards),
             )
         )
+    if {row[-1] for row in rows} == {f"{CARDS_GIB[0]} GB"}:
+        return ""
     note = (
         "Peaks as allocated. No card below *at least* holds the largest beside the "
         f"{CONTEXT_BYTES / 2**30:.1f} GiB of CUDA's own; *surely* holds all that torch reserved "

@@ -20,6 +20,7 @@ RED, SKY, PINK, BLACK = "#D55E00", "#56B4E9", "#CC79A7", "#000000"
 VERDICTS: dict[Verdict, str] = {
     "indistinguishable": GREEN, "drift": BLUE, "degraded": ORANGE, "broken": RED,
 }  # fmt: skip
+TINTS = 15  # of each colour in a picture
 LINES = 8  # variants whose errors are told apart in one chart
 STAGES = {"text_encode": GREY, "denoise": BLUE, "decode": ORANGE}
 KINDS: dict[Class, tuple[str, str]] = {
@@ -80,8 +81,24 @@ def _save(figure: Any, path: Path) -> None:
 
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(_palette())
     picture = Image.open(drawn).convert("RGB")
-    picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def _palette() -> list[int]:
+    """R, G, B of every colour that charts have, whole and thinned towards white at its edges.
+
+    A palette found by the picture itself goes to what fills it, and lines are thin.
+    """
+    colours = (BLUE, ORANGE, GREEN, GREY, RED, SKY, PINK, BLACK)
+    found = []
+    for colour in colours:
+        whole = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        for step in range(TINTS + 1):
+            found += [round(255 + (part - 255) * step / TINTS) for part in whole]
+    return found
 
 
 def pareto(points: list[tuple[float, float]]) -> list[int]:
@@ -288,17 +305,28 @@ def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         return None
     names = [label(r, ranking) for r in shown]
     figure, axes = _bars(plt, names)
-    for offset, (stage, colour) in zip((-0.27, 0.0, 0.27), STAGES.items(), strict=True):
-        stages = [(r, r.stages.get(stage)) for r in shown]
-        sizes = [((s and r.held_bytes(s.peak)) or 0) / 2**30 for r, s in stages]
+    peaks = {stage: [_held(r, stage) for r in shown] for stage in STAGES}
+    scale, unit = _unit(max(max(sizes) for sizes in peaks.values()))
+    for offset, (stage, sizes) in zip((-0.27, 0.0, 0.27), peaks.items(), strict=True):
         places = [i + offset for i in range(len(shown))]
-        axes.barh(places, sizes, height=0.25, color=colour, label=stage)
+        scaled = [size / scale for size in sizes]
+        axes.barh(places, scaled, height=0.25, color=STAGES[stage], label=stage)
     axes.set_yticks(range(len(shown)), names)
     gpu = shown[0].environment.device == "cuda"
     own = "reserved where CUDA graphs are" if _graphs(shown) else "engines' own not in it"
     what = f"allocated by torch; {own}" if gpu else "resident set of the process"
-    _finish(axes, "Memory by stage", f"peak memory, GiB ({what})", sound)
+    _finish(axes, "Memory by stage", f"peak memory, {unit} ({what})", sound)
     return figure
+
+
+def _held(record: Record, stage: str) -> int:
+    found = record.stages.get(stage)
+    return (found and record.held_bytes(found.peak)) or 0
+
+
+def _unit(largest: int) -> tuple[int, str]:
+    """Bytes in the unit that an axis up to `largest` bytes is read in, and its name."""
+    return (2**30, "GiB") if largest >= 2**30 else (2**20, "MiB")
 
 
 def _graphs(shown: list[Record]) -> bool:
@@ -312,11 +340,12 @@ def _size(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         return None
     names = [label(r, ranking) for r in shown]
     figure, axes = _bars(plt, names)
-    sizes = [(r.weights_bytes or 0) / 2**20 for r in shown]
-    bars = axes.barh(names, sizes, color=BLUE)
-    axes.bar_label(bars, [tables.bytes_text(r.weights_bytes) for r in shown], padding=4, fontsize=8)
+    stored = [r.weights_bytes or 0 for r in shown]
+    scale, unit = _unit(max(stored))
+    bars = axes.barh(names, [size / scale for size in stored], color=BLUE)
+    axes.bar_label(bars, [tables.bytes_text(size) for size in stored], padding=4, fontsize=8)
     axes.margins(x=0.12)
-    _finish(axes, "Size", "denoiser's weights as stored, MiB", sound)
+    _finish(axes, "Size", f"denoiser's weights as stored, {unit}", sound)
     return figure
 
 
@@ -337,7 +366,7 @@ def _finish(axes: Any, title: str, xlabel: str, sound: list[Record]) -> None:
     """First row on top, title, and a legend above the bars where they have several meanings."""
     axes.invert_yaxis()
     axes.set_xlabel(xlabel)
-    cut = "" if len(sound) <= BARS else f" (the {BARS} fastest of {len(sound)})"
+    cut = "" if len(sound) <= BARS else f" (the first {BARS} of {len(sound)})"
     place = axes.get_position()  # the title from the page's left, clear of the legend
     axes.set_title(title + cut, x=(0.012 - place.x0) / place.width)
     if axes.get_legend_handles_labels()[1]:
