@@ -6,7 +6,7 @@ Each combination is one process: the bundled model in BF16 makes latents in eigh
 twice, with the support rules put aside, and they are compared with those of the plain BF16 model.
 Where it fails, or its latents have nothing to do with the plain ones, the rules must have refused
 it, and the other way round: what is printed last are those that disagree. tests/test_support.py
-holds the rules against the published files.
+holds the rules against the published files. What OUT.json has already is not run again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qbench import processes, recipe, sweep
+from qbench.meters.environment import Environment
 from qbench.recipe import Variant
 from qbench.variants import support
 from qbench.worker import one_line
@@ -181,8 +182,25 @@ def _gpus(device: str) -> list[str | None]:
     return list(named.split(",") if named else map(str, range(torch.cuda.device_count())))
 
 
-def _plain(machine: support.Machine) -> dict[str, Any]:
-    return dataclasses.asdict(machine) | {"packages": sorted(machine.packages)}
+def begun(out: Path, environment: Environment, machine: support.Machine) -> dict[str, Any]:
+    """What the file holds, or an empty one. Raises SystemExit where it is another machine's."""
+    new: dict[str, Any] = {
+        "environment": environment.model_dump(),
+        "machine": {
+            **dataclasses.asdict(machine),
+            "capability": list(machine.capability),
+            "packages": sorted(machine.packages),
+        },
+        "rows": [],
+    }
+    if not out.exists():
+        return new
+    old: dict[str, Any] = json.loads(out.read_text())
+    theirs = Environment.model_validate(old["environment"])
+    places = [(each.hardware(), each.software()) for each in (theirs, environment)]
+    if places[0] != places[1] or old["machine"] != new["machine"]:
+        raise SystemExit(f"{out} was made on another machine, or with other packages: name another")
+    return old
 
 
 def main() -> None:
@@ -197,18 +215,20 @@ def main() -> None:
     environment = sweep.read_environment(args.device)
     machine = support.this_machine(environment.device)
     processes.prepare()
-    wanted = list(combinations(set(filter(None, args.only.split(",")))))
-    rows: list[dict[str, Any]] = []
-    made = {"environment": environment.model_dump(), "machine": _plain(machine), "rows": rows}
+    made = begun(args.out, environment, machine)
+    rows = made["rows"]
+    done = [row["variant"] for row in rows]
+    asked = combinations(set(filter(None, args.only.split(","))))
+    wanted = [fields for fields in asked if fields not in done]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     one = {"device": environment.device, "threads": threads}
     places = [one | {"gpu": gpu} for gpu in _gpus(environment.device)]
     with ThreadPoolExecutor(args.jobs) as pool:
-        for row in pool.map(tried, wanted, itertools.cycle(places)):
+        for count, row in enumerate(pool.map(tried, wanted, itertools.cycle(places)), 1):
             rows.append(row)
-            if len(rows) % 20 == 0 or len(rows) == len(wanted):
-                print(f"{len(rows)} of {len(wanted)}", flush=True)
+            if count % 20 == 0 or count == len(wanted):
+                print(f"{count} of {len(wanted)}", flush=True)
                 args.out.write_text(json.dumps(made, indent=1) + "\n")
     print(f"{len(rows)} combinations, {sum(row['works'] for row in rows)} work, in {args.out}")
     for row in rows:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from qbench.meters import environment
 from qbench.variants import support
 from scripts import combinations
 
@@ -40,3 +41,22 @@ def test_a_rule_that_is_wrong_is_found_out() -> None:
     fails = {"variant": {"attention": "math"}, "works": False, "error": "ValueError: no"}
     assert combinations.disagreement(fails, machine) == "ValueError: no; the rules say: runs"
     assert combinations.disagreement(fails | {"works": True}, machine) is None
+
+
+def test_combinations_go_on_where_they_stopped_and_on_the_same_machine_alone(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "combinations.json"
+    machine = support.Machine("cpu", packages=frozenset({"torchao"}))
+    here = environment.read("cpu")
+    made = combinations.begun(out, here, machine)
+    assert made["rows"] == []
+    made["rows"].append({"variant": {"fuse_qkv": True}, "works": True, "relative_error": 0.01})
+    out.write_text(json.dumps(made))
+    assert combinations.begun(out, here, machine) == made
+    for other, place in (
+        (here, support.Machine("cpu")),
+        (here.model_copy(update={"device_name": "another"}), machine),
+    ):
+        with pytest.raises(SystemExit, match="another machine"):
+            combinations.begun(out, other, place)
