@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
 
+from qbench import records
 from qbench.meters import environment
+from qbench.recipe import Variant
 from qbench.variants import support
 from scripts import combinations
 
@@ -31,6 +34,41 @@ def test_rules_say_what_came_of_every_combination(path: Path) -> None:
         json.dumps(row["variant"]): combinations.disagreement(row, machine) for row in facts["rows"]
     }
     assert {variant: text for variant, text in said.items() if text} == {}
+
+
+def test_no_rule_refuses_what_ran_and_every_choice_ran_on_a_gpu() -> None:
+    """The published records and combinations against the rules, whole and choice by choice."""
+    found, _ = records.read_all(records.find([ROOT / "results/published"]))
+    ran = [record for _, record in found if record.status == "ok"]
+    assert len(ran) > 200
+    variants = []
+    for record in ran:
+        where, variant = record.environment, record.recipe.variant
+        major, _, minor = (where.compute_capability or "0.0").partition(".")
+        packages = frozenset({*support.PACKAGES, "onnxruntime-gpu"})
+        machine = support.Machine(where.device, (int(major), int(minor)), packages)
+        assert support.why_not(variant, machine) is None, record.run
+        if machine.cuda:
+            variants.append(variant)
+    for path in PUBLISHED:
+        facts = json.loads(path.read_text())
+        if facts["machine"]["device"] == "cuda":
+            rows = [row["variant"] for row in facts["rows"] if row["works"]]
+            variants += [Variant.model_validate({"dtype": "bf16", **fields}) for fields in rows]
+    missing = {
+        f"{axis}: {json.dumps(value)}"
+        for axis, values in combinations.choices().items()
+        for value in values
+        if not any(_has(variant, axis, value) for variant in variants)
+    }
+    assert all("onnxruntime" in each for each in missing), missing  # no GPU had its CUDA build
+
+
+def _has(variant: Variant, axis: str, value: Any) -> bool:
+    own = variant.model_dump(mode="json")[axis]
+    if not isinstance(value, dict) or own is None:
+        return bool(own == value)
+    return all(own[key] == value[key] for key in value.keys() - {"interval", "threshold"})
 
 
 def test_a_rule_that_is_wrong_is_found_out() -> None:
