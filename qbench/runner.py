@@ -127,9 +127,9 @@ class Run:
 
         module = models.denoiser(self.pipeline)
         size = next(module.parameters()).element_size()
-        text = torch.zeros(self.family.embeddings_shape(self.pipeline, self.generation, 1))
-        inputs = self._inputs_of(text, text if self.generation.guided else None)
         try:
+            text = torch.zeros(self.family.embeddings_shape(self.pipeline, self.generation, 1))
+            inputs = self._inputs_of(text, text if self.generation.guided else None)
             self.work = work.count(module, inputs, size)
         except Exception as error:  # a figure less in the record, never a failed run
             self.facts["notes"].append(f"work of a step not counted: {type(error).__name__}")

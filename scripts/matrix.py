@@ -42,8 +42,7 @@ INTERLEAVED = (
     "measure.timeout_s=200",
 )  # fmt: skip
 STEP = (*FULL, *INTERLEAVED)
-ONE_VIDEO = ("measure.repeats=1", "measure.warmup=0", "measure.profile=false")
-VIDEO = (*FULL, *ONE_VIDEO)
+VIDEO = (*FULL, "measure.repeats=1", "measure.warmup=0", "measure.profile=false")
 PARTS = {
     "steps": Part(
         "one denoise step of CogVideoX-2B, interleaved with BF16; full size, one GPU",

@@ -48,7 +48,9 @@ def build(frames: int, height: int, width: int) -> Any:
         "sample_height": height // 8,
         "sample_width": width // 8,
     }
-    return untrained.module(CogVideoXTransformer3DModel, sizes, torch.bfloat16, "cuda")
+    return untrained.module(
+        lambda: CogVideoXTransformer3DModel.from_config(sizes), torch.bfloat16, "cuda"
+    )
 
 
 @torch.no_grad()

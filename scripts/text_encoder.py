@@ -18,6 +18,7 @@ import torch
 
 from qbench.meters import environment, latency
 from qbench.meters.memory import PeakMeter, stored_bytes
+from qbench.models import untrained
 
 TOKENS, WARMUP, REPEATS = 226, 2, 10
 XXL: dict[str, Any] = {
@@ -27,16 +28,9 @@ XXL: dict[str, Any] = {
 
 
 def build(device: str) -> Any:
-    """A T5 encoder whose weights are drawn on the device; values do not matter here."""
     from transformers import T5Config, T5EncoderModel
 
-    with torch.device("meta"):
-        module = T5EncoderModel(T5Config(**XXL)).bfloat16()
-    module = module.to_empty(device=device).eval().requires_grad_(False)
-    module.tie_weights()  # else its table of tokens would be there twice
-    for weight in module.parameters():
-        weight.normal_(std=0.02)
-    return module
+    return untrained.module(lambda: T5EncoderModel(T5Config(**XXL)), torch.bfloat16, device)
 
 
 @torch.no_grad()

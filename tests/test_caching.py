@@ -106,18 +106,3 @@ def test_inner_caches_do_not_go_with_compiled_blocks() -> None:
             {"cache": {"kind": kind, "interval": 2}, "compile": {"scope": "blocks"}}
         )
         assert (support.why_not(variant, machine) is None) == fits
-
-
-def test_tiles_of_a_small_vae_add_up_to_the_frame() -> None:
-    pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
-    latents = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    latents = latents.to(pipeline.vae.dtype)
-    with torch.no_grad():
-        whole = pipeline.vae.decode(latents).sample
-        variants.apply(
-            pipeline, Variant.model_validate({"memory": {"vae_tiling": True}}), "cpu", STEPS
-        )
-        tiled = pipeline.vae.decode(latents).sample
-    assert tiled.shape == whole.shape
-    assert not torch.equal(tiled, whole)
-    assert (tiled - whole).abs().mean() < 0.2 * whole.abs().mean()

@@ -1,12 +1,15 @@
-"""The VAE's decode: group norms in parts are group norms."""
+"""The VAE's decode: group norms in parts are group norms, and tiles add up to the frame."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
 from qbench import models, variants
+from qbench.models import common
 from qbench.quality import fidelity
 from qbench.recipe import Variant
 from qbench.variants.decoding import split_group_norm
@@ -38,18 +41,28 @@ def test_a_split_group_norm_is_as_close_as_torchs(
     assert error(split_group_norm(layer, x)) <= allowed
 
 
-def test_the_vae_decodes_the_same_video_with_split_norms() -> None:
+def _decoded(fields: dict[str, Any]) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """The bundled pipeline with a variant, and what its VAE decodes without that and with it."""
     pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
     latents = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     latents = latents.to(pipeline.vae.dtype)
     with torch.no_grad():
         plain = pipeline.vae.decode(latents).sample
-        variant = Variant.model_validate({"decode": {"split_norms": True}})
-        variants.apply(pipeline, variant, "cpu", steps=1)
-        norms = [x for x in pipeline.vae.modules() if isinstance(x, torch.nn.GroupNorm)]
-        assert norms
-        assert all("forward" in vars(layer) for layer in norms)
-        split = pipeline.vae.decode(latents).sample
-    assert not torch.equal(split, plain)
-    frames = [(x.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2) for x in (split, plain)]
-    assert fidelity.psnr(*frames).mean() > 50
+        variants.apply(pipeline, Variant.model_validate(fields), "cpu", steps=1)
+        changed = pipeline.vae.decode(latents).sample
+    assert not torch.equal(changed, plain)
+    return pipeline, plain, changed
+
+
+def test_the_vae_decodes_the_same_video_with_split_norms() -> None:
+    pipeline, plain, split = _decoded({"decode": {"split_norms": True}})
+    norms = [x for x in pipeline.vae.modules() if isinstance(x, torch.nn.GroupNorm)]
+    assert norms
+    assert all("forward" in vars(layer) for layer in norms)
+    assert fidelity.psnr(common.frames_of(split), common.frames_of(plain)).mean() > 50
+
+
+def test_tiles_of_a_small_vae_add_up_to_the_frame() -> None:
+    _, whole, tiled = _decoded({"memory": {"vae_tiling": True}})
+    assert tiled.shape == whole.shape
+    assert (tiled - whole).abs().mean() < 0.2 * whole.abs().mean()

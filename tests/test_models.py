@@ -11,7 +11,7 @@ import torch
 
 from qbench import models, prompts, recipe, world
 from qbench.errors import InputError, Unsupported
-from qbench.models import cogvideox
+from qbench.models import cogvideox, common
 from qbench.quality import fidelity
 from qbench.quality.probe import load_probe
 
@@ -60,7 +60,7 @@ def test_vae_reconstructs_unseen_clips_at_36_db(pipeline: object) -> None:
     vae = pipeline.vae.float()  # type: ignore[attr-defined]
     with torch.no_grad():
         latents = vae.encode(clips.transpose(1, 2) * 2 - 1).latent_dist.mean
-        back = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+        back = common.frames_of(vae.decode(latents).sample)
     assert fidelity.psnr(back, clips).mean() >= 36
 
 
@@ -112,8 +112,6 @@ def test_noise_depends_on_the_seed_alone(pipeline: object) -> None:
 
 def test_numbers_of_steps_that_leave_noise_in_the_video_are_noted(pipeline: object) -> None:
     """Against a denoiser that is never wrong: what is not the video in the end is leftover."""
-    from qbench.models import common
-
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     video, start = torch.randn(2, 4096, generator=torch.Generator().manual_seed(0))
     for steps in (10, 15, 20, 25, 30, 50):

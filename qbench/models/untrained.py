@@ -8,6 +8,7 @@ denoiser embeddings of the right shape instead. Nothing here can say anything ab
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ def pipeline(model: Model, dtype: Any, surroundings: Any, device: str) -> Any:
     )
     denoiser_config, vae_config, scheduler_config = configs
     torch.manual_seed(0)
-    denoiser = module(getattr(diffusers, denoiser_class), denoiser_config, dtype, device)
-    vae = module(getattr(diffusers, vae_class), vae_config, surroundings, device)
+    denoiser_type, vae_type = getattr(diffusers, denoiser_class), getattr(diffusers, vae_class)
+    denoiser = module(lambda: denoiser_type.from_config(denoiser_config), dtype, device)
+    vae = module(lambda: vae_type.from_config(vae_config), surroundings, device)
     parts = {
         "unet" if unet else "transformer": denoiser,
         "vae": vae,
@@ -73,15 +75,15 @@ def pipeline(model: Model, dtype: Any, surroundings: Any, device: str) -> Any:
     return getattr(diffusers, name)(tokenizer=None, text_encoder=None, **parts)
 
 
-def module(cls: Any, config: dict[str, Any], dtype: Any, device: str) -> Any:
-    """A diffusers module with random weights, drawn in `dtype` on `device` itself."""
+def module(make: Callable[[], Any], dtype: Any, device: str) -> Any:
+    """The module that `make` returns, its random weights drawn in `dtype` on `device` itself."""
     import torch
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):  # 2 billion values are slow to draw on a CPU
-            return cls.from_config(config).eval().requires_grad_(False).to(device, dtype)
+            return make().eval().requires_grad_(False).to(device, dtype)
     finally:
         torch.set_default_dtype(before)
 

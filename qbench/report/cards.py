@@ -29,6 +29,8 @@ def ladder(ranking: Ranking) -> str:
     first = ranking.records[0]
     if not shown or first.environment.device != "cuda" or first.recipe.measure.memory_limit_gib:
         return ""
+    if all(smallest(r.peak().reserved_bytes) == CARDS_GIB[0] for r in shown):
+        return ""
     shown.sort(key=lambda r: r.held_bytes(r.peak()) or 0)
     encoded = first.recipe.weights != "random"
     stages = VIDEO_STAGES if encoded else VIDEO_STAGES[1:]
@@ -44,8 +46,6 @@ def ladder(ranking: Ranking) -> str:
                 *(f"{card} GB" if card else tables.MISSING for card in cards),
             )
         )
-    if {row[-1] for row in rows} == {f"{CARDS_GIB[0]} GB"}:
-        return ""
     note = (
         "Peaks as allocated. No card below *at least* holds the largest beside the "
         f"{CONTEXT_BYTES / 2**30:.1f} GiB of CUDA's own; *surely* holds all that torch reserved "
