@@ -277,8 +277,10 @@ class Quality(Strict):
     trajectories: Annotated[int, Field(ge=0, le=64)] = 2  # videos whose error is followed by step
 
 
-# What a recipe says about itself; it changes nothing that is measured.
-_LABELS = {"name", "about", "reference", "noise_floor", "expects"}
+# What a recipe says about itself, where it is asked to run and for how long: it changes nothing
+# that is measured. (The machine that it ran on has a fingerprint of its own.)
+_LABELS = ("name", "about", "reference", "noise_floor", "expects", "device")
+_UNMEASURED: dict[str, Any] = {**dict.fromkeys(_LABELS, True), "measure": {"timeout_s"}}
 
 
 class Recipe(Strict):
@@ -314,13 +316,13 @@ class Recipe(Strict):
         return self.reference is None or self.reference == self.name
 
     def fingerprint(self) -> str:
-        """Identifies what is measured: every field but the name and the description."""
-        facts = self.model_dump(mode="json", exclude=_LABELS)
+        """Identifies what is measured: every field that a figure depends on."""
+        facts = self.model_dump(mode="json", exclude=_UNMEASURED)
         return digest(facts)
 
     def settings_fingerprint(self) -> str:
         """Identifies how it is measured. Only runs that share it may share a ranking."""
-        facts = self.model_dump(mode="json", exclude={*_LABELS, "variant"})
+        facts = self.model_dump(mode="json", exclude={**_UNMEASURED, "variant": True})
         return digest(facts)
 
 

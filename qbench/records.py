@@ -207,7 +207,11 @@ class Unreadable(Exception):
 
 
 def read(path: Path) -> Record:
-    """The record of a file. Raises Unreadable with the file's name and the reason."""
+    """The record of a file. Raises Unreadable with the file's name and the reason.
+
+    Fingerprints of the recipe are taken anew: fields that came later have their defaults in it, so
+    runs from before and after them share a ranking.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         version = json.loads(text).get("schema_version")
@@ -217,11 +221,14 @@ def read(path: Path) -> Record:
         known = ", ".join(map(str, READABLE))
         raise Unreadable(f"{path}: schema version {version!r}; this qbench reads {known}")
     try:
-        return Record.model_validate_json(text)
+        record = Record.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise Unreadable(f"{path}: not a record: {where}: {first['msg']}") from None
+    recipe = record.recipe
+    anew = {"recipe": recipe.fingerprint(), "settings": recipe.settings_fingerprint()}
+    return record.model_copy(update={"fingerprints": record.fingerprints.model_copy(update=anew)})
 
 
 def find(places: list[Path]) -> list[Path]:

@@ -84,6 +84,12 @@ def test_fingerprint_moves_with_what_is_measured_and_not_with_the_name() -> None
     assert plain.fingerprint() != int8.fingerprint()
     assert plain.settings_fingerprint() == int8.settings_fingerprint()
     assert plain.settings_fingerprint() != steps.settings_fingerprint()
+    # `auto` finds the device that another named, and a longer limit ends no run that was done.
+    asked = recipe_file.load(RECIPES / "bf16.yaml", {"device": "cpu", "measure.timeout_s": "9"})
+    assert asked.fingerprint() == plain.fingerprint()
+    assert asked.settings_fingerprint() == plain.settings_fingerprint()
+    fewer = recipe_file.load(RECIPES / "bf16.yaml", {"measure.repeats": "3"})
+    assert fewer.settings_fingerprint() != plain.settings_fingerprint()
 
 
 def test_shipped_recipes_load_under_their_file_names() -> None:
