@@ -113,7 +113,10 @@ PARTS = {
     "zeroscope": Part(
         "one denoise step of Zeroscope v2 XL, a UNet, at 24x576x1024",
         ("model=zeroscope-v2-xl", *RANDOM, *INTERLEAVED),
-        ("bf16", "compile", "fp16", "fp8-dynamic", "int8", "int8-dynamic", "fp8", "int8-quanto"),
+        (
+            "bf16", "fast", "compile", "fp8-dynamic", "int8-dynamic", "fp16", "int8", "fp8",
+            "int8-quanto",
+        ),
     ),
     "quality": Part(
         "quality on the bundled model, 256 videos; read no latency from it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional
 from qbench import models, variants
 from qbench.models import cogvideox
 from qbench.recipe import Quantize, Variant
+from qbench.variants import quantization
 from qbench.variants.kernels import fp8_attention, fp8_linear
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
@@ -100,36 +102,68 @@ def test_rows_are_quantized_to_three_bits_of_mantissa_each_with_its_scale() -> N
     assert torch.allclose(back.abs().amax(1), x.abs().amax(1), rtol=1e-5)
     normal = x.abs() > x.abs().amax(1, keepdim=True) / 448 * 2**-6
     assert ((back - x).abs()[normal] <= x.abs()[normal] * (2**-4 + 1e-5)).all()
-    through_gelu, scale = fp8_linear.quantize_rows(x, gelu=True)
+    through_gelu, scale = fp8_linear.quantize_rows(x, "gelu_tanh")
     expected = functional.gelu(x, approximate="tanh")
     assert _error(through_gelu.float() * scale, expected) < 0.03
+    through_geglu, scale = fp8_linear.quantize_rows(x, "geglu")
+    assert through_geglu.shape == (50, 48)
+    expected = x[:, :48] * functional.gelu(x[:, 48:])
+    assert _error(through_geglu.float() * scale, expected) < 0.03
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HOPPER, reason="needs an NVIDIA Hopper GPU")
-@pytest.mark.parametrize("columns", [64, 1920, 7680, 8192, 8200, 12288, 16384])
-@pytest.mark.parametrize("gelu", [False, True])
-def test_rows_kernel_gives_the_codes_of_its_model(columns: int, gelu: bool) -> None:
+@pytest.mark.parametrize("columns", [64, 320, 1280, 1288, 1920, 7680, 8192, 8200, 12288, 16384])
+@pytest.mark.parametrize("activation", fp8_linear.ACTIVATIONS)
+def test_rows_kernel_gives_the_codes_of_its_model(columns: int, activation: str) -> None:
     """12,288 is a feed-forward of CogVideoX-5B's, which an earlier kernel refused."""
-    x = torch.randn(300, columns, generator=torch.Generator().manual_seed(0)).bfloat16()
-    codes, scale = fp8_linear.quantize_rows(x.cuda(), gelu)
-    expected, expected_scale = fp8_linear.quantize_rows(x, gelu)
+    width = columns * (2 if activation == "geglu" else 1)
+    x = torch.randn(301, width, generator=torch.Generator().manual_seed(0)).bfloat16()
+    codes, scale = fp8_linear.quantize_rows(x.cuda(), activation)
+    expected, expected_scale = fp8_linear.quantize_rows(x, activation)
+    assert codes.shape == expected.shape == (301, columns)
     assert _error(scale.cpu(), expected_scale) < 1e-3
     back, expected = codes.cpu().float() * scale.cpu(), expected.float() * expected_scale
     assert _error(back, expected) < 0.01  # a code more or less where GELU was rounded otherwise
 
 
-def test_feed_forward_in_parts_is_the_feed_forward() -> None:
+@pytest.mark.parametrize("activation", ["gelu-approximate", "geglu"])
+def test_feed_forward_in_parts_is_the_feed_forward(activation: str) -> None:
+    """diffusers' own, of either kind, in whose place it is put."""
+    from diffusers.models.attention import FeedForward
+
     torch.manual_seed(0)
-    wide, narrow = torch.nn.Linear(64, 256), torch.nn.Linear(256, 64)
+    model = torch.nn.ModuleDict({"ff": FeedForward(64, activation_fn=activation).eval()})
     x = torch.randn(3, 411, 64)
+    linears = {name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
     with torch.no_grad():
-        exact = narrow(functional.gelu(wide(x), approximate="tanh"))
-        whole = fp8_linear.Fp8FeedForward(wide, narrow)
-        by_layers = whole.narrow(functional.gelu(whole.wide(x), approximate="tanh"))
-        found = whole(x)
+        exact = model["ff"](x)
+        layers = copy.deepcopy(model)
+        for name in sorted(linears):
+            fp8_linear.replace(layers, {name})  # one by one, so none is a feed-forward's
+        fp8_linear.replace(model, linears)
+        assert isinstance(model["ff"], fp8_linear.Fp8FeedForward)
+        found, by_layers = model["ff"](x), layers["ff"](x)
     assert _error(found, exact) < 0.06
     assert _error(found, by_layers) < 1e-3
+
+
+def test_offload_brings_the_weights_of_every_fp8_layer() -> None:
+    """accelerate's, under diffusers' sequential offload: a module's parameters as it is called.
+
+    What is read of a module that is not called has no data, and was computed with all the same.
+    """
+    from accelerate import cpu_offload
+
+    module = models.denoiser(models.load(models.find("tiny-cogvideox"), "fp32", "cpu"))
+    variants._fuse_qkv(module)
+    quantization.apply(module, Quantize(backend="qbench", scheme="fp8_dynamic_row"))
+    cogvideox.set_attention(module, _exact)
+    inputs = _inputs(module)
+    expected = _call(module, *inputs)
+    cpu_offload(module, "cpu", offload_buffers=True)
+    assert {weight.device.type for weight in module.parameters()} == {"meta"}
+    assert torch.equal(_call(module, *inputs), expected)
 
 
 def test_fp8_layers_hold_a_byte_a_weight_and_nothing_of_their_making() -> None:
@@ -251,7 +285,7 @@ def test_pieces_of_a_linear_are_its_output_cut_and_share_no_memory() -> None:
     """Views of one output would keep a fused projection alive through attention."""
     layer = fp8_linear.Fp8Linear(torch.nn.Linear(64, 96).requires_grad_(False))
     x = torch.randn(2, 40, 64)
-    pieces = torch.compile(lambda x: layer.pieces(x, 3), backend="eager", fullgraph=True)(x)
+    pieces = torch.compile(lambda x: layer(x, pieces=3), backend="eager", fullgraph=True)(x)
     for piece, expected in zip(pieces, layer(x).chunk(3, -1), strict=True):
         torch.testing.assert_close(piece, expected)
     assert len({piece.untyped_storage().data_ptr() for piece in pieces}) == 3

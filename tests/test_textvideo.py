@@ -14,7 +14,8 @@ from qbench import models, records, variants
 from qbench.errors import InputError, Unsupported
 from qbench.meters import work
 from qbench.models import textvideo
-from qbench.recipe import Cache, Generation, Variant
+from qbench.recipe import Cache, Compile, Generation, Quantize, Variant
+from qbench.variants.kernels.fp8_linear import Fp8FeedForward
 
 SMALL = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
 
@@ -140,9 +141,70 @@ def test_variants_of_a_unet(folder: Path) -> None:
     variants.apply(damaged, Variant(fault="block_skipped"), "cpu", steps=1)
     found = textvideo.denoise(damaged, run, embeddings, noise, lambda _: None)
     assert not torch.allclose(found, plain, atol=1e-3)
-    for variant in (Variant(attention="sage"), Variant(cache=Cache(kind="pab", interval=2))):
-        with pytest.raises((Unsupported, ImportError)):
-            variants.apply(load(folder), variant, "cpu", steps=1)
+    cached = Variant(cache=Cache(kind="pab", interval=2))
+    with pytest.raises(Unsupported):
+        variants.apply(load(folder), cached, "cpu", steps=1)
+
+
+def test_fp8_layers_of_a_unet(folder: Path) -> None:
+    """GEGLU layers as a whole, key and value of the prompt in one: recipes/fast.yaml's linears."""
+    pipeline = load(folder)
+    run = run_of(pipeline)
+    inputs = inputs_of(pipeline, run)
+    plain = textvideo.denoise(pipeline, run, *inputs, lambda _: None, steps=1)
+    wanted = Quantize(backend="qbench", scheme="fp8_dynamic_row")
+    facts = variants.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu", steps=1)
+    found = textvideo.denoise(pipeline, run, *inputs, lambda _: None, steps=1)
+    unet = models.denoiser(pipeline)
+    kinds = [layer for layer in unet.modules() if isinstance(layer, Fp8FeedForward)]
+    assert len(kinds) == len(textvideo.repeated_blocks(unet))
+    assert {layer.activation for layer in kinds} == {"geglu"}
+    assert not any(isinstance(layer, torch.nn.Linear) for layer in unet.modules())
+    assert 0 < facts["quantized_parameter_share"] < 1  # convolutions stay as they are
+    assert 1e-4 < ((found - plain).norm() / plain.norm()).item() < 0.06
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_kernel_computes_attention_over_space_and_no_other(folder: Path, fused: bool) -> None:
+    pipeline = load(folder)
+    run = run_of(pipeline)
+    inputs = inputs_of(pipeline, run)
+    plain = textvideo.denoise(pipeline, run, *inputs, lambda _: None)
+    variants.apply(pipeline, Variant(fuse_qkv=fused), "cpu", steps=1)
+    seen = set()
+
+    def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.add(tuple(q.shape))
+        turned = (x.transpose(1, 2) for x in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(*turned).transpose(1, 2)
+
+    textvideo.set_attention(models.denoiser(pipeline), kernel)
+    found = textvideo.denoise(pipeline, run, *inputs, lambda _: None)
+    assert torch.allclose(found, plain, atol=1e-4)
+    # Ten frames (five, guided) of 8x8 and 4x4 latents: the tokens of one frame, whatever the width.
+    assert {(shape[0], shape[1]) for shape in seen} == {(10, 64), (10, 16)}
+
+
+def test_compiled_in_parts_a_unet_makes_the_same_and_leaves_no_part_out(folder: Path) -> None:
+    pipeline = load(folder)
+    run = run_of(pipeline)
+    inputs = inputs_of(pipeline, run)
+    plain = textvideo.denoise(pipeline, run, *inputs, lambda _: None)
+    variants.apply(pipeline, Variant(compile=Compile()), "cpu", steps=1)
+    found = textvideo.denoise(pipeline, run, *inputs, lambda _: None)
+    assert torch.allclose(found, plain, atol=1e-4)
+    held = {
+        id(layer)
+        for part in textvideo.compiled_parts(models.denoiser(pipeline))
+        for layer in part.modules()
+    }
+    norms = (torch.nn.GroupNorm, torch.nn.LayerNorm)
+    outside = [
+        name
+        for name, layer in models.denoiser(pipeline).named_modules()
+        if isinstance(layer, norms) and id(layer) not in held
+    ]
+    assert outside == ["conv_norm_out"]
 
 
 def test_work_of_a_unet_is_counted(folder: Path) -> None:

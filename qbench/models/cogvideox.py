@@ -127,8 +127,13 @@ def arguments(latents: Any, embeddings: Any, timestep: Any) -> tuple[Any, ...]:
 
 
 def repeated_blocks(module: Any) -> list[Any]:
-    """The blocks that regional compilation compiles once for all."""
+    """The blocks that the denoiser is a stack of."""
     return list(module.transformer_blocks)
+
+
+def compiled_parts(module: Any) -> list[Any]:
+    """What regional compilation compiles: its blocks, alike, so the first one's program does."""
+    return repeated_blocks(module)
 
 
 def pass_through(hidden_states: Any, encoder_hidden_states: Any, *_: Any, **__: Any) -> Any:
@@ -143,10 +148,7 @@ def set_attention(module: Any, kernel: Callable[[Any, Any, Any], Any]) -> None:
 
 
 class Processor:
-    """CogVideoX's joint attention over text and video, as diffusers' own processor computes it.
-
-    Where the layer holds one linear for query, key and value (`to_qkv`), that one is called.
-    """
+    """CogVideoX's joint attention over text and video, as diffusers' own processor computes it."""
 
     def __init__(self, kernel: Callable[[Any, Any, Any], Any]) -> None:
         self.kernel = kernel
@@ -163,13 +165,7 @@ class Processor:
             raise ValueError("CogVideoX's pipelines pass no attention mask, nor can this processor")
         text = encoder_hidden_states.size(1)
         both = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        if getattr(attn, "fused_projections", False):
-            qkv = attn.to_qkv
-            whole = not hasattr(qkv, "pieces")
-            q, k, v = qkv(both).chunk(3, dim=-1) if whole else qkv.pieces(both, 3)
-        else:
-            q, k, v = attn.to_q(both), attn.to_k(both), attn.to_v(both)
-        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in (q, k, v))
+        q, k, v = common.heads_of(attn, both)
         q = q if attn.norm_q is None else attn.norm_q(q)
         k = k if attn.norm_k is None else attn.norm_k(k)
         if image_rotary_emb is not None:

@@ -111,6 +111,20 @@ def loop(
     ).frames
 
 
+def heads_of(attn: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    """Query, key and value of self-attention over `x`: (batch, tokens, heads, channels) each.
+
+    Where the layer holds one linear for the three (`to_qkv`), that one is called.
+    """
+    if getattr(attn, "fused_projections", False):
+        qkv = attn.to_qkv
+        cuts = getattr(qkv, "CUTS", False)
+        parts = qkv(x, pieces=3) if cuts else qkv(x).chunk(3, dim=-1)
+    else:
+        parts = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+    return [part.unflatten(-1, (attn.heads, -1)) for part in parts]
+
+
 def frames_of(video: torch.Tensor) -> torch.Tensor:
     """A VAE's (batch, 3, frames, h, w) in [-1, 1] as (batch, frames, 3, h, w) in [0, 1]."""
     return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)

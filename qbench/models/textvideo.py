@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from qbench.errors import Unsupported
 from qbench.models import Model, Resolved, common, denoiser
 from qbench.recipe import Generation
 
@@ -111,10 +110,24 @@ def decode(pipeline: Any, run: Resolved, latents: torch.Tensor) -> torch.Tensor:
 
 
 def repeated_blocks(module: Any) -> list[Any]:
-    """The attention blocks, of several widths: what regional compilation compiles."""
+    """The attention blocks, of several widths."""
     from diffusers.models.attention import BasicTransformerBlock
 
     return [layer for layer in module.modules() if isinstance(layer, BasicTransformerBlock)]
+
+
+def compiled_parts(module: Any) -> list[Any]:
+    """What regional compilation compiles: all that a UNet repeats, its convolutions included.
+
+    Half of a step of Zeroscope's goes into norms and pointwise work, most of it outside of the
+    attention blocks.
+    """
+    from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+    from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+
+    kinds = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel)
+    return [layer for layer in module.modules() if isinstance(layer, kinds)]
 
 
 def pass_through(hidden_states: Any, *_: Any, **__: Any) -> Any:
@@ -123,7 +136,33 @@ def pass_through(hidden_states: Any, *_: Any, **__: Any) -> Any:
 
 
 def set_attention(module: Any, kernel: Callable[[Any, Any, Any], Any]) -> None:
-    raise Unsupported(
-        "attention: kernels from outside torch are put into CogVideoX's joint attention only; "
-        "for a UNet choose auto, math, flash, efficient or cudnn"
-    )
+    """Have attention over space computed by `kernel`, of (batch, tokens, heads, channels).
+
+    Attention over time sees a token a frame and attention over the prompt 77 keys: together 2 % of
+    the FLOP of all attention at 24x576x1024. They stay torch's.
+    """
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    for layer in module.modules():
+        if isinstance(layer, Transformer2DModel):
+            for block in layer.transformer_blocks:
+                block.attn1.set_processor(Processor(kernel))
+
+
+class Processor:
+    """Self-attention of a UNet's block, as diffusers' own processors compute it."""
+
+    def __init__(self, kernel: Callable[[Any, Any, Any], Any]) -> None:
+        self.kernel = kernel
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if attention_mask is not None or encoder_hidden_states is not None:
+            raise ValueError("attention over space, of a UNet's pipelines, has no mask and no text")
+        out = self.kernel(*common.heads_of(attn, hidden_states)).flatten(2)
+        return attn.to_out[1](attn.to_out[0](out))

@@ -18,7 +18,13 @@ from torch.nn import functional
 
 from qbench.variants.kernels import build
 
-LONG, MAX_COLUMNS = 8192, 16384  # of a row: past LONG its own kernel takes it, up to so many
+# Rows of up to so many values -> the kernel that takes them, and how many of them at once.
+KERNELS = {
+    1280: ("quantize_short_rows", 8),
+    8192: ("quantize_rows", 1),
+    16384: ("quantize_long_rows", 1),
+}
+ACTIVATIONS = ("none", "gelu_tanh", "geglu")  # as the source numbers them
 PARTS = 4  # a feed-forward layer's rows are worked through in so many parts
 SMALL = 16  # rows or fewer are not worth FP8 arithmetic: only the weights are FP8 then
 
@@ -30,6 +36,8 @@ class Fp8Linear(nn.Module):
     device and leaves them there.
     """
 
+    CUTS = True  # its output may be asked for in pieces
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -40,32 +48,38 @@ class Fp8Linear(nn.Module):
         # Let go now, not with the last reference to the old layer: weights would be held twice.
         linear.weight.data = linear.weight.data.new_empty(0)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, pieces: int = 1) -> torch.Tensor | list[torch.Tensor]:
+        """The output; or cut into so many `pieces` along its last axis, each a tensor of its own.
+
+        Views of one would keep all of it alive: query and key beside what they are normed to.
+        """
+        if pieces > 1:
+            return _pieces(x, self.weight, self.scale, self.bias, pieces)
         if x.numel() // self.in_features <= SMALL:
             weight = self.weight.to(x.dtype) * self.scale.to(x.dtype)
             return functional.linear(x, weight, self.bias)
         return _linear(x, self.weight, self.scale, self.bias)
 
-    def pieces(self, x: torch.Tensor, count: int) -> list[torch.Tensor]:
-        """The output cut into `count` along its last axis, each a tensor of its own.
-
-        Views of one would keep all of it alive: query and key beside what they are normed to.
-        """
-        return _pieces(x, self.weight, self.scale, self.bias, count)
-
 
 class Fp8FeedForward(nn.Module):
-    """linear, GELU (tanh), linear."""
+    """linear, GELU (tanh) or GEGLU, linear.
 
-    def __init__(self, wide: nn.Linear, narrow: nn.Linear) -> None:
+    All parameters are its own: accelerate's offload brings those of a module as it is called, and
+    inner layers, of which only the weights are read, would never be.
+    """
+
+    def __init__(self, wide: nn.Linear, narrow: nn.Linear, activation: str) -> None:
         super().__init__()
-        self.wide, self.narrow = Fp8Linear(wide), Fp8Linear(narrow)
+        self.activation = activation
+        first, second = Fp8Linear(wide), Fp8Linear(narrow)
+        self.wide_bias, self.narrow_bias = first.bias, second.bias  # first, as above
+        self.wide, self.wide_scale = first.weight, first.scale
+        self.narrow, self.narrow_scale = second.weight, second.scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide, narrow = self.wide, self.narrow
-        return _feed_forward(
-            x, wide.weight, wide.scale, wide.bias, narrow.weight, narrow.scale, narrow.bias
-        )
+        first = self.wide, self.wide_scale, self.wide_bias
+        second = self.narrow, self.narrow_scale, self.narrow_bias
+        return _feed_forward(x, *first, *second, self.activation)
 
 
 @torch.no_grad()  # or the codes would keep every step of their making alive for a backward pass
@@ -75,26 +89,41 @@ def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight.float() / scale).to(torch.float8_e4m3fn), scale
 
 
-def quantize_rows(x: torch.Tensor, gelu: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows, columns) as e4m3 codes and one FP32 scale a row, shape (rows, 1)."""
-    rows, columns = x.shape
+def quantize_rows(x: torch.Tensor, activation: str = "none") -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, columns) as e4m3 codes and one FP32 scale a row, shape (rows, 1).
+
+    `geglu` takes rows of twice the columns that it returns.
+    """
     if not x.is_cuda:
-        y = functional.gelu(x.float(), approximate="tanh") if gelu else x.float()
-        return quantize_weight(y)
-    if columns % 8 or columns > MAX_COLUMNS:
-        raise ValueError(f"rows of a multiple of 8 and at most {MAX_COLUMNS} values, not {columns}")
+        return quantize_weight(_activated(x.float(), activation))
+    rows, columns = x.shape[0], x.shape[1] // (2 if activation == "geglu" else 1)
+    most = max(KERNELS)
+    if columns % 8 or columns > most:
+        raise ValueError(f"rows of a multiple of 8 and at most {most} values, not {columns}")
     x = x.contiguous()
     codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     is_bf16 = int(x.dtype == torch.bfloat16)
-    kernel = _kernels(x.device.index or 0)[columns > LONG]
-    kernel((rows, 1, 1), (256, 1, 1), [x, codes, scale, columns, int(gelu), is_bf16])
+    name, at_once = next(KERNELS[width] for width in sorted(KERNELS) if columns <= width)
+    _kernels(x.device.index or 0)[name](
+        (-(-rows // at_once), 1, 1),
+        (256, 1, 1),
+        [x, codes, scale, rows, columns, ACTIVATIONS.index(activation), is_bf16],
+    )
     return codes, scale
 
 
+def _activated(x: torch.Tensor, activation: str) -> torch.Tensor:
+    if activation == "geglu":
+        values, gate = x.chunk(2, dim=-1)
+        return values * functional.gelu(gate)
+    return functional.gelu(x, approximate="tanh") if activation == "gelu_tanh" else x
+
+
 @functools.cache
-def _kernels(_: int) -> list[Any]:
-    return build("fp8_rows.cu", "quantize_rows", "quantize_long_rows")
+def _kernels(_: int) -> dict[str, Any]:
+    names = [name for name, _ in KERNELS.values()]
+    return dict(zip(names, build("fp8_rows.cu", *names), strict=True))
 
 
 def product(
@@ -170,13 +199,14 @@ def _feed_forward(
     narrow: torch.Tensor,
     narrow_scale: torch.Tensor,
     narrow_bias: torch.Tensor | None,
+    activation: str,
 ) -> torch.Tensor:
     flat = x.flatten(0, -2)
     out = flat.new_empty(flat.shape[0], narrow.shape[0])
     size = max(SMALL, -(-flat.shape[0] // (PARTS * 128)) * 128)
     for rows, place in zip(flat.split(size), out.split(size), strict=True):
         hidden = product(*quantize_rows(rows), wide, wide_scale, wide_bias, x.dtype)
-        codes, scale = quantize_rows(hidden, gelu=True)
+        codes, scale = quantize_rows(hidden, activation)
         del hidden
         product(codes, scale, narrow, narrow_scale, narrow_bias, x.dtype, out=place)
     return out.view(*x.shape[:-1], -1)
@@ -191,6 +221,7 @@ def _(
     narrow: torch.Tensor,
     narrow_scale: torch.Tensor,
     narrow_bias: torch.Tensor | None,
+    activation: str,
 ) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], narrow.shape[0])
 
@@ -198,23 +229,24 @@ def _(
 def replace(module: nn.Module, chosen: set[str]) -> None:
     """Put FP8 layers in place of the chosen linears of `module`, feed-forward layers as a whole."""
     for name, layer in list(module.named_modules()):
-        pair = _feed_forward_linears(layer)
-        if pair and {f"{name}.net.0.proj", f"{name}.net.2"} <= chosen:
-            _set(module, name, Fp8FeedForward(*pair))
+        found = _feed_forward_parts(layer)
+        if found and {f"{name}.net.0.proj", f"{name}.net.2"} <= chosen:
+            _set(module, name, Fp8FeedForward(*found))
             chosen = chosen - {f"{name}.net.0.proj", f"{name}.net.2"}
     for name in sorted(chosen):
         _set(module, name, Fp8Linear(module.get_submodule(name)))  # type: ignore[arg-type]
 
 
-def _feed_forward_linears(layer: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
-    """The two linears of diffusers' FeedForward with GELU (tanh), if it is one."""
+def _feed_forward_parts(layer: nn.Module) -> tuple[nn.Linear, nn.Linear, str] | None:
+    """Both linears and the activation of diffusers' FeedForward, where it is one of ours."""
     net = getattr(layer, "net", None)
-    if not isinstance(net, nn.ModuleList) or len(net) < 3:
+    if not isinstance(net, nn.ModuleList) or len(net) < 3 or not isinstance(net[2], nn.Linear):
         return None
-    first, second = net[0], net[2]
-    tanh = type(first).__name__ == "GELU" and getattr(first, "approximate", "") == "tanh"
-    fits = tanh and isinstance(second, nn.Linear)
-    return (first.proj, second) if fits else None  # type: ignore[return-value]
+    first: Any = net[0]
+    kind = type(first).__name__
+    if kind == "GELU" and first.approximate == "tanh":
+        return first.proj, net[2], "gelu_tanh"
+    return (first.proj, net[2], "geglu") if kind == "GEGLU" else None
 
 
 def _set(module: nn.Module, name: str, new: nn.Module) -> None:
