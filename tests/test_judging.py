@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from conftest import RECIPES, ROOT, qbench
 from safetensors.torch import load_file
 
-from qbench import models, records
+from qbench import judging, models, recipe_file, records
+from qbench.meters import environment
 from qbench.report import Ranking, rankings, tables
+from qbench.runner import Run
 from qbench.variants import faults
+from qbench.worker import Job
 
 FEW = [
     "--set=generation.steps=4",
@@ -194,3 +199,48 @@ def test_published_prompt_sets_have_not_changed() -> None:
 
     known = json.loads((ROOT / "tests" / "prompt-digests.json").read_text())
     assert {name: prompts.load(name).digest() for name in prompts.names()} == known
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_compiler_meets_one_size_of_batch_and_the_videos_are_the_same(
+    tmp_path: Path, compiled: bool
+) -> None:
+    """Of six videos one is timed and five come in batches of three; each size is compiled for."""
+    wanted = recipe_file.load(
+        RECIPES / ("compile.yaml" if compiled else "bf16.yaml"),
+        {
+            "variant.dtype": "fp32",
+            "generation.steps": "2",
+            "prompts.count": "6",
+            "measure.repeats": "1",
+            "measure.warmup": "0",
+            "quality.batch": "3",
+        },
+    )
+    blank = records.Fingerprints(
+        recipe="", settings="", prompts="", model="", hardware="", software=""
+    )
+    draft = records.Record(
+        run="", recipe=wanted, environment=environment.read("cpu"), fingerprints=blank
+    )
+    run = Run(Job(draft=draft, folder=tmp_path), emit=lambda *_, **__: None)
+    sizes: list[int] = []
+    run.prepare()
+    plain = run.family.denoise
+
+    def denoise(pipeline: Any, generation: Any, embeddings: Any, latents: Any, *more: Any) -> Any:
+        sizes.append(len(latents))
+        return plain(pipeline, generation, embeddings, latents, *more)
+
+    run.family = SimpleNamespace(**vars(run.family) | {"denoise": denoise})
+    run.first_and_warm_up()
+    run._steady()
+    judging._rest_of_the_videos(run)
+    assert sizes == [1, 1, 3, 3 if compiled else 2]
+    kept, _ = run.outputs.read(0, 6)
+    assert len(kept) == 6
+    for number in (0, 3, 4, 5):
+        frames, _, _, _ = run.video([number])
+        others = [(frames[0] - one.float()).abs().mean().item() for one in kept]
+        assert others.pop(number) < 2e-3  # the VAE computes in BF16
+        assert min(others) > 2e-2
