@@ -28,7 +28,7 @@ def test_rules_say_what_came_of_every_combination(path: Path) -> None:
         packages=frozenset(found["packages"]),
         compiler=found["compiler"],
     )
-    assert len(facts["rows"]) > 250
+    assert len(facts["rows"]) > 300
     assert any(row["works"] for row in facts["rows"])
     said = {
         json.dumps(row["variant"]): combinations.disagreement(row, machine) for row in facts["rows"]

@@ -128,6 +128,12 @@ RULES: tuple[Rule, ...] = (
         "choose bf16",
     ),
     Rule(
+        "optimum-quanto's weights, offloaded",
+        lambda v: v.memory.offload in ("sequential", "group") and _scheme("", "quanto")(v),
+        lambda m: not m.cuda,
+        "optimum-quanto's weights cannot be moved part by part: choose offload model, or torchao",
+    ),
+    Rule(
         "torch.compile",
         lambda v: v.compile is not None,
         lambda m: m.cuda or m.compiler,
