@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 STREAM = "memory.offload: group, which streams the blocks"
 FRAGMENTS = "memory.expandable_segments: true, which loses little to fragments"
+STRIPS = "decode.strips: true, which decodes the same video in strips"
+TILES = "memory.vae_tiling: true, which decodes in tiles, takes least and changes the video"
 LOWER = {
     "text_encode": "memory.offload: model keeps the text encoder off the GPU but for its own stage",
     "denoise": f"FP8 or INT8 weights, or {STREAM}",
-    "decode": "memory.vae_tiling: true decodes in tiles",
+    "decode": f"{STRIPS}, or {TILES}",
 }
 
 
@@ -198,6 +200,8 @@ def _lower(record: Record, stage: str) -> str:
     variant = record.recipe.variant
     if stage == "denoise" and variant.quantize:
         return "" if variant.memory.offload == "group" else STREAM
+    if stage == "decode" and variant.decode.strips and not variant.memory.vae_tiling:
+        return TILES
     done = {
         "text_encode": variant.memory.offload is not None,
         "denoise": variant.memory.offload == "group",

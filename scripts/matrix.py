@@ -88,7 +88,8 @@ PARTS = {
         (
             "bf16", "offload/tiling", "offload/model", "offload/group", "offload/sequential",
             "offload/expandable", "fast", "offload/fast-tiling", "offload/fast-group",
-            "fp8-dynamic", "offload/fp8-tiling", "int8", "offload/int8-tiling",
+            "fp8-dynamic", "offload/fp8-tiling", "int8", "offload/int8-tiling", "offload/strips",
+            "offload/fast-strips",
         ),
     ),
     "cards": Part(
@@ -97,7 +98,7 @@ PARTS = {
         (
             "bf16", "offload/expandable", "fast", "offload/tiling", "offload/fast-tiling",
             "offload/fp8-tiling", "offload/int8-tiling", "offload/model", "offload/group",
-            "offload/fast-group", "offload/sequential",
+            "offload/fast-group", "offload/sequential", "offload/strips", "offload/fast-strips",
         ),
     ),
     "large": Part(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from qbench import models, variants
+from qbench.errors import Unsupported
 from qbench.models import common
 from qbench.quality import fidelity
-from qbench.recipe import Variant
+from qbench.recipe import Decode, Variant
+from qbench.variants import decoding
 from qbench.variants.decoding import split_group_norm
 
 
@@ -66,3 +72,69 @@ def test_tiles_of_a_small_vae_add_up_to_the_frame() -> None:
     _, whole, tiled = _decoded({"memory": {"vae_tiling": True}})
     assert tiled.shape == whole.shape
     assert (tiled - whole).abs().mean() < 0.2 * whole.abs().mean()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5])
+def test_strips_decode_the_very_video_that_the_whole_is(
+    frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Odd and even numbers of latent frames, and rows that no strip divides."""
+    vae = models.load(models.find("tiny-cogvideox"), "fp32", "cpu").vae.float()
+    latents = torch.randn(2, 16, frames, 9, 7, generator=torch.Generator().manual_seed(0))
+    seen = []
+    plain_strips = decoding._strips
+    monkeypatch.setattr(decoding, "STRIP_BYTES", 40_000)
+    monkeypatch.setattr(decoding, "_strips", lambda x: seen.append(plain_strips(x)) or seen[-1])
+    with torch.no_grad():
+        whole = vae.decode(latents).sample
+        decoding.apply(SimpleNamespace(vae=vae), Decode(strips=True))
+        found = vae.decode(latents).sample
+    assert max(map(len, seen)) > 10
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
+
+
+class _Live(TorchDispatchMode):
+    """The bytes of the tensors that are alive, at most: what a GPU's allocator hands out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for storage in (x.untyped_storage() for x in tree_leaves(made)):
+            if storage._cdata not in self.alive:
+                self.alive.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return made
+
+    def _gone(self, number: int, size: int) -> None:
+        self.alive.discard(number)
+        self.now -= size
+
+
+def test_strips_take_less_than_half_of_the_memory_at_true_size() -> None:
+    """CogVideoX's VAE, 49 frames of 480x720, on tensors that have a shape and no data."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    peaks = {}
+    for strips in (False, True):
+        with torch.device("meta"):
+            vae = AutoencoderKLCogVideoX().half().eval()
+            latents = torch.empty(1, 16, 13, 60, 90, dtype=torch.half)
+        decoding.apply(SimpleNamespace(vae=vae), Decode(strips=strips))
+        with torch.no_grad(), _Live() as live:
+            assert vae.decode(latents).sample.shape == (1, 3, 49, 480, 720)
+        peaks[strips] = live.peak / 2**30
+    assert peaks[False] == pytest.approx(14.7, abs=0.3)  # as an H100's allocator has it
+    assert peaks[True] < 6.6
+
+
+def test_strips_are_refused_where_the_vae_is_another() -> None:
+    from diffusers import AutoencoderKL
+
+    with pytest.raises(Unsupported, match="vae_slicing"):
+        decoding.apply(SimpleNamespace(vae=AutoencoderKL()), Decode(strips=True))

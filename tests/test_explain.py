@@ -15,7 +15,7 @@ from qbench.explain import bound
 from qbench.meters import ceilings, profile, work
 from qbench.meters.ceilings import Ceilings
 from qbench.meters.profile import Kernel, Profile
-from qbench.recipe import Variant
+from qbench.recipe import Decode, Variant
 from qbench.worker import memory_reason, needed_bytes
 
 
@@ -195,10 +195,16 @@ def test_what_was_lost_to_fragments_comes_first_in_what_would_help(finished: Pat
         update={"status": "oom", "stage": "decode", "reason": "needed 16.20 GiB", "facts": lost}
     )
     told = explain._failure(died)
-    assert told.index("expandable_segments") < told.index("vae_tiling")
+    assert told.index("expandable_segments") < told.index("strips") < told.index("vae_tiling")
     assert "oom in decode: needed 16.20 GiB." in told
     whole = died.model_copy(update={"facts": lost | {"fragments_bytes": 0.0}})
     assert "expandable_segments" not in explain._failure(whole)
+    decode = Decode(strips=True)
+    variant = whole.recipe.variant.model_copy(update={"decode": decode})
+    tried = whole.model_copy(
+        update={"recipe": whole.recipe.model_copy(update={"variant": variant})}
+    )
+    assert "What lowers it: memory.vae_tiling" in explain._failure(tried)
 
 
 def test_records_of_the_first_schema_are_still_read(finished: Path, tmp_path: Path) -> None:
@@ -222,5 +228,5 @@ def test_what_lowers_memory_names_nothing_that_the_recipe_has_already() -> None:
 
     assert "FP8 or INT8 weights" in last_of("steps/runs/bf16-*")
     assert last_of("steps/runs/fast-*").endswith("What lowers it: " + explain.STREAM + ".")
-    assert last_of("videos/runs/bf16-*").endswith("decodes in tiles.")
+    assert last_of("videos/runs/bf16-*").endswith(f"{explain.TILES}.")
     assert "What lowers" not in last_of("tiling/runs/tiling-*").partition("decode")[2]

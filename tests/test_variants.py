@@ -206,6 +206,7 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
             {"quantize": int8, "compile": {}},
             {"quantize": int4, "compile": {}},
             {"quantize": int4, "dtype": "fp16"},
+            {"quantize": int4, "memory": {"offload": "group"}},
             {"compile": {}, "cache": {"kind": "pab", "interval": 2}},
             {"compile": {"scope": "model"}, "cache": {"kind": "taylorseer", "interval": 2}},
         )

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from qbench.errors import Unsupported
 from qbench.recipe import Decode
 
 PARTS = 512  # at most so many of a group: 32 groups of them fill any GPU
+STRIP_BYTES = 2**27  # of a layer's input, a strip: enough work for any GPU
 
 
 def apply(pipeline: Any, wanted: Decode) -> None:
-    if not wanted.split_norms:
-        return
-    for layer in pipeline.vae.modules():
-        if isinstance(layer, torch.nn.GroupNorm) and layer.affine:
-            layer.forward = functools.partial(split_group_norm, layer)  # type: ignore[method-assign]
+    if wanted.split_norms:
+        for layer in pipeline.vae.modules():
+            if isinstance(layer, torch.nn.GroupNorm) and layer.affine:
+                layer.forward = functools.partial(split_group_norm, layer)  # type: ignore[method-assign]
+    if wanted.strips:
+        _in_strips(pipeline.vae)
 
 
 def split_group_norm(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
@@ -27,8 +31,12 @@ def split_group_norm(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor
     torch 2.11 and 2.13 take the moments of a group in one block of threads. CogVideoX's VAE has 32
     groups and an H100 132 multiprocessors: that kernel was 0.8 of the decode's 2.3 seconds.
     """
-    batch, channels = x.shape[:2]
-    groups, each = batch * layer.num_groups, channels // layer.num_groups
+    return _normed(layer, x, *_moments(layer, x))
+
+
+def _moments(layer: torch.nn.GroupNorm, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of each group of each video, (batch * groups,), FP32."""
+    groups = x.shape[0] * layer.num_groups
     rows = x.reshape(groups, -1)
     parts = next(n for n in range(PARTS, 0, -1) if rows.shape[1] % n == 0)
     split = rows.view(groups, parts, -1)
@@ -36,9 +44,19 @@ def split_group_norm(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor
     squares = torch.linalg.vector_norm(split, dim=-1, dtype=torch.float32).square()
     variances = squares / split.shape[-1] - means.square()
     mean = means.mean(1)
-    variance = (variances + (means - mean[:, None]).square()).mean(1)  # of parts, and between them
-    # In evaluation a batch norm is one pass over its input, computed in FP32: with each channel of
-    # each video as a channel of its own, it is the second half of a group norm.
+    return mean, (variances + (means - mean[:, None]).square()).mean(1)  # of parts, and between
+
+
+def _normed(
+    layer: torch.nn.GroupNorm, x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
+) -> torch.Tensor:
+    """Group norm of `x`, or of a part of it, by the moments of the whole.
+
+    In evaluation a batch norm is one pass over its input, computed in FP32: with each channel of
+    each video as a channel of its own, it is the second half of a group norm.
+    """
+    batch, channels = x.shape[:2]
+    each = channels // layer.num_groups
     normed = functional.batch_norm(
         x.reshape(1, batch * channels, *x.shape[2:]),
         mean.repeat_interleave(each),
@@ -48,3 +66,114 @@ def split_group_norm(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor
         eps=layer.eps,
     )
     return normed.view_as(x)
+
+
+# In strips ---------------------------------------------------------------------------------------
+
+
+def _in_strips(vae: Any) -> None:
+    """Have the decoder's layers work through their rows in strips; what they compute is the same.
+
+    An untiled decode holds a layer's input and output, and ten more tensors of their size for
+    moments' sake: padded inputs, norms, scales. Tiles avoid that and change the video: their
+    convolutions see borders that are none, and their group norms only a part of the frame.
+    """
+    from diffusers.models.autoencoders import autoencoder_kl_cogvideox as kinds
+    from diffusers.models.upsampling import CogVideoXUpsample3D
+
+    if not isinstance(vae, kinds.AutoencoderKLCogVideoX):
+        raise Unsupported(
+            "decode.strips is for CogVideoX's VAE; memory.vae_slicing decodes other videos frame "
+            "by frame"
+        )
+    ours: dict[type, Callable[..., Any]] = {
+        kinds.CogVideoXCausalConv3d: _convolved,
+        kinds.CogVideoXSpatialNorm3D: _spatially_normed,
+        CogVideoXUpsample3D: _upsampled,
+    }
+    for layer in vae.decoder.modules():
+        if type(layer) in ours:
+            layer.forward = functools.partial(ours[type(layer)], layer)
+        elif isinstance(layer, torch.nn.SiLU):
+            layer.inplace = True  # of a norm's output, which nobody else reads
+
+
+def _strips(x: torch.Tensor) -> list[tuple[int, int]]:
+    """Rows from and to, of (batch, channels, frames, height, width)."""
+    height = x.shape[3]
+    rows = max(1, STRIP_BYTES // (x.numel() // height * x.element_size()))
+    return [(start, min(start + rows, height)) for start in range(0, height, rows)]
+
+
+def _convolved(
+    layer: Any, x: torch.Tensor, conv_cache: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """CogVideoXCausalConv3d: each strip with the rows around it that its outputs see."""
+    conv, ahead, height = layer.conv, layer.time_kernel_size - 1, x.shape[3]
+    if layer.pad_mode == "replicate" or not ahead:
+        return type(layer).forward(layer, x, conv_cache)
+    before = [x[:, :, :1]] * ahead if conv_cache is None else [conv_cache]
+    out: Any = None
+    for start, stop in _strips(x):
+        low, high = max(0, start - layer.height_pad), min(height, stop + layer.height_pad)
+        strip = torch.cat([part[:, :, :, low:high] for part in (*before, x)], dim=2)
+        made = functional.conv3d(strip, conv.weight, conv.bias, conv.stride, conv.padding)
+        if out is None:
+            out = x.new_empty(*made.shape[:3], height, made.shape[4])
+        out[:, :, :, start:stop] = made[:, :, :, start - low : stop - low]
+    recent = x if x.shape[2] >= ahead else torch.cat([*before, x], dim=2)
+    last = recent[:, :, -ahead:]
+    # The layers' last frames together are as large as three of the widest tensors, so the next
+    # ones' take their place.
+    return out, last.clone() if conv_cache is None else conv_cache.copy_(last)
+
+
+def _spatially_normed(
+    layer: Any, f: torch.Tensor, zq: torch.Tensor, conv_cache: Any = None
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """CogVideoXSpatialNorm3D: a group norm, scaled and shifted by what the latents say there.
+
+    Both are convolutions of one latent each, so they come before the latents are enlarged.
+    """
+    moments = _moments(layer.norm_layer, f)
+    scale, shift = (conv.conv(zq) for conv in (layer.conv_y, layer.conv_b))
+    first = f.shape[2] > 1 and f.shape[2] % 2 == 1  # the first frame has a latent of its own
+    out = torch.empty_like(f)
+    for start, stop in _strips(f):
+        strip = _normed(layer.norm_layer, f[:, :, :, start:stop], *moments)
+        strip *= _enlarged(scale, f, first, start, stop)
+        strip += _enlarged(shift, f, first, start, stop)
+        out[:, :, :, start:stop] = strip
+    return out, {}
+
+
+def _enlarged(x: torch.Tensor, f: torch.Tensor, first: bool, start: int, stop: int) -> torch.Tensor:
+    """Rows `start` to `stop` of `x` at the size of `f`: the nearest, as the layer enlarges it."""
+    frames, height, width = f.shape[2:]
+    times = _nearest(frames, x.shape[2], f.device)
+    if first:
+        rest = _nearest(frames - 1, x.shape[2] - 1, f.device) + 1
+        times = torch.cat([rest.new_zeros(1), rest])
+    rows = _nearest(height, x.shape[3], f.device)[start:stop]
+    columns = _nearest(width, x.shape[4], f.device)
+    return x[:, :, times][:, :, :, rows][..., columns]
+
+
+def _nearest(size: int, of: int, device: Any) -> torch.Tensor:
+    return torch.arange(size, device=device) * of // size
+
+
+def _upsampled(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """CogVideoXUpsample3D, frame by frame: those that time is filled up with are alike."""
+    frames = x.shape[2]
+    copies = [2 if layer.compress_time and frames > 1 else 1] * frames
+    if frames % 2 == 1:
+        copies[0] = 1
+    made = None
+    for number, count in enumerate(copies):
+        frame = layer.conv(functional.interpolate(x[:, :, number], scale_factor=2.0))
+        if made is None:
+            made = x.new_empty(*frame.shape[:2], sum(copies), *frame.shape[2:])
+        at = sum(copies[:number])
+        made[:, :, at : at + count] = frame[:, :, None]
+    return made  # type: ignore[return-value]

@@ -1,0 +1,114 @@
+"""What a tiled decode costs in quality, and why: the bundled VAE, tile by tile against untiled.
+
+    python -m scripts.tiling [--side 256] [--tiles 64,128,192] [--videos 4]
+
+Videos of the rendered world are enlarged to `side` pixels, encoded, and decoded whole and in tiles
+(diffusers' own, a quarter of each overlapping the next). A tile differs from the same part of the
+whole in two ways: convolutions see a border where there is none, and group norms take the moments
+of the tile alone. In the last column they take the whole's, so what is left is the borders'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from qbench import models, world
+from qbench.quality.fidelity import psnr
+
+Moments = dict[torch.nn.GroupNorm, list[tuple[torch.Tensor, torch.Tensor]]]
+
+
+@contextmanager
+def _norms(vae: Any, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Every group norm of the decoder computed by `forward(layer, x)`."""
+    layers = [x for x in vae.decoder.modules() if isinstance(x, torch.nn.GroupNorm)]
+    for layer in layers:
+        layer.forward = functools.partial(forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def moments_of(vae: Any, latents: torch.Tensor) -> Moments:
+    """Of each group norm, call by call (the VAE decodes two latent frames at a time)."""
+    seen: Moments = {}
+
+    def note(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+        groups = x.reshape(len(x), layer.num_groups, -1)
+        seen.setdefault(layer, []).append((groups.mean(-1), groups.var(-1, correction=0)))
+        return torch.nn.GroupNorm.forward(layer, x)
+
+    with _norms(vae, note):
+        vae.decode(latents)
+    return seen
+
+
+def given(known: Moments) -> Callable[[torch.nn.GroupNorm, torch.Tensor], torch.Tensor]:
+    """Group norm with moments from before, the same for each tile."""
+    calls: dict[torch.nn.GroupNorm, int] = {}
+
+    def forward(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+        turn = calls[layer] = calls.get(layer, -1) + 1
+        mean, variance = known[layer][turn % len(known[layer])]
+        groups = x.reshape(len(x), layer.num_groups, -1)
+        normed = (groups - mean[..., None]) * (variance[..., None] + layer.eps).rsqrt()
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return normed.view_as(x) * layer.weight.view(shape) + layer.bias.view(shape)
+
+    return forward
+
+
+def tile(vae: Any, pixels: int, scale: int) -> None:
+    vae.enable_tiling(
+        tile_sample_min_height=pixels,
+        tile_sample_min_width=pixels,
+        tile_overlap_factor_height=1 / 4,
+        tile_overlap_factor_width=1 / 4,
+    )
+    vae.tile_latent_min_height = vae.tile_latent_min_width = pixels // scale
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--side", type=int, default=256, help="pixels, a multiple of 64")
+    parser.add_argument("--tiles", default="64,128,192", help="pixels, multiples of 32")
+    parser.add_argument("--videos", type=int, default=4)
+    args = parser.parse_args()
+    pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
+    vae = pipeline.vae.float()
+    chosen = world.scenes()[:: len(world.scenes()) // args.videos][: args.videos]
+    clips = world.render_scenes(chosen, seed=0)
+    size = (args.side, args.side)
+    frames = functional.interpolate(clips.flatten(0, 1).float(), size=size, mode="bilinear")
+    video = frames.view(*clips.shape[:2], 3, *size).transpose(1, 2)
+    latents = vae.encode(video * 2 - 1).latent_dist.mode()
+
+    def decoded() -> torch.Tensor:
+        return (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+
+    whole, known = decoded(), moments_of(vae, latents)
+    print(f"{args.videos} videos of {args.side}x{args.side}, PSNR to the untiled decode")
+    print("| tiles | tiled | with the whole's moments |\n| --- | --- | --- |")
+    for pixels in map(int, args.tiles.split(",")):
+        tile(vae, pixels, pipeline.vae_scale_factor_spatial)
+        plain = psnr(decoded(), whole).mean()
+        with _norms(vae, given(known)):
+            shared = psnr(decoded(), whole).mean()
+        vae.disable_tiling()
+        print(f"| {pixels} | {plain:.1f} dB | {shared:.1f} dB |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
