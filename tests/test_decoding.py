@@ -16,8 +16,8 @@ from qbench import models, variants
 from qbench.errors import Unsupported
 from qbench.models import common
 from qbench.quality import fidelity
-from qbench.recipe import Decode, Variant
-from qbench.variants import decoding
+from qbench.recipe import Decode, Memory, Variant
+from qbench.variants import decoding, memory
 from qbench.variants.decoding import split_group_norm
 
 
@@ -91,6 +91,21 @@ def test_strips_decode_the_very_video_that_the_whole_is(
         found = vae.decode(latents).sample
     assert max(map(len, seen)) > 10
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
+
+
+def test_strips_go_with_tiles_and_with_weights_that_come_as_a_layer_is_called() -> None:
+    from accelerate import cpu_offload
+
+    vae = models.load(models.find("tiny-cogvideox"), "fp32", "cpu").vae.float()
+    memory.apply(SimpleNamespace(vae=vae), Memory(vae_tiling=True), "cpu")
+    latents = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tiled = vae.decode(latents).sample
+        decoding.apply(SimpleNamespace(vae=vae), Decode(strips=True, split_norms=True))
+        torch.testing.assert_close(vae.decode(latents).sample, tiled, atol=1e-5, rtol=1e-4)
+        cpu_offload(vae, "cpu", offload_buffers=True)
+        assert {weight.device.type for weight in vae.parameters()} == {"meta"}
+        torch.testing.assert_close(vae.decode(latents).sample, tiled, atol=1e-5, rtol=1e-4)
 
 
 class _Live(TorchDispatchMode):

@@ -6,7 +6,7 @@ from typing import Any
 
 from qbench.recipe import Compile
 
-BATCH_SIZES = 4  # timed, counted, judged, and the rest of the prompts: each compiled by itself
+BATCH_SIZES = 4  # at most, in a run: one video, a batch, a smaller one, those followed by step
 
 
 def apply(pipeline: Any, wanted: Compile, hooked: bool) -> None:

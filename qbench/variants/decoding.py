@@ -94,6 +94,10 @@ def _in_strips(vae: Any) -> None:
     for layer in vae.decoder.modules():
         if type(layer) in ours:
             layer.forward = functools.partial(ours[type(layer)], layer)
+            if isinstance(layer, kinds.CogVideoXSpatialNorm3D):
+                # Called, not only read: an offload brings a layer's weights as it is called.
+                norm = layer.norm_layer
+                norm.forward = functools.partial(_normed, norm)  # type: ignore[method-assign]
         elif isinstance(layer, torch.nn.SiLU):
             layer.inplace = True  # of a norm's output, which nobody else reads
 
@@ -117,7 +121,7 @@ def _convolved(
     for start, stop in _strips(x):
         low, high = max(0, start - layer.height_pad), min(height, stop + layer.height_pad)
         strip = torch.cat([part[:, :, :, low:high] for part in (*before, x)], dim=2)
-        made = functional.conv3d(strip, conv.weight, conv.bias, conv.stride, conv.padding)
+        made = conv(strip)
         if out is None:
             out = x.new_empty(*made.shape[:3], height, made.shape[4])
         out[:, :, :, start:stop] = made[:, :, :, start - low : stop - low]
@@ -140,7 +144,7 @@ def _spatially_normed(
     first = f.shape[2] > 1 and f.shape[2] % 2 == 1  # the first frame has a latent of its own
     out = torch.empty_like(f)
     for start, stop in _strips(f):
-        strip = _normed(layer.norm_layer, f[:, :, :, start:stop], *moments)
+        strip = layer.norm_layer(f[:, :, :, start:stop], *moments)
         strip *= _enlarged(scale, f, first, start, stop)
         strip += _enlarged(shift, f, first, start, stop)
         out[:, :, :, start:stop] = strip
