@@ -74,8 +74,8 @@ def _normed(
 def _in_strips(vae: Any) -> None:
     """Have the decoder's layers work through their rows in strips; what they compute is the same.
 
-    An untiled decode holds a layer's input and output, and ten more tensors of their size for
-    moments' sake: padded inputs, norms, scales. Tiles avoid that and change the video: their
+    An untiled decode holds a layer's input and output, and up to ten more tensors of their size
+    that are soon gone: padded inputs, norms, scales. Tiles avoid that and change the video: their
     convolutions see borders that are none, and their group norms only a part of the frame.
     """
     from diffusers.models.autoencoders import autoencoder_kl_cogvideox as kinds
