@@ -86,6 +86,9 @@ def main() -> None:
     parser.add_argument("--tiles", default="64,128,192", help="pixels, multiples of 32")
     parser.add_argument("--videos", type=int, default=4)
     args = parser.parse_args()
+    tiles = [int(text) for text in args.tiles.split(",")]
+    if args.side % 64 or any(pixels % 32 for pixels in tiles):
+        parser.error("sides are multiples of 64 and tiles of 32, or they do not add up")
     pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
     vae = pipeline.vae.float()
     chosen = world.scenes()[:: len(world.scenes()) // args.videos][: args.videos]
@@ -101,7 +104,7 @@ def main() -> None:
     whole, known = decoded(), moments_of(vae, latents)
     print(f"{args.videos} videos of {args.side}x{args.side}, PSNR to the untiled decode")
     print("| tiles | tiled | with the whole's moments |\n| --- | --- | --- |")
-    for pixels in map(int, args.tiles.split(",")):
+    for pixels in tiles:
         tile(vae, pixels, pipeline.vae_scale_factor_spatial)
         plain = psnr(decoded(), whole).mean()
         with _norms(vae, given(known)):
