@@ -16,13 +16,9 @@ if TYPE_CHECKING:
 
 STREAM = "memory.offload: group, which streams the blocks"
 FRAGMENTS = "memory.expandable_segments: true, which loses little to fragments"
+ENCODER = "memory.offload: model keeps the text encoder off the GPU but for its own stage"
 STRIPS = "decode.strips: true, which decodes the same video in strips"
 TILES = "memory.vae_tiling: true, which decodes in tiles, takes least and changes the video"
-LOWER = {
-    "text_encode": "memory.offload: model keeps the text encoder off the GPU but for its own stage",
-    "denoise": f"FP8 or INT8 weights, or {STREAM}",
-    "decode": f"{STRIPS}, or {TILES}",
-}
 
 
 def explain(place: Path) -> tuple[list[str], Ranking]:
@@ -180,7 +176,7 @@ def _memory(record: Record) -> str:
     peaks = {
         name: record.held_bytes(stage.peak) or 0
         for name, stage in record.stages.items()
-        if name in LOWER
+        if name in records.VIDEO_STAGES
     }
     if not any(peaks.values()):
         return ""
@@ -198,16 +194,16 @@ def _memory(record: Record) -> str:
 def _lower(record: Record, stage: str) -> str:
     """What would lower this stage's peak and is not in the recipe yet; empty where all is."""
     variant = record.recipe.variant
-    if stage == "denoise" and variant.quantize:
-        return "" if variant.memory.offload == "group" else STREAM
-    if stage == "decode" and variant.decode.strips and not variant.memory.vae_tiling:
-        return TILES
-    done = {
-        "text_encode": variant.memory.offload is not None,
-        "denoise": variant.memory.offload == "group",
-        "decode": variant.memory.vae_tiling,
+    streamed, tiled = variant.memory.offload == "group", variant.memory.vae_tiling
+    options = {  # whether the recipe has it, or better, and what it is
+        "text_encode": [(variant.memory.offload is not None, ENCODER)],
+        "denoise": [
+            (variant.quantize is not None or streamed, "FP8 or INT8 weights"),
+            (streamed, STREAM),
+        ],
+        "decode": [(variant.decode.strips or tiled, STRIPS), (tiled, TILES)],
     }
-    return "" if done.get(stage) else LOWER.get(stage, "")
+    return ", or ".join(text for has, text in options.get(stage, []) if not has)
 
 
 def _payback(record: Record, ranking: Ranking) -> str:

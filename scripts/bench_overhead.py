@@ -22,22 +22,16 @@ from qbench.runner import Run
 from qbench.worker import Job
 
 
-def qbench_run(device: str, dtype: str, folder: Path) -> Run:
-    """A run of the runner's own, loaded and ready for its first video."""
-    wanted = recipe.Recipe.model_validate(
-        {"name": "overhead", "reference": None, "variant": {"dtype": dtype}}
-    )
+def qbench_run(wanted: recipe.Recipe, device: str, folder: Path) -> Run:
+    """A run of the runner's own that belongs to no sweep, before its first stage."""
     blank = Fingerprints(recipe="", settings="", prompts="", model="", hardware="", software="")
     draft = Record(
-        run="overhead",
+        run=wanted.name,
         recipe=wanted,
         environment=environment.read(device),
         fingerprints=blank,
     )
-    run = Run(Job(draft=draft, folder=folder), emit=lambda *_, **__: None)
-    run._load()
-    run._quantize()
-    return run
+    return Run(Job(draft=draft, folder=folder), emit=lambda *_, **__: None)
 
 
 def main() -> None:
@@ -47,7 +41,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the samples as JSON")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run = qbench_run(device, arguments.dtype, Path("."))
+    wanted = recipe.Recipe.model_validate(
+        {"name": "overhead", "reference": None, "variant": {"dtype": arguments.dtype}}
+    )
+    run = qbench_run(wanted, device, Path("."))
+    run.prepare()
     pipeline, generation = run.pipeline, run.generation
     text = prompts.load(models.find("tiny-cogvideox").prompts).prompts
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from qbench import models, world
 from qbench.quality.fidelity import psnr
+from qbench.variants import decoding
 
 Moments = dict[torch.nn.GroupNorm, list[tuple[torch.Tensor, torch.Tensor]]]
 
@@ -43,8 +44,7 @@ def moments_of(vae: Any, latents: torch.Tensor) -> Moments:
     seen: Moments = {}
 
     def note(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
-        groups = x.reshape(len(x), layer.num_groups, -1)
-        seen.setdefault(layer, []).append((groups.mean(-1), groups.var(-1, correction=0)))
+        seen.setdefault(layer, []).append(decoding.moments(layer, x))
         return torch.nn.GroupNorm.forward(layer, x)
 
     with _norms(vae, note):
@@ -58,11 +58,7 @@ def given(known: Moments) -> Callable[[torch.nn.GroupNorm, torch.Tensor], torch.
 
     def forward(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
         turn = calls[layer] = calls.get(layer, -1) + 1
-        mean, variance = known[layer][turn % len(known[layer])]
-        groups = x.reshape(len(x), layer.num_groups, -1)
-        normed = (groups - mean[..., None]) * (variance[..., None] + layer.eps).rsqrt()
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        return normed.view_as(x) * layer.weight.view(shape) + layer.bias.view(shape)
+        return decoding.normed(layer, x, *known[layer][turn % len(known[layer])])
 
     return forward
 

@@ -13,11 +13,9 @@ from conftest import RECIPES, ROOT, qbench
 from safetensors.torch import load_file
 
 from qbench import judging, models, recipe_file, records
-from qbench.meters import environment
 from qbench.report import Ranking, rankings, tables
-from qbench.runner import Run
 from qbench.variants import faults
-from qbench.worker import Job
+from scripts.bench_overhead import qbench_run
 
 FEW = [
     "--set=generation.steps=4",
@@ -217,13 +215,7 @@ def test_a_compiler_meets_one_size_of_batch_and_the_videos_are_the_same(
             "quality.batch": "3",
         },
     )
-    blank = records.Fingerprints(
-        recipe="", settings="", prompts="", model="", hardware="", software=""
-    )
-    draft = records.Record(
-        run="", recipe=wanted, environment=environment.read("cpu"), fingerprints=blank
-    )
-    run = Run(Job(draft=draft, folder=tmp_path), emit=lambda *_, **__: None)
+    run = qbench_run(wanted, "cpu", tmp_path)
     sizes: list[int] = []
     run.prepare()
     plain = run.family.denoise

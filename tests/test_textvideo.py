@@ -89,10 +89,7 @@ def test_stages_together_are_what_the_pipeline_itself_makes(folder: Path) -> Non
 def test_latents_can_be_exchanged_between_steps(folder: Path) -> None:
     pipeline = load(folder)
     run = run_of(pipeline)
-    embeddings, noise = (
-        textvideo.encode(pipeline, run, ["a cat"]),
-        textvideo.noise(pipeline, run, 1),
-    )
+    embeddings, noise = inputs_of(pipeline, run)
     free: list[torch.Tensor] = []
 
     def keep(_: int, latents: torch.Tensor) -> torch.Tensor:
@@ -116,10 +113,7 @@ def test_denoiser_may_have_another_dtype_than_the_text_encoder(folder: Path) -> 
     pipeline = load(folder, "bf16")
     pipeline.text_encoder.float()  # type: ignore[attr-defined]
     run = run_of(pipeline)
-    embeddings, noise = (
-        textvideo.encode(pipeline, run, ["a cat"]),
-        textvideo.noise(pipeline, run, 1),
-    )
+    embeddings, noise = inputs_of(pipeline, run)
     latents = textvideo.denoise(pipeline, run, embeddings, noise, lambda _: None)
     assert latents.dtype == torch.bfloat16
     assert torch.isfinite(latents).all()
@@ -128,10 +122,7 @@ def test_denoiser_may_have_another_dtype_than_the_text_encoder(folder: Path) -> 
 def test_variants_of_a_unet(folder: Path) -> None:
     pipeline = load(folder)
     run = run_of(pipeline)
-    embeddings, noise = (
-        textvideo.encode(pipeline, run, ["a cat"]),
-        textvideo.noise(pipeline, run, 1),
-    )
+    embeddings, noise = inputs_of(pipeline, run)
     plain = textvideo.denoise(pipeline, run, embeddings, noise, lambda _: None)
     fused = load(folder)
     variants.apply(fused, Variant(fuse_qkv=True), "cpu", steps=1)

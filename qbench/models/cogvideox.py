@@ -147,11 +147,8 @@ def set_attention(module: Any, kernel: Callable[[Any, Any, Any], Any]) -> None:
         block.attn1.set_processor(Processor(kernel))
 
 
-class Processor:
+class Processor(common.Processor):
     """CogVideoX's joint attention over text and video, as diffusers' own processor computes it."""
-
-    def __init__(self, kernel: Callable[[Any, Any, Any], Any]) -> None:
-        self.kernel = kernel
 
     def __call__(
         self,
@@ -165,13 +162,10 @@ class Processor:
             raise ValueError("CogVideoX's pipelines pass no attention mask, nor can this processor")
         text = encoder_hidden_states.size(1)
         both = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        q, k, v = common.heads_of(attn, both)
-        q = q if attn.norm_q is None else attn.norm_q(q)
-        k = k if attn.norm_k is None else attn.norm_k(k)
+        q, k, v = self.heads(attn, both)
         if image_rotary_emb is not None:
             q, k = (_rotated(x, text, image_rotary_emb) for x in (q, k))
-        out = self.kernel(q, k, v).flatten(2)
-        out = attn.to_out[1](attn.to_out[0](out))
+        out = self.attended(attn, q, k, v)
         return out[:, text:], out[:, :text]
 
 

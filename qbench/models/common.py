@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -111,18 +112,35 @@ def loop(
     ).frames
 
 
-def heads_of(attn: Any, x: torch.Tensor) -> list[torch.Tensor]:
-    """Query, key and value of self-attention over `x`: (batch, tokens, heads, channels) each.
+class Processor:
+    """What is alike in diffusers' attention processors, around a kernel of another's.
 
-    Where the layer holds one linear for the three (`to_qkv`), that one is called.
+    The kernel's q, k, v and result: (batch, tokens, heads, channels).
     """
-    if getattr(attn, "fused_projections", False):
-        qkv = attn.to_qkv
-        cuts = getattr(qkv, "CUTS", False)
-        parts = qkv(x, pieces=3) if cuts else qkv(x).chunk(3, dim=-1)
-    else:
-        parts = attn.to_q(x), attn.to_k(x), attn.to_v(x)
-    return [part.unflatten(-1, (attn.heads, -1)) for part in parts]
+
+    def __init__(self, kernel: Callable[[Any, Any, Any], Any]) -> None:
+        self.kernel = kernel
+
+    def heads(self, attn: Any, x: torch.Tensor) -> list[torch.Tensor]:
+        """Query, key and value of self-attention over `x`, query and key normed.
+
+        Where the layer holds one linear for the three (`to_qkv`), that one is called.
+        """
+        if getattr(attn, "fused_projections", False):
+            qkv = attn.to_qkv
+            cuts = getattr(qkv, "CUTS", False)
+            parts = qkv(x, pieces=3) if cuts else qkv(x).chunk(3, dim=-1)
+        else:
+            parts = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+        q, k, v = (part.unflatten(-1, (attn.heads, -1)) for part in parts)
+        q = q if attn.norm_q is None else attn.norm_q(q)
+        k = k if attn.norm_k is None else attn.norm_k(k)
+        return [q, k, v]
+
+    def attended(self, attn: Any, q: Any, k: Any, v: Any) -> torch.Tensor:
+        """The kernel's result through the layer's last projection."""
+        out: torch.Tensor = attn.to_out[1](attn.to_out[0](self.kernel(q, k, v).flatten(2)))
+        return out
 
 
 def frames_of(video: torch.Tensor) -> torch.Tensor:

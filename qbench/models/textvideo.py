@@ -149,11 +149,8 @@ def set_attention(module: Any, kernel: Callable[[Any, Any, Any], Any]) -> None:
                 block.attn1.set_processor(Processor(kernel))
 
 
-class Processor:
+class Processor(common.Processor):
     """Self-attention of a UNet's block, as diffusers' own processors compute it."""
-
-    def __init__(self, kernel: Callable[[Any, Any, Any], Any]) -> None:
-        self.kernel = kernel
 
     def __call__(
         self,
@@ -164,5 +161,4 @@ class Processor:
     ) -> torch.Tensor:
         if attention_mask is not None or encoder_hidden_states is not None:
             raise ValueError("attention over space, of a UNet's pipelines, has no mask and no text")
-        out = self.kernel(*common.heads_of(attn, hidden_states)).flatten(2)
-        return attn.to_out[1](attn.to_out[0](out))
+        return self.attended(attn, *self.heads(attn, hidden_states))

@@ -31,10 +31,10 @@ def split_group_norm(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor
     torch 2.11 and 2.13 take the moments of a group in one block of threads. CogVideoX's VAE has 32
     groups and an H100 132 multiprocessors: that kernel was 0.8 of the decode's 2.3 seconds.
     """
-    return _normed(layer, x, *_moments(layer, x))
+    return normed(layer, x, *moments(layer, x))
 
 
-def _moments(layer: torch.nn.GroupNorm, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def moments(layer: torch.nn.GroupNorm, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of each group of each video, (batch * groups,), FP32."""
     groups = x.shape[0] * layer.num_groups
     rows = x.reshape(groups, -1)
@@ -47,7 +47,7 @@ def _moments(layer: torch.nn.GroupNorm, x: torch.Tensor) -> tuple[torch.Tensor, 
     return mean, (variances + (means - mean[:, None]).square()).mean(1)  # of parts, and between
 
 
-def _normed(
+def normed(
     layer: torch.nn.GroupNorm, x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
 ) -> torch.Tensor:
     """Group norm of `x`, or of a part of it, by the moments of the whole.
@@ -57,7 +57,7 @@ def _normed(
     """
     batch, channels = x.shape[:2]
     each = channels // layer.num_groups
-    normed = functional.batch_norm(
+    out = functional.batch_norm(
         x.reshape(1, batch * channels, *x.shape[2:]),
         mean.repeat_interleave(each),
         variance.repeat_interleave(each),
@@ -65,7 +65,7 @@ def _normed(
         layer.bias.float().repeat(batch),
         eps=layer.eps,
     )
-    return normed.view_as(x)
+    return out.view_as(x)
 
 
 # In strips ---------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def _in_strips(vae: Any) -> None:
             if isinstance(layer, kinds.CogVideoXSpatialNorm3D):
                 # Called, not only read: an offload brings a layer's weights as it is called.
                 norm = layer.norm_layer
-                norm.forward = functools.partial(_normed, norm)  # type: ignore[method-assign]
+                norm.forward = functools.partial(normed, norm)  # type: ignore[method-assign]
         elif isinstance(layer, torch.nn.SiLU):
             layer.inplace = True  # of a norm's output, which nobody else reads
 
@@ -139,31 +139,25 @@ def _spatially_normed(
 
     Both are convolutions of one latent each, so they come before the latents are enlarged.
     """
-    moments = _moments(layer.norm_layer, f)
-    scale, shift = (conv.conv(zq) for conv in (layer.conv_y, layer.conv_b))
-    first = f.shape[2] > 1 and f.shape[2] % 2 == 1  # the first frame has a latent of its own
+    of_whole = moments(layer.norm_layer, f)
+    times, rows, columns = (
+        _nearest(*sizes, f.device) for sizes in zip(f.shape[2:], zq.shape[2:], strict=True)
+    )
+    if f.shape[2] > 1 and f.shape[2] % 2 == 1:  # the first frame has a latent of its own
+        rest = _nearest(f.shape[2] - 1, zq.shape[2] - 1, f.device) + 1
+        times = torch.cat([rest.new_zeros(1), rest])
+    scale, shift = (conv.conv(zq)[:, :, times] for conv in (layer.conv_y, layer.conv_b))
     out = torch.empty_like(f)
     for start, stop in _strips(f):
-        strip = layer.norm_layer(f[:, :, :, start:stop], *moments)
-        strip *= _enlarged(scale, f, first, start, stop)
-        strip += _enlarged(shift, f, first, start, stop)
+        strip = layer.norm_layer(f[:, :, :, start:stop], *of_whole)
+        strip *= scale[:, :, :, rows[start:stop]][..., columns]
+        strip += shift[:, :, :, rows[start:stop]][..., columns]
         out[:, :, :, start:stop] = strip
     return out, {}
 
 
-def _enlarged(x: torch.Tensor, f: torch.Tensor, first: bool, start: int, stop: int) -> torch.Tensor:
-    """Rows `start` to `stop` of `x` at the size of `f`: the nearest, as the layer enlarges it."""
-    frames, height, width = f.shape[2:]
-    times = _nearest(frames, x.shape[2], f.device)
-    if first:
-        rest = _nearest(frames - 1, x.shape[2] - 1, f.device) + 1
-        times = torch.cat([rest.new_zeros(1), rest])
-    rows = _nearest(height, x.shape[3], f.device)[start:stop]
-    columns = _nearest(width, x.shape[4], f.device)
-    return x[:, :, times][:, :, :, rows][..., columns]
-
-
 def _nearest(size: int, of: int, device: Any) -> torch.Tensor:
+    """Which of so many each of `size` is, as torch enlarges by the nearest."""
     return torch.arange(size, device=device) * of // size
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from qbench.variants.kernels import build
 
-# Rows of up to so many values -> the kernel that takes them, and how many of them at once.
+# Rows of up to so many values, ascending -> the kernel for them, and how many it takes at once.
 KERNELS = {
     1280: ("quantize_short_rows", 8),
     8192: ("quantize_rows", 1),
@@ -104,7 +104,7 @@ def quantize_rows(x: torch.Tensor, activation: str = "none") -> tuple[torch.Tens
     codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     is_bf16 = int(x.dtype == torch.bfloat16)
-    name, at_once = next(KERNELS[width] for width in sorted(KERNELS) if columns <= width)
+    name, at_once = next(kernel for width, kernel in KERNELS.items() if columns <= width)
     _kernels(x.device.index or 0)[name](
         (-(-rows // at_once), 1, 1),
         (256, 1, 1),
