@@ -24,6 +24,7 @@ BY_CONTENT_NOTE = (
     "first_block skips steps by what the latents are: how many, and so the latency, is these "
     "random weights' own and says nothing about the model's"
 )
+NOT_FUSED_NOTE = "decode.fused is for CogVideoX's VAE; this model's decodes as without it"
 STEPS_NOTE = "unit: step: denoise steps were timed and no video was made, so there is no quality"
 
 
@@ -138,7 +139,7 @@ class Run:
 
     def _quantize(self) -> None:
         from qbench import models, variants
-        from qbench.variants import quantization
+        from qbench.variants import decoding, quantization
 
         self.enter("quantize")
         variant = self.recipe.variant
@@ -148,6 +149,8 @@ class Run:
         self.facts["facts"] |= variants.apply(
             self.pipeline, variant, self.device, self.generation.steps
         )
+        if variant.decode.fused and not decoding.fuses(self.pipeline.vae):
+            self.facts["notes"].append(NOT_FUSED_NOTE)
         gc.collect()
         self.leave("quantize")
 

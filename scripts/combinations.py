@@ -3,10 +3,11 @@
     python -m scripts.combinations OUT.json [--device auto] [--jobs 2] [--only quantize,memory]
 
 Each combination is one process: the bundled model in BF16 makes latents in eight denoise steps,
-twice, with the support rules put aside, and they are compared with those of the plain BF16 model.
-Where it fails, or its latents have nothing to do with the plain ones, the rules must have refused
-it, and the other way round: what is printed last are those that disagree. tests/test_support.py
-holds the rules against the published files. What OUT.json has already is not run again.
+twice, with the support rules put aside, and they are compared with those of the plain BF16 model;
+where it is about the decode, the frames are. Where it fails, or what it makes has nothing to do
+with the plain model's, the rules must have refused it, and the other way round: what is printed
+last are those that disagree. tests/test_support.py holds the rules against the published files.
+What OUT.json has already is not run again.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def choices() -> dict[str, list[Any]]:
         ],
         "compile": [{"scope": "blocks"}, {"scope": "model"}],
         "memory": [{"offload": kind} for kind in ("model", "sequential", "group")],
+        "decode": [{kind: True} for kind in ("fused", "strips", "split_norms")],
         "engine": ["onnxruntime", "tensorrt"],
     }
 
@@ -91,7 +93,7 @@ def _alike(value: Any) -> bool:
 
 
 def attempt(job: str, connection: Connection) -> None:
-    """In a process of its own: two videos' latents beside the plain model's; sends what came."""
+    """In a process of its own: two videos beside the plain model's; sends what came."""
     import torch
 
     facts = json.loads(job)
@@ -112,11 +114,11 @@ def _relative_error(variant: Variant, device: str) -> float:
 
     from qbench import engines, models, variants
     from qbench.quality.fidelity import latent_error
-    from qbench.recipe import Generation
+    from qbench.recipe import Decode, Generation
 
     model = models.find("tiny-cogvideox")
 
-    def latents(changed: Variant | None) -> list[torch.Tensor]:
+    def made(changed: Variant | None) -> list[torch.Tensor]:
         dtype = changed.dtype if changed else "bf16"
         offloaded = changed is not None and changed.memory.offload is not None
         pipeline = models.load(model, dtype, device, offloaded=offloaded)  # as a run does
@@ -132,12 +134,14 @@ def _relative_error(variant: Variant, device: str) -> float:
             times = torch.full((2,), 500, device=both.device)
             with tempfile.TemporaryDirectory() as folder:
                 engines.build(pipeline, (twice, both, times), changed, Path(folder))
-        made = []
+        videos = []
         for _ in range(2 if changed else 1):
-            made.append(kinds.denoise(pipeline, run, embeddings, noise, lambda _: None))
-        return [one.float().cpu() for one in made]
+            latents = kinds.denoise(pipeline, run, embeddings, noise, lambda _: None)
+            decoded = variant.decode != Decode()
+            videos.append(kinds.decode(pipeline, run, latents) if decoded else latents)
+        return [video.float().cpu() for video in videos]
 
-    plain, found = latents(None)[0], latents(variant)
+    plain, found = made(None)[0], made(variant)
     errors = [latent_error(one, plain).item() for one in found]
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 

@@ -69,9 +69,10 @@ PARTS = {
         "whole videos of 50 steps and the decode, one after the first call",
         VIDEO,
         (
-            "bf16", "fast", "fast-cached", "attention/flash-3-compile", "fp8-dynamic",
-            "int8-dynamic", "offload/fast-tiling", "offload/tiling", "int8", "cache/half-steps",
-            "cache/fast-cached-2", "cache/fast-cached-4",
+            "bf16", "fast", "fast-cached", "exact", "offload/fused", "fp8-dynamic",
+            "cache/half-steps", "int8-dynamic", "int8", "offload/strips", "offload/tiling",
+            "offload/fast-tiling", "attention/flash-3-compile", "cache/fast-cached-4",
+            "cache/fast-cached-2",
         ),
     ),
     "caches": Part(
@@ -89,7 +90,7 @@ PARTS = {
             "bf16", "offload/tiling", "offload/model", "offload/group", "offload/sequential",
             "offload/expandable", "fast", "offload/fast-tiling", "offload/fast-group",
             "fp8-dynamic", "offload/fp8-tiling", "int8", "offload/int8-tiling", "offload/strips",
-            "offload/fast-strips",
+            "offload/fp8-strips", "offload/fused",
         ),
     ),
     "cards": Part(
@@ -98,7 +99,8 @@ PARTS = {
         (
             "bf16", "offload/expandable", "fast", "offload/tiling", "offload/fast-tiling",
             "offload/fp8-tiling", "offload/int8-tiling", "offload/model", "offload/group",
-            "offload/fast-group", "offload/sequential", "offload/strips", "offload/fast-strips",
+            "offload/fast-group", "offload/sequential", "offload/strips", "offload/fp8-strips",
+            "offload/fused",
         ),
     ),
     "large": Part(
@@ -124,7 +126,7 @@ PARTS = {
         (*BUNDLED, "prompts.count=256"),
         (
             "fp32", "peers/diffusers-torchao", "floor/seed", "floor/kernel", "floor/compiled",
-            "bf16", "fast", "fp8-dynamic",
+            "bf16", "fast", "offload/fused", "fp8-dynamic",
             "int8-dynamic", "attention/fp8", "fast-cached", "cache/fast-cached-2",
             "cache/fast-cached-4", "compile", "cache/taylorseer", "cache/pab", "cache/faster",
             "cache/first-block", "cache/half-steps", "fp16", "int8",

@@ -1,4 +1,4 @@
-"""The VAE's decode: group norms in parts are group norms, and tiles add up to the frame."""
+"""The VAE's decode: norms in parts, strips and qbench's own kernels make the plain video."""
 
 from __future__ import annotations
 
@@ -75,6 +75,18 @@ def test_tiles_of_a_small_vae_add_up_to_the_frame() -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5])
+def test_the_fused_decode_makes_the_very_video(frames: int) -> None:
+    """Its arithmetic, with plain operations in place of kernels: folded taps, planes, caches."""
+    vae = models.load(models.find("tiny-cogvideox"), "fp32", "cpu").vae.float()
+    latents = torch.randn(2, 16, frames, 9, 7, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = vae.decode(latents).sample
+        decoding.apply(SimpleNamespace(vae=vae), Decode(fused=True, split_norms=True))
+        found = vae.decode(latents).sample
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5])
 def test_strips_decode_the_very_video_that_the_whole_is(
     frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +105,8 @@ def test_strips_decode_the_very_video_that_the_whole_is(
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
 
 
-def test_strips_go_with_tiles_and_with_weights_that_come_as_a_layer_is_called() -> None:
+@pytest.mark.parametrize("way", ["strips", "fused"])
+def test_they_go_with_tiles_and_with_weights_that_come_as_a_layer_is_called(way: str) -> None:
     from accelerate import cpu_offload
 
     vae = models.load(models.find("tiny-cogvideox"), "fp32", "cpu").vae.float()
@@ -101,7 +114,8 @@ def test_strips_go_with_tiles_and_with_weights_that_come_as_a_layer_is_called() 
     latents = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         tiled = vae.decode(latents).sample
-        decoding.apply(SimpleNamespace(vae=vae), Decode(strips=True, split_norms=True))
+        wanted = Decode.model_validate({way: True, "split_norms": True})
+        decoding.apply(SimpleNamespace(vae=vae), wanted)
         torch.testing.assert_close(vae.decode(latents).sample, tiled, atol=1e-5, rtol=1e-4)
         cpu_offload(vae, "cpu", offload_buffers=True)
         assert {weight.device.type for weight in vae.parameters()} == {"meta"}
@@ -153,3 +167,24 @@ def test_strips_are_refused_where_the_vae_is_another() -> None:
 
     with pytest.raises(Unsupported, match="vae_slicing"):
         decoding.apply(SimpleNamespace(vae=AutoencoderKL()), Decode(strips=True))
+
+
+def test_another_vae_decodes_as_without_the_fused_kernels() -> None:
+    """One recipe is for every model: `fast` has both."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(block_out_channels=(32,), norm_num_groups=8).eval()
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = vae.decode(latents).sample
+        decoding.apply(SimpleNamespace(vae=vae), Decode(fused=True, split_norms=True))
+        torch.testing.assert_close(vae.decode(latents).sample, whole)
+    assert any("forward" in vars(layer) for layer in vae.modules())  # norms are split all the same
+
+
+def test_channels_that_make_no_planes_are_refused() -> None:
+    from diffusers import AutoencoderKLCogVideoX
+
+    vae = AutoencoderKLCogVideoX(block_out_channels=(12, 12, 12, 12), norm_num_groups=4)
+    with pytest.raises(Unsupported, match="multiples of 8"):
+        decoding.apply(SimpleNamespace(vae=vae), Decode(fused=True))

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from qbench import models, variants
 from qbench.models import cogvideox
-from qbench.recipe import Quantize, Variant
-from qbench.variants import quantization
-from qbench.variants.kernels import fp8_attention, fp8_linear
+from qbench.recipe import Decode, Quantize, Variant
+from qbench.variants import decoding, quantization
+from qbench.variants.kernels import fp8_attention, fp8_linear, planes
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
@@ -306,3 +306,92 @@ def test_attention_over_a_fused_fp8_projection_equals_the_unfused_one() -> None:
     plain.set_processor(cogvideox.Processor(_exact))
     for ours, theirs in zip(plain(video, encoder_hidden_states=text), expected, strict=True):
         assert _error(ours, theirs) < 0.06  # FP8's own error
+
+
+# Channels in and out, frames, height, width, (taps in time, in space), whether its input grows
+CONVOLUTIONS = [
+    (64, 128, 1, 16, 16, (1, 1), False),
+    (128, 128, 4, 40, 56, (3, 3), False),
+    (48, 80, 3, 23, 9, (3, 3), False),
+    (256, 256, 2, 60, 90, (1, 3), True),
+    (32, 48, 3, 17, 15, (1, 3), True),
+    (128, 3, 3, 33, 90, (3, 3), False),
+    (16, 512, 3, 60, 90, (3, 3), False),
+]
+
+
+@pytest.mark.skipif(not HOPPER, reason="the kernels are written for NVIDIA Hopper")
+@pytest.mark.parametrize("more", [False, True], ids=["alone", "with-frames-before-and-residual"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
+def test_convolutions_of_planes_are_torchs(
+    shape: tuple[Any, ...], dtype: torch.dtype, more: bool
+) -> None:
+    """Against torch's own in FP32, tiles that do not fill up and two videos included."""
+    inputs, outputs, frames, height, width, (taps_t, taps), grows = shape
+    kind = torch.nn.Conv2d if grows else torch.nn.Conv3d
+    conv = kind(inputs, outputs, taps if grows else (taps_t, taps, taps)).to("cuda", dtype)
+    weights = planes.Weights(conv, 2 if grows else 1)
+    packed = weights.packed(conv.weight.detach())
+    bias = functional.pad(conv.bias.detach(), (0, -outputs % 8))
+    torch.manual_seed(0)
+    x = torch.randn(2, inputs, frames, height, width, device="cuda").to(dtype)
+    before = x[:, :, :1].repeat(1, 1, taps_t - 1, 1, 1)
+    if more:
+        before = torch.randn_like(before)
+    plain = torch.cat([before, x], 2).float()
+    if grows:
+        plain = plain.repeat_interleave(2, 3).repeat_interleave(2, 4)
+    weight = conv.weight.detach().float().view(outputs, inputs, taps_t, taps, taps)
+    expected = functional.conv3d(
+        plain, weight, conv.bias.detach().float(), padding=(0, taps // 2, taps // 2)
+    )
+    given: dict[str, Any] = {}
+    if more and taps_t > 1:
+        given["before"] = planes.to_planes(before)
+    if more and not grows:
+        residual = torch.randn_like(expected).to(dtype)
+        given["residual"] = planes.to_planes(residual)
+        expected += residual
+    if more and grows:  # and every frame twice, but for the first of an odd number
+        given["copies"] = 2
+        expected = expected.repeat_interleave(2, 2)[:, :, frames % 2 :]
+    found = planes.convolve(planes.to_planes(x), weights, packed, bias, **given)
+    error = _error(planes.from_planes(found, outputs), expected)
+    assert error < (4e-3 if dtype == torch.bfloat16 else 5e-4)  # rounding of weights and output
+
+
+@pytest.mark.skipif(not HOPPER, reason="the kernels are written for NVIDIA Hopper")
+@pytest.mark.parametrize(("frames", "latents"), [(1, 1), (3, 3), (4, 2), (9, 3)])
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (48, 16), (80, 16)])
+def test_norms_of_planes_are_group_norms(
+    channels: int, groups: int, frames: int, latents: int
+) -> None:
+    """Against the plain operations in FP32, on values whose mean is larger than their spread."""
+    torch.manual_seed(0)
+    layer = torch.nn.GroupNorm(groups, channels).requires_grad_(False)
+    torch.nn.init.normal_(layer.weight)
+    x = planes.to_planes(torch.randn(2, channels, frames, 44, 36) + 5).bfloat16()
+    scale, shift = (
+        planes.to_planes(torch.randn(2, channels, latents, 6, 5)).bfloat16() for _ in range(2)
+    )
+    layer = layer.bfloat16()
+    expected = planes.group_norm(layer.float(), x.float(), scale.float(), shift.float())
+    layer = layer.bfloat16().cuda()
+    found = planes.group_norm(layer, x.cuda(), scale.cuda(), shift.cuda())
+    assert _error(found.cpu(), expected) < 3e-3
+
+
+@pytest.mark.skipif(not HOPPER, reason="the kernels are written for NVIDIA Hopper")
+def test_the_fused_decode_is_as_close_to_fp32_as_the_plain_one() -> None:
+    """The bundled VAE: the decode in BF16 by our kernels and by torch's, against FP32."""
+    errors = {}
+    latents = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0)).cuda()
+    with torch.no_grad():
+        exact = models.load(models.find("tiny-cogvideox"), "fp32", "cuda").vae.decode(latents)
+        for fused in (False, True):
+            pipeline = models.load(models.find("tiny-cogvideox"), "bf16", "cuda")
+            decoding.apply(pipeline, Decode(fused=fused))
+            made = pipeline.vae.decode(latents.bfloat16()).sample
+            errors[fused] = _error(made, exact.sample)
+    assert errors[True] < 1.1 * errors[False]

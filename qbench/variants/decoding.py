@@ -17,12 +17,23 @@ STRIP_BYTES = 2**27  # of a layer's input, a strip: enough work for any GPU
 
 
 def apply(pipeline: Any, wanted: Decode) -> None:
-    if wanted.split_norms:
+    if wanted.fused and fuses(pipeline.vae):
+        from qbench.variants import fused_decoding
+
+        fused_decoding.apply(pipeline.vae)
+    elif wanted.split_norms:
         for layer in pipeline.vae.modules():
             if isinstance(layer, torch.nn.GroupNorm) and layer.affine:
                 layer.forward = functools.partial(split_group_norm, layer)  # type: ignore[method-assign]
     if wanted.strips:
         _in_strips(pipeline.vae)
+
+
+def fuses(vae: Any) -> bool:
+    """Whether qbench's own kernels are made for this VAE."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    return isinstance(vae, AutoencoderKLCogVideoX)
 
 
 def split_group_norm(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
@@ -81,7 +92,7 @@ def _in_strips(vae: Any) -> None:
     from diffusers.models.autoencoders import autoencoder_kl_cogvideox as kinds
     from diffusers.models.upsampling import CogVideoXUpsample3D
 
-    if not isinstance(vae, kinds.AutoencoderKLCogVideoX):
+    if not fuses(vae):
         raise Unsupported(
             "decode.strips is for CogVideoX's VAE; memory.vae_slicing decodes other videos frame "
             "by frame"

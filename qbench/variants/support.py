@@ -194,6 +194,20 @@ RULES: tuple[Rule, ...] = (
         "qbench's FP8 attention is written for NVIDIA Hopper (compute capability 9.0)",
     ),
     Rule(
+        "the fused decode",
+        lambda v: v.decode.fused,
+        lambda m: m.cuda and m.capability == (9, 0),
+        "qbench's decode kernels are written for NVIDIA Hopper (compute capability 9.0): "
+        "decode.strips makes the same video anywhere",
+        fails=False,  # on a CPU it is computed with plain operations, for tests
+    ),
+    Rule(
+        "the fused decode in FP32",
+        lambda v: v.decode.fused and v.dtype == "fp32",
+        lambda m: not m.cuda,
+        "qbench's decode kernels take FP16 or BF16, not FP32: choose bf16",
+    ),
+    Rule(
         "FlashAttention 3's GPU",
         lambda v: v.attention == "flash-3",
         lambda m: m.cuda and m.capability == (9, 0),

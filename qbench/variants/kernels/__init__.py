@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+HOPPER = "90a"  # the target whose instructions hopper.cu has
 
-def build(file: str, *names: str, capability: str | None = None) -> list[Any]:
+
+def build(
+    file: str, *names: str, capability: str | None = None, defines: dict[str, int] | None = None
+) -> list[Any]:
     """The kernels of these names in a source beside this file, for the current device.
 
-    `capability` where the source needs a certain target, such as '90a'.
+    `capability` where the source needs a certain target, and `defines` what it is compiled for.
     """
     from torch.cuda import _compile_kernel
 
     here = Path(__file__).parent
-    source = (here / "common.cu").read_text() + (here / file).read_text()
+    files = ["common.cu", *(["hopper.cu"] if capability == HOPPER else []), file]
+    lines = [f"#define {name} {value}\n" for name, value in (defines or {}).items()]
+    source = "".join([*lines, *((here / name).read_text() for name in files)])
     return [_compile_kernel(source, name, compute_capability=capability) for name in names]

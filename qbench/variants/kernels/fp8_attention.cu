@@ -234,20 +234,7 @@ extern "C" __global__ void __launch_bounds__(256) pack(
     if (threadIdx.x == 0) *reinterpret_cast<float*>(out + K_BYTES + V_BYTES) = k_scale;
 }
 
-// Hopper's instructions ----------------------------------------------------------------------------
-
-__device__ __forceinline__ u32 shared_address(const void* p) {
-    return (u32)__cvta_generic_to_shared(p);
-}
-
-__device__ __forceinline__ void barrier_init(u32 barrier, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count));
-}
-
-__device__ __forceinline__ void barrier_expect(u32 barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-                 : "memory");
-}
+// A cluster's instructions, and products -----------------------------------------------------------
 
 __device__ __forceinline__ void barrier_arrive(u32 barrier, int block) {  // of the cluster
     asm volatile(
@@ -261,36 +248,12 @@ __device__ __forceinline__ void cluster_sync() {
                  ::: "memory");
 }
 
-__device__ __forceinline__ void barrier_wait(u32 barrier, int phase) {
-    asm volatile(
-        "{\n.reg .pred p;\nagain:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-        "@p bra done;\nbra again;\ndone:\n}" ::"r"(barrier), "r"(phase) : "memory");
-}
-
 // To the same place in every block of the cluster, each of which counts the bytes at its barrier.
 __device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u32 barrier) {
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
         "[%0], [%1], %2, [%3], %4;"
         ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"((u16)((1 << CLUSTER) - 1)) : "memory");
-}
-
-// Where a matrix of core matrices lies: K-major, no swizzle (PTX ISA, 'matrix descriptor').
-__device__ __forceinline__ u64 descriptor(u32 address, u32 along_k, u32 along_rows) {
-    return (u64)((address & 0x3ffff) >> 4) | ((u64)(along_k >> 4) << 16)
-           | ((u64)(along_rows >> 4) << 32);
-}
-
-__device__ __forceinline__ void wgmma_fence() {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wgmma_commit() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int N>
-__device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
 // s (64 x 128, FP16) = [s +] a (64 x 32, registers) * b (32 x 128, shared memory)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.library import custom_op
 
-from qbench.variants.kernels import build
+from qbench.variants.kernels import HOPPER, build
 
 HEAD_DIM = 64
 TILE, CHUNK = 128, 512  # as in the source
@@ -47,7 +47,7 @@ def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def _kernels(_: int) -> tuple[Any, Any, Any]:
     """The three kernels of the source, compiled for the current device."""
-    stats, pack, attention = build("fp8_attention.cu", "stats", "pack", "attend", capability="90a")
+    stats, pack, attention = build("fp8_attention.cu", "stats", "pack", "attend", capability=HOPPER)
     attention.set_shared_memory_config(STAGES * TILE_BYTES)
     return stats, pack, attention
 

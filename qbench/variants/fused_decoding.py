@@ -1,0 +1,122 @@
+"""The decode of CogVideoX's VAE on qbench's own kernels (`kernels/planes.cu`).
+
+Layers stay diffusers' own and are called as before, so that an offload brings their weights; what
+changes is what each computes with, and how its weights lie in memory. Activations are planes of
+eight channels from the first convolution to the last. What follows a norm is in the norm's pass,
+what is added to a convolution in the convolution's, and no input is padded: the frames before the
+first one lie apart.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders import autoencoder_kl_cogvideox as kinds
+from diffusers.models.upsampling import CogVideoXUpsample3D
+
+from qbench.errors import Unsupported
+from qbench.variants.kernels import planes
+
+
+def apply(vae: Any) -> None:
+    """Change the decoder in place. Raises Unsupported where its channels do not make planes."""
+    decoder = vae.decoder
+    norms = [x for x in decoder.modules() if isinstance(x, torch.nn.GroupNorm)]
+    if any(norm.num_channels % planes.EACH for norm in norms):
+        raise Unsupported(f"decode.fused is for VAEs with channels in multiples of {planes.EACH}")
+    for layer in decoder.modules():
+        if isinstance(layer, kinds.CogVideoXSpatialNorm3D):
+            _replace(layer, _normed)
+            _replace(layer.norm_layer, planes.group_norm)
+        elif isinstance(layer, kinds.CogVideoXResnetBlock3D):
+            _replace(layer, _resnet)
+            for conv in (layer.conv1, layer.conv2):
+                _pack(conv.conv)
+                _replace(conv, _causal)
+            if hasattr(layer, "conv_shortcut"):
+                _pack(layer.conv_shortcut)
+        elif isinstance(layer, CogVideoXUpsample3D):
+            _pack(layer.conv, grow=2)
+            _replace(layer, _upsampled)
+        elif isinstance(layer, torch.nn.SiLU):
+            _replace(layer, lambda _, x: x)  # done with the norm before it
+    for conv, forward in ((decoder.conv_in, _entered), (decoder.conv_out, _left)):
+        _pack(conv.conv)
+        _replace(conv, forward)
+
+
+def _replace(layer: Any, forward: Any) -> None:
+    layer.forward = functools.partial(forward, layer)
+
+
+def _pack(conv: Any, grow: int = 1) -> None:
+    weights = planes.Weights(conv, grow)
+    conv.weight.data = weights.packed(conv.weight.data)
+    short = weights.planes * planes.EACH - weights.outputs
+    conv.bias.data = torch.nn.functional.pad(conv.bias.data, (0, short))
+    conv.forward = functools.partial(_convolved, conv, weights)
+
+
+def _convolved(conv: Any, weights: planes.Weights, x: torch.Tensor, **more: Any) -> torch.Tensor:
+    return planes.convolve(x, weights, conv.weight, conv.bias, **more)
+
+
+def _causal(
+    layer: Any,
+    x: torch.Tensor,
+    conv_cache: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """CogVideoXCausalConv3d of planes; its cache is the last frames that it saw."""
+    ahead = layer.time_kernel_size - 1
+    out = layer.conv(x, before=conv_cache, residual=residual)
+    if x.shape[2] < ahead:
+        earlier = [x[:, :, :1]] * ahead if conv_cache is None else [conv_cache]
+        x = torch.cat([*earlier, x], dim=2)
+    last = x[:, :, -ahead:].view(torch.complex128)  # copied 16 bytes at a time
+    if conv_cache is None:
+        return out, last.clone().view(x.dtype)
+    conv_cache.view(torch.complex128).copy_(last)
+    return out, conv_cache
+
+
+def _entered(layer: Any, x: torch.Tensor, conv_cache: Any = None) -> tuple[Any, Any]:
+    return _causal(layer, planes.to_planes(x), conv_cache)
+
+
+def _left(layer: Any, x: torch.Tensor, conv_cache: Any = None) -> tuple[Any, Any]:
+    out, cache = _causal(layer, x, conv_cache)
+    return planes.from_planes(out, layer.conv.out_channels), cache
+
+
+def _normed(
+    layer: Any, f: torch.Tensor, zq: torch.Tensor, conv_cache: Any = None
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """CogVideoXSpatialNorm3D and the SiLU after it, of planes.
+
+    Scale and shift are convolutions of one latent each, so they come before latents are enlarged.
+    """
+    scale, shift = (planes.to_planes(conv.conv(zq)) for conv in (layer.conv_y, layer.conv_b))
+    return layer.norm_layer(f, scale, shift), {}
+
+
+def _resnet(
+    layer: Any, x: torch.Tensor, temb: None, zq: torch.Tensor, conv_cache: Any = None
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """CogVideoXResnetBlock3D of planes."""
+    caches = conv_cache or {}
+    hidden, _ = layer.norm1(x, zq)
+    hidden, first = layer.conv1(hidden, caches.get("conv1"))
+    hidden, _ = layer.norm2(hidden, zq)
+    if hasattr(layer, "conv_shortcut"):
+        x = layer.conv_shortcut(x)
+    hidden, second = layer.conv2(hidden, caches.get("conv2"), residual=x)
+    return hidden, {"conv1": first, "conv2": second}
+
+
+def _upsampled(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """CogVideoXUpsample3D of planes: frames that time is filled up with are alike."""
+    copies = 2 if layer.compress_time and x.shape[2] > 1 else 1
+    return layer.conv(x, copies=copies)
