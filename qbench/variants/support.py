@@ -202,12 +202,6 @@ RULES: tuple[Rule, ...] = (
         fails=False,  # on a CPU it is computed with plain operations, for tests
     ),
     Rule(
-        "the fused decode in FP32",
-        lambda v: v.decode.fused and v.dtype == "fp32",
-        lambda m: not m.cuda,
-        "qbench's decode kernels take FP16 or BF16, not FP32: choose bf16",
-    ),
-    Rule(
         "FlashAttention 3's GPU",
         lambda v: v.attention == "flash-3",
         lambda m: m.cuda and m.capability == (9, 0),

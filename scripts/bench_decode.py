@@ -1,0 +1,144 @@
+"""The VAE's decode by each way that qbench has, and qbench's convolutions beside cuDNN's.
+
+    python -m scripts.bench_decode [--model cogvideox-2b] [--device auto] [--repeats 4]
+
+Prints for each way the seconds of the first decode and of the others, the peak of what torch handed
+out, and PSNR to the decode in FP32, of the same latents and random weights; with `--model
+tiny-cogvideox` its own. On a Hopper GPU the decoder's main convolutions follow, n = 10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from qbench.recipe import Decode
+from qbench.variants import decoding
+from qbench.variants.kernels import planes
+
+WAYS = {
+    "plain": Decode(),
+    "split_norms": Decode(split_norms=True),
+    "strips": Decode(strips=True),
+    "fused": Decode(fused=True),
+}
+# Channels in and out, frames, height, width of the output, taps in time
+SHAPES = [
+    (128, 128, 8, 480, 720, 3),
+    (256, 128, 8, 480, 720, 3),
+    (256, 256, 8, 240, 360, 3),
+    (256, 256, 8, 480, 720, 1),
+]
+
+
+def _vae(model: str, device: str) -> tuple[Any, torch.Tensor]:
+    """The VAE in FP32, and latents of the model's own size."""
+    generator = torch.Generator().manual_seed(0)
+    if model == "tiny-cogvideox":
+        from qbench import models
+
+        vae = models.load(models.find(model), "fp32", "cpu").vae.float()
+        return vae.to(device), torch.randn(1, 16, 5, 8, 8, generator=generator).to(device)
+    from diffusers import AutoencoderKLCogVideoX
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX().eval().requires_grad_(False)
+    return vae.to(device), torch.randn(1, 16, 13, 60, 90, generator=generator).to(device)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def decodes(model: str, device: str, repeats: int) -> None:
+    vae, latents = _vae(model, device)
+    exact = vae.decode(latents).sample.cpu()
+    del vae
+    for name, way in WAYS.items():
+        vae = _vae(model, device)[0].bfloat16()
+        decoding.apply(SimpleNamespace(vae=vae), way)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        seconds = []
+        for _ in range(1 + repeats):
+            _wait(device)
+            start = time.perf_counter()
+            video = vae.decode(latents.bfloat16()).sample
+            _wait(device)
+            seconds.append(time.perf_counter() - start)
+        error = (video.float().cpu() - exact).square().mean()
+        line = f"{name:12s} first {seconds[0]:.2f} s, then {statistics.median(seconds[1:]):.3f} s"
+        line += f" [{min(seconds[1:]):.3f}, {max(seconds[1:]):.3f}]"
+        if device == "cuda":
+            line += f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
+        print(f"{line}, {10 * torch.log10(4 / error):.1f} dB to FP32", flush=True)
+        del vae, video
+
+
+def convolution(inputs: int, outputs: int, frames: int, height: int, width: int, taps: int) -> None:
+    conv = torch.nn.Conv3d(inputs, outputs, (taps, 3, 3)).to("cuda", torch.bfloat16)
+    weights = planes.Weights(conv)
+    packed, bias, padding = weights.packed(conv.weight), conv.bias, (0, 1, 1)
+    assert bias is not None
+    x = torch.randn(1, inputs, frames + taps - 1, height, width, device="cuda").bfloat16()
+    inner = planes.to_planes(x[:, :, taps - 1 :])
+    before = planes.to_planes(x[:, :, : taps - 1]) if taps > 1 else None
+    last = torch.channels_last_3d
+    x_last, weight_last = (t.contiguous(memory_format=last) for t in (x, conv.weight))
+    ways: dict[str, Callable[[], Any]] = {
+        "planes": lambda: planes.convolve(inner, weights, packed, bias, before),
+        "cuDNN": lambda: functional.conv3d(x, conv.weight, bias, padding=padding),
+        "channels-last": lambda: functional.conv3d(x_last, weight_last, bias, padding=padding),
+    }
+    flop = 2 * 9 * taps * inputs * outputs * frames * height * width
+    print(f"{inputs} to {outputs}, {frames}x{height}x{width}, {taps}x3x3:", end=" ")
+    for name, way in ways.items():
+        seconds = _median_s(way)
+        print(f"{name} {seconds * 1e3:.2f} ms, {flop / seconds / 1e12:.0f} TFLOP/s", end="; ")
+    print(flush=True)
+
+
+def _median_s(work: Callable[[], Any], repeats: int = 10) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop) / 1e3)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="cogvideox-2b", choices=["cogvideox-2b", "tiny-cogvideox"]
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--repeats", type=int, default=4)
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    decodes(args.model, device, args.repeats)
+    if device == "cuda" and torch.cuda.get_device_capability() == (9, 0):
+        for shape in SHAPES:
+            convolution(*shape)
+
+
+if __name__ == "__main__":
+    main()
