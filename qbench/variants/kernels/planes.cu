@@ -8,8 +8,9 @@
 // begins a few pixels further on in the same shared memory: cuDNN's implicit products gather every
 // tap's input anew.
 //
-// A block takes 16 x 16 pixels of a frame and WIDE output channels, and goes on to the next tile
-// while its stores are under way. Two warpgroups multiply, one loads.
+// A block takes 16 x 16 pixels of a frame and WIDE output channels (a define: 128, or 8 for the last
+// convolution), and goes on to the next tile while its stores are under way. Two warpgroups
+// multiply, one loads.
 
 #define TILE 16          // pixels, along rows and columns
 #define CHUNK 64         // input channels at once
@@ -213,7 +214,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) convolve(
                 for (int tap = 0; tap < taps * taps; tap++, b_turn++) {
                     int b_stage = b_turn % B_STAGES;
                     barrier_wait(b_full + 8 * b_stage, (b_turn / B_STAGES) & 1);
-                    u64 a = descriptor(a0 + (tap / taps * side + tap % taps) * 16, plane_bytes, side * 16);
+                    u32 seen = (tap / taps * side + tap % taps) * 16;
+                    u64 a = descriptor(a0 + seen, plane_bytes, side * 16);
                     u64 b = descriptor(b_at + b_stage * B_BYTES, (WIDE / 8) * 128, 128);
                     wgmma_fence();
 #pragma unroll
@@ -245,8 +247,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) convolve(
             const long long frame_words = (long long)height * grow * width * grow * 4;
             const long long plane_words = frame_words * out_frames;
             const int planes = planes_out - tile.n * (WIDE / 8);
-            const long long start = ((long long)tile.batch * planes_out + tile.n * (WIDE / 8)) * plane_words
-                                    + first * frame_words + quad;
+            const long long plane = (long long)tile.batch * planes_out + tile.n * (WIDE / 8);
+            const long long start = plane * plane_words + first * frame_words + quad;
             const u32* plus = bias_words + tile.n * (WIDE / 2) + quad;
 #pragma unroll
             for (int part = 0; part < 4; part++) {
@@ -322,14 +324,9 @@ extern "C" __global__ void __launch_bounds__(256) part_moments(
             first += sums[warp][threadIdx.x];
             second += sums[warp][8 + threadIdx.x];
         }
-        float mean = first / size;
+        float mean = first / size;  // about the pivot
         float* to = out + ((long long)blockIdx.y * gridDim.x + blockIdx.x) * 16 + threadIdx.x;
-        float own;
-        {
-            const u16* p = reinterpret_cast<const u16*>(from) + threadIdx.x;
-            own = to_float(*p, IS_BF16);
-        }
-        to[0] = own + mean;
+        to[0] = to_float(reinterpret_cast<const u16*>(from)[threadIdx.x], IS_BF16) + mean;
         to[8] = second / size - mean * mean;
     }
 }
