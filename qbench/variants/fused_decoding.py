@@ -88,31 +88,37 @@ def _entered(layer: Any, x: torch.Tensor, conv_cache: Any = None) -> tuple[Any, 
 
 def _left(layer: Any, x: torch.Tensor, conv_cache: Any = None) -> tuple[Any, Any]:
     out, cache = _causal(layer, x, conv_cache)
-    return planes.from_planes(out, layer.conv.out_channels), cache
+    # A copy, for the three channels of a video are kept to the end, and their plane has eight.
+    return planes.from_planes(out, layer.conv.out_channels).contiguous(), cache
 
 
 def _normed(
-    layer: Any, f: torch.Tensor, zq: torch.Tensor, conv_cache: Any = None
+    layer: Any, f: torch.Tensor, zq: torch.Tensor, conv_cache: Any = None, in_place: bool = False
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """CogVideoXSpatialNorm3D and the SiLU after it, of planes.
 
     Scale and shift are convolutions of one latent each, so they come before latents are enlarged.
     """
     scale, shift = (planes.to_planes(conv.conv(zq)) for conv in (layer.conv_y, layer.conv_b))
-    return layer.norm_layer(f, scale, shift), {}
+    return layer.norm_layer(f, scale, shift, in_place), {}
 
 
 def _resnet(
     layer: Any, x: torch.Tensor, temb: None, zq: torch.Tensor, conv_cache: Any = None
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """CogVideoXResnetBlock3D of planes."""
-    caches = conv_cache or {}
-    hidden, _ = layer.norm1(x, zq)
+    """CogVideoXResnetBlock3D of planes.
+
+    Where the input goes through a shortcut it is the decoder's largest tensor, and nobody reads it
+    after that: it is normed in place, and let go while the caller still holds it.
+    """
+    caches, shortened = conv_cache or {}, hasattr(layer, "conv_shortcut")
+    residual = layer.conv_shortcut(x) if shortened else x
+    hidden, _ = layer.norm1(x, zq, in_place=shortened)
     hidden, first = layer.conv1(hidden, caches.get("conv1"))
-    hidden, _ = layer.norm2(hidden, zq)
-    if hasattr(layer, "conv_shortcut"):
-        x = layer.conv_shortcut(x)
-    hidden, second = layer.conv2(hidden, caches.get("conv2"), residual=x)
+    if shortened:
+        x.data = x.new_empty(0)
+    hidden, _ = layer.norm2(hidden, zq, in_place=True)
+    hidden, second = layer.conv2(hidden, caches.get("conv2"), residual=residual)
     return hidden, {"conv1": first, "conv2": second}
 
 

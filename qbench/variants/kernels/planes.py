@@ -1,7 +1,7 @@
 """A VAE's activations in planes of eight channels: the kernels' launchers, and their models.
 
-`planes.cu` says why. Everywhere but on a GPU the same numbers are computed with plain tensor
-operations, which is what the kernels are tested against.
+`planes.cu` says why. On a CPU the same numbers are computed with plain tensor operations, which is
+what the kernels are tested against; tensors without data are only made, so memory can be counted.
 """
 
 from __future__ import annotations
@@ -104,12 +104,14 @@ def convolve(
     frames = x.shape[2]
     once = int(copies > 1 and frames % 2 == 1)
     out_frames = frames * copies - once * (copies - 1)
-    if not x.is_cuda:
+    if x.is_cpu:
         return _convolved(x, weights, packed, bias, before, residual, copies, out_frames)
     if weights.outputs > CHANNELS:
         raise ValueError(f"at most {CHANNELS} output channels, not {weights.outputs}")
     batch, height, width, grow = x.shape[0], *x.shape[3:5], weights.grow
     out = x.new_empty(batch, weights.planes, out_frames, grow * height, grow * width, EACH)
+    if x.is_meta:
+        return out
     tiles = -(-height // TILE) * -(-width // TILE) * -(-weights.outputs // weights.wide)
     kernel, at_once = _convolution(x.device.index or 0, weights.wide, x.dtype)
     side = TILE + weights.taps - 1
@@ -160,18 +162,25 @@ def _convolved(
 
 
 def group_norm(
-    layer: torch.nn.GroupNorm, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
+    layer: torch.nn.GroupNorm,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    in_place: bool = False,
 ) -> torch.Tensor:
     """silu(norm(x) * scale + shift) of planes, scale and shift enlarged by the nearest."""
-    if not x.is_cuda:
-        return _normed(layer, x, scale, shift)
+    if x.is_cpu:
+        made = _normed(layer, x, scale, shift)
+        return x.copy_(made) if in_place else made
+    out = x if in_place else torch.empty_like(x)
+    if x.is_meta:
+        return out
     batch, planes, frames, height, width, _ = x.shape
     pixels = frames * height * width
     most = max(1, min(PARTS, pixels // PART))
     parts = next(n for n in range(most, 0, -1) if pixels % n == 0)
     moments = x.new_empty(batch * planes, parts, 2, EACH, dtype=torch.float32)
     factors = x.new_empty(batch, planes * EACH, 2, dtype=torch.float32)
-    out = torch.empty_like(x)
     part_moments, affine, modulate = _others(x.device.index or 0, x.dtype)
     part_moments((parts, batch * planes, 1), (256, 1, 1), [x, moments, pixels, pixels // parts])
     affine(
