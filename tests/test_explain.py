@@ -199,12 +199,15 @@ def test_what_was_lost_to_fragments_comes_first_in_what_would_help(finished: Pat
     assert "oom in decode: needed 16.20 GiB." in told
     whole = died.model_copy(update={"facts": lost | {"fragments_bytes": 0.0}})
     assert "expandable_segments" not in explain._failure(whole)
-    decode = Decode(strips=True)
-    variant = whole.recipe.variant.model_copy(update={"decode": decode})
-    tried = whole.model_copy(
-        update={"recipe": whole.recipe.model_copy(update={"variant": variant})}
-    )
-    assert "What lowers it: memory.vae_tiling" in explain._failure(tried)
+    hopper = died.environment.model_copy(update={"compute_capability": "9.0"})
+    there = explain._failure(died.model_copy(update={"environment": hopper}))
+    assert "decode.fused" in there and "decode.strips" not in there
+    for decode in (Decode(strips=True), Decode(fused=True)):
+        variant = whole.recipe.variant.model_copy(update={"decode": decode})
+        tried = whole.model_copy(
+            update={"recipe": whole.recipe.model_copy(update={"variant": variant})}
+        )
+        assert "What lowers it: memory.vae_tiling" in explain._failure(tried)
 
 
 def test_records_of_the_first_schema_are_still_read(finished: Path, tmp_path: Path) -> None:
