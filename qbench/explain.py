@@ -19,6 +19,7 @@ FRAGMENTS = "memory.expandable_segments: true, which loses little to fragments"
 ENCODER = "memory.offload: model keeps the text encoder off the GPU but for its own stage"
 FUSED = "decode.fused: true, which decodes the same video in less memory, and faster"
 STRIPS = "decode.strips: true, which decodes the same video in strips"
+SLICES = "memory.vae_slicing: true, which decodes frame by frame"
 TILES = "memory.vae_tiling: true, which decodes in tiles, takes least and changes the video"
 
 
@@ -196,15 +197,17 @@ def _lower(record: Record, stage: str) -> str:
     """What would lower this stage's peak and is not in the recipe yet; empty where all is."""
     variant = record.recipe.variant
     streamed, tiled = variant.memory.offload == "group", variant.memory.vae_tiling
-    hopper = record.environment.compute_capability == "9.0"
-    whole = variant.decode.strips or variant.decode.fused  # the same video, in less memory
+    whole, same = variant.memory.vae_slicing, SLICES  # the same video, in less memory
+    if str(record.generation.get("scheduler")).startswith("CogVideoX"):
+        whole = variant.decode.strips or variant.decode.fused
+        same = FUSED if record.environment.compute_capability == "9.0" else STRIPS
     options = {  # whether the recipe has it, or better, and what it is
         "text_encode": [(variant.memory.offload is not None, ENCODER)],
         "denoise": [
             (variant.quantize is not None or streamed, "FP8 or INT8 weights"),
             (streamed, STREAM),
         ],
-        "decode": [(whole or tiled, FUSED if hopper else STRIPS), (tiled, TILES)],
+        "decode": [(whole or tiled, same), (tiled, TILES)],
     }
     return ", or ".join(text for has, text in options.get(stage, []) if not has)
 

@@ -192,7 +192,13 @@ def test_what_was_lost_to_fragments_comes_first_in_what_would_help(finished: Pat
     run = next(path for path in records.find([finished]) if "tensorrt" in str(path))
     lost = {"needed_bytes": 16.2 * 2**30, "fragments_bytes": 8.4 * 2**30}
     died = records.read(run).model_copy(
-        update={"status": "oom", "stage": "decode", "reason": "needed 16.20 GiB", "facts": lost}
+        update={
+            "status": "oom",
+            "stage": "decode",
+            "reason": "needed 16.20 GiB",
+            "facts": lost,
+            "generation": {"scheduler": "CogVideoXDDIMScheduler"},
+        }
     )
     told = explain._failure(died)
     assert told.index("expandable_segments") < told.index("strips") < told.index("vae_tiling")
@@ -201,7 +207,11 @@ def test_what_was_lost_to_fragments_comes_first_in_what_would_help(finished: Pat
     assert "expandable_segments" not in explain._failure(whole)
     hopper = died.environment.model_copy(update={"compute_capability": "9.0"})
     there = explain._failure(died.model_copy(update={"environment": hopper}))
-    assert "decode.fused" in there and "decode.strips" not in there
+    assert "decode.fused" in there
+    assert "decode.strips" not in there
+    other = {"scheduler": "DDIMScheduler"}  # a UNet's, with another VAE
+    unet = explain._failure(whole.model_copy(update={"generation": other}))
+    assert unet.endswith(f"What lowers it: {explain.SLICES}, or {explain.TILES}.")
     for decode in (Decode(strips=True), Decode(fused=True)):
         variant = whole.recipe.variant.model_copy(update={"decode": decode})
         tried = whole.model_copy(
