@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from qbench.meters.latency import Clock, sample
+from qbench.meters.memory import PeakMeter
+from qbench.models import common
+from qbench.quality.fidelity import psnr
 from qbench.recipe import Decode
 from qbench.variants import decoding
 from qbench.variants.kernels import planes
@@ -53,34 +56,26 @@ def _vae(model: str, device: str) -> tuple[Any, torch.Tensor]:
     return vae.to(device), torch.randn(1, 16, 13, 60, 90, generator=generator).to(device)
 
 
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def decodes(model: str, device: str, repeats: int) -> None:
     vae, latents = _vae(model, device)
-    exact = vae.decode(latents).sample.cpu()
+    exact = common.frames_of(vae.decode(latents).sample).cpu()
+    latents = latents.bfloat16()
     del vae
     for name, way in WAYS.items():
         vae = _vae(model, device)[0].bfloat16()
         decoding.apply(SimpleNamespace(vae=vae), way)
-        if device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        seconds = []
-        for _ in range(1 + repeats):
-            _wait(device)
-            start = time.perf_counter()
-            video = vae.decode(latents.bfloat16()).sample
-            _wait(device)
-            seconds.append(time.perf_counter() - start)
-        error = (video.float().cpu() - exact).square().mean()
-        line = f"{name:12s} first {seconds[0]:.2f} s, then {statistics.median(seconds[1:]):.3f} s"
-        line += f" [{min(seconds[1:]):.3f}, {max(seconds[1:]):.3f}]"
-        if device == "cuda":
-            line += f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
-        print(f"{line}, {10 * torch.log10(4 / error):.1f} dB to FP32", flush=True)
+        peaks, clock = PeakMeter(device), Clock(device)
+        video = vae.decode(latents).sample
+        first, allocated = clock.lap(), peaks.lap().allocated_bytes
+        times = sample(lambda vae=vae: vae.decode(latents), device, warmup=0, repeats=repeats)
+        line = f"{name:12s} first {first:.2f} s, then {statistics.median(times):.3f} s"
+        line += f" [{min(times):.3f}, {max(times):.3f}]"
+        if allocated:
+            line += f", {allocated / 2**30:.2f} GiB"
+        print(
+            f"{line}, {psnr(common.frames_of(video).cpu(), exact).mean():.1f} dB to FP32",
+            flush=True,
+        )
         del vae, video
 
 
@@ -102,22 +97,9 @@ def convolution(inputs: int, outputs: int, frames: int, height: int, width: int,
     flop = 2 * 9 * taps * inputs * outputs * frames * height * width
     print(f"{inputs} to {outputs}, {frames}x{height}x{width}, {taps}x3x3:", end=" ")
     for name, way in ways.items():
-        seconds = _median_s(way)
+        seconds = statistics.median(sample(way, "cuda", warmup=1, repeats=10))
         print(f"{name} {seconds * 1e3:.2f} ms, {flop / seconds / 1e12:.0f} TFLOP/s", end="; ")
     print(flush=True)
-
-
-def _median_s(work: Callable[[], Any], repeats: int = 10) -> float:
-    work()
-    times = []
-    for _ in range(repeats):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        stop.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(stop) / 1e3)
-    return statistics.median(times)
 
 
 def main() -> None:

@@ -134,10 +134,9 @@ def _relative_error(variant: Variant, device: str) -> float:
             times = torch.full((2,), 500, device=both.device)
             with tempfile.TemporaryDirectory() as folder:
                 engines.build(pipeline, (twice, both, times), changed, Path(folder))
-        videos = []
+        videos, decoded = [], variant.decode != Decode()
         for _ in range(2 if changed else 1):
             latents = kinds.denoise(pipeline, run, embeddings, noise, lambda _: None)
-            decoded = variant.decode != Decode()
             videos.append(kinds.decode(pipeline, run, latents) if decoded else latents)
         return [video.float().cpu() for video in videos]
 

@@ -11,7 +11,6 @@ of the tile alone. In the last column they take the whole's, so what is left is 
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +30,7 @@ def _norms(vae: Any, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
     """Every group norm of the decoder computed by `forward(layer, x)`."""
     layers = [x for x in vae.decoder.modules() if isinstance(x, torch.nn.GroupNorm)]
     for layer in layers:
-        layer.forward = functools.partial(forward, layer)
+        decoding.computed_by(layer, forward)
     try:
         yield
     finally:

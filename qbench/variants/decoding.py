@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from qbench.errors import Unsupported
 from qbench.recipe import Decode
+from qbench.variants import causal
 
 PARTS = 512  # at most so many of a group: 32 groups of them fill any GPU
 STRIP_BYTES = 2**27  # of a layer's input, a strip: enough work for any GPU
@@ -24,9 +25,14 @@ def apply(pipeline: Any, wanted: Decode) -> None:
     elif wanted.split_norms:
         for layer in pipeline.vae.modules():
             if isinstance(layer, torch.nn.GroupNorm) and layer.affine:
-                layer.forward = functools.partial(split_group_norm, layer)  # type: ignore[method-assign]
+                computed_by(layer, split_group_norm)
     if wanted.strips:
         _in_strips(pipeline.vae)
+
+
+def computed_by(layer: Any, forward: Callable[..., Any]) -> None:
+    """Have `forward(layer, ...)` compute what is asked of the layer, in place of its own."""
+    layer.forward = functools.partial(forward, layer)
 
 
 def fuses(vae: Any) -> bool:
@@ -104,11 +110,10 @@ def _in_strips(vae: Any) -> None:
     }
     for layer in vae.decoder.modules():
         if type(layer) in ours:
-            layer.forward = functools.partial(ours[type(layer)], layer)
+            computed_by(layer, ours[type(layer)])
             if isinstance(layer, kinds.CogVideoXSpatialNorm3D):
                 # Called, not only read: an offload brings a layer's weights as it is called.
-                norm = layer.norm_layer
-                norm.forward = functools.partial(normed, norm)  # type: ignore[method-assign]
+                computed_by(layer.norm_layer, normed)
         elif isinstance(layer, torch.nn.SiLU):
             layer.inplace = True  # of a norm's output, which nobody else reads
 
@@ -127,7 +132,7 @@ def _convolved(
     conv, ahead, height = layer.conv, layer.time_kernel_size - 1, x.shape[3]
     if layer.pad_mode == "replicate" or not ahead:
         return type(layer).forward(layer, x, conv_cache)
-    before = [x[:, :, :1]] * ahead if conv_cache is None else [conv_cache]
+    before = causal.earlier(x, ahead, conv_cache)
     out: Any = None
     for start, stop in _strips(x):
         low, high = max(0, start - layer.height_pad), min(height, stop + layer.height_pad)
@@ -136,11 +141,7 @@ def _convolved(
         if out is None:
             out = x.new_empty(*made.shape[:3], height, made.shape[4])
         out[:, :, :, start:stop] = made[:, :, :, start - low : stop - low]
-    recent = x if x.shape[2] >= ahead else torch.cat([*before, x], dim=2)
-    last = recent[:, :, -ahead:]
-    # The layers' last frames together are as large as three of the widest tensors, so the next
-    # ones' take their place.
-    return out, last.clone() if conv_cache is None else conv_cache.copy_(last)
+    return out, causal.kept(x, ahead, conv_cache)
 
 
 def _spatially_normed(
@@ -151,12 +152,7 @@ def _spatially_normed(
     Both are convolutions of one latent each, so they come before the latents are enlarged.
     """
     of_whole = moments(layer.norm_layer, f)
-    times, rows, columns = (
-        _nearest(*sizes, f.device) for sizes in zip(f.shape[2:], zq.shape[2:], strict=True)
-    )
-    if f.shape[2] > 1 and f.shape[2] % 2 == 1:  # the first frame has a latent of its own
-        rest = _nearest(f.shape[2] - 1, zq.shape[2] - 1, f.device) + 1
-        times = torch.cat([rest.new_zeros(1), rest])
+    times, rows, columns = causal.latents_of(f.shape[2:], zq.shape[2:], f.device)
     scale, shift = (conv.conv(zq)[:, :, times] for conv in (layer.conv_y, layer.conv_b))
     out = torch.empty_like(f)
     for start, stop in _strips(f):
@@ -165,11 +161,6 @@ def _spatially_normed(
         strip += shift[:, :, :, rows[start:stop]][..., columns]
         out[:, :, :, start:stop] = strip
     return out, {}
-
-
-def _nearest(size: int, of: int, device: Any) -> torch.Tensor:
-    """Which of so many each of `size` is, as torch enlarges by the nearest."""
-    return torch.arange(size, device=device) * of // size
 
 
 def _upsampled(layer: Any, x: torch.Tensor) -> torch.Tensor:

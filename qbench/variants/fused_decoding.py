@@ -17,6 +17,8 @@ from diffusers.models.autoencoders import autoencoder_kl_cogvideox as kinds
 from diffusers.models.upsampling import CogVideoXUpsample3D
 
 from qbench.errors import Unsupported
+from qbench.variants import causal
+from qbench.variants.decoding import computed_by
 from qbench.variants.kernels import planes
 
 
@@ -28,27 +30,23 @@ def apply(vae: Any) -> None:
         raise Unsupported(f"decode.fused is for VAEs with channels in multiples of {planes.EACH}")
     for layer in decoder.modules():
         if isinstance(layer, kinds.CogVideoXSpatialNorm3D):
-            _replace(layer, _normed)
-            _replace(layer.norm_layer, planes.group_norm)
+            computed_by(layer, _normed)
+            computed_by(layer.norm_layer, planes.group_norm)
         elif isinstance(layer, kinds.CogVideoXResnetBlock3D):
-            _replace(layer, _resnet)
+            computed_by(layer, _resnet)
             for conv in (layer.conv1, layer.conv2):
                 _pack(conv.conv)
-                _replace(conv, _causal)
+                computed_by(conv, _causal)
             if hasattr(layer, "conv_shortcut"):
                 _pack(layer.conv_shortcut)
         elif isinstance(layer, CogVideoXUpsample3D):
             _pack(layer.conv, grow=2)
-            _replace(layer, _upsampled)
+            computed_by(layer, _upsampled)
         elif isinstance(layer, torch.nn.SiLU):
-            _replace(layer, lambda _, x: x)  # done with the norm before it
+            computed_by(layer, lambda _, x: x)  # done with the norm before it
     for conv, forward in ((decoder.conv_in, _entered), (decoder.conv_out, _left)):
         _pack(conv.conv)
-        _replace(conv, forward)
-
-
-def _replace(layer: Any, forward: Any) -> None:
-    layer.forward = functools.partial(forward, layer)
+        computed_by(conv, forward)
 
 
 def _pack(conv: Any, grow: int = 1) -> None:
@@ -56,10 +54,10 @@ def _pack(conv: Any, grow: int = 1) -> None:
     conv.weight.data = weights.packed(conv.weight.data)
     short = weights.planes * planes.EACH - weights.outputs
     conv.bias.data = torch.nn.functional.pad(conv.bias.data, (0, short))
-    conv.forward = functools.partial(_convolved, conv, weights)
+    computed_by(conv, functools.partial(_convolved, weights))
 
 
-def _convolved(conv: Any, weights: planes.Weights, x: torch.Tensor, **more: Any) -> torch.Tensor:
+def _convolved(weights: planes.Weights, conv: Any, x: torch.Tensor, **more: Any) -> torch.Tensor:
     return planes.convolve(x, weights, conv.weight, conv.bias, **more)
 
 
@@ -70,16 +68,10 @@ def _causal(
     residual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """CogVideoXCausalConv3d of planes; its cache is the last frames that it saw."""
-    ahead = layer.time_kernel_size - 1
     out = layer.conv(x, before=conv_cache, residual=residual)
-    if x.shape[2] < ahead:
-        earlier = [x[:, :, :1]] * ahead if conv_cache is None else [conv_cache]
-        x = torch.cat([*earlier, x], dim=2)
-    last = x[:, :, -ahead:].view(torch.complex128)  # copied 16 bytes at a time
-    if conv_cache is None:
-        return out, last.clone().view(x.dtype)
-    conv_cache.view(torch.complex128).copy_(last)
-    return out, conv_cache
+    wide = torch.complex128  # copied 16 bytes at a time
+    cache = None if conv_cache is None else conv_cache.view(wide)
+    return out, causal.kept(x.view(wide), layer.time_kernel_size - 1, cache).view(x.dtype)
 
 
 def _entered(layer: Any, x: torch.Tensor, conv_cache: Any = None) -> tuple[Any, Any]:

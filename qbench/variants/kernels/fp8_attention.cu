@@ -45,15 +45,6 @@ __device__ __forceinline__ int tiles_of(int tokens) {  // even: the main loop ta
 
 // Conversions -------------------------------------------------------------------------------------
 
-__device__ __forceinline__ u32 from_floats(float low, float high, int is_bf16) {
-    u32 y;
-    if (is_bf16)
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-    else
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-    return y;
-}
-
 __device__ __forceinline__ u32 half_twice(float x) {  // rounded down, in both halves
     u16 h;
     asm("cvt.rm.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
@@ -82,13 +73,7 @@ __device__ __forceinline__ float power_of_two_above(float x) {
 
 // Eight neighbouring channels of one token and head, as floats.
 __device__ __forceinline__ void load8(const u16* at, float* x, int is_bf16) {
-    uint4 raw = *reinterpret_cast<const uint4*>(at);
-    u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        x[2 * i] = to_float((u16)words[i], is_bf16);
-        x[2 * i + 1] = to_float((u16)(words[i] >> 16), is_bf16);
-    }
+    to_floats(*reinterpret_cast<const uint4*>(at), x, is_bf16);
 }
 
 // Pass one: per channel the sum of K and the largest |V| of a chunk of tokens ----------------------

@@ -25,24 +25,9 @@
 #define KIND "f16"
 #endif
 
-__device__ __forceinline__ u32 to_pair(float low, float high) {
-    u32 y;
-    asm("cvt.rn." KIND "x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-    return y;
-}
-
-__device__ __forceinline__ void from_pairs(uint4 raw, float* x) {
-    u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        x[2 * i] = to_float((u16)words[i], IS_BF16);
-        x[2 * i + 1] = to_float((u16)(words[i] >> 16), IS_BF16);
-    }
-}
-
-__device__ __forceinline__ uint4 to_pairs(const float* x) {
-    return make_uint4(to_pair(x[0], x[1]), to_pair(x[2], x[3]), to_pair(x[4], x[5]),
-                      to_pair(x[6], x[7]));
+__device__ __forceinline__ uint4 from_eight(const float* x) {
+    return make_uint4(from_floats(x[0], x[1], IS_BF16), from_floats(x[2], x[3], IS_BF16),
+                      from_floats(x[4], x[5], IS_BF16), from_floats(x[6], x[7], IS_BF16));
 }
 
 // Convolutions -------------------------------------------------------------------------------------
@@ -271,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) convolve(
                                 + to_float((u16)more[g], IS_BF16);
                     float high = d[block][4 * g + 2 * half + 1] + to_float((u16)(b >> 16), IS_BF16)
                                  + to_float((u16)(more[g] >> 16), IS_BF16);
-                    u32 both = to_pair(low, high);
+                    u32 both = from_floats(low, high, IS_BF16);
                     if (g < planes) {
                         to[g * plane_words] = both;
                         if (again) to[g * plane_words + frame_words] = both;
@@ -298,9 +283,9 @@ extern "C" __global__ void __launch_bounds__(256) part_moments(
     const uint4* from = reinterpret_cast<const uint4*>(x) + (long long)blockIdx.y * pixels
                         + (long long)blockIdx.x * size;
     float pivot[8], y[8], sum[8] = {}, square[8] = {};
-    from_pairs(from[0], pivot);
+    to_floats(from[0], pivot, IS_BF16);
     for (int i = threadIdx.x; i < size; i += 256) {
-        from_pairs(from[i], y);
+        to_floats(from[i], y, IS_BF16);
 #pragma unroll
         for (int c = 0; c < 8; c++) {
             y[c] -= pivot[c];
@@ -375,9 +360,9 @@ extern "C" __global__ void __launch_bounds__(256) modulate(
     long long z = (((long long)plane * z_frames + z_frame) * z_height + z_row) * z_width + z_column;
     long long at = ((long long)plane * frames + frame) * height * width + pixel;
     float y[8], by[8], plus[8];
-    from_pairs(reinterpret_cast<const uint4*>(x)[at], y);
-    from_pairs(reinterpret_cast<const uint4*>(scale)[z], by);
-    from_pairs(reinterpret_cast<const uint4*>(shift)[z], plus);
+    to_floats(reinterpret_cast<const uint4*>(x)[at], y, IS_BF16);
+    to_floats(reinterpret_cast<const uint4*>(scale)[z], by, IS_BF16);
+    to_floats(reinterpret_cast<const uint4*>(shift)[z], plus, IS_BF16);
     const float2* f = reinterpret_cast<const float2*>(factors) + plane * 8;
 #pragma unroll
     for (int c = 0; c < 8; c++) {
@@ -385,5 +370,5 @@ extern "C" __global__ void __launch_bounds__(256) modulate(
         y[c] = fmaf(fmaf(y[c], of.x, of.y), by[c], plus[c]);
         y[c] = __fdividef(y[c], 1.0f + __expf(-y[c]));
     }
-    reinterpret_cast<uint4*>(out)[at] = to_pairs(y);
+    reinterpret_cast<uint4*>(out)[at] = from_eight(y);
 }

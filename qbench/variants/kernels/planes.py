@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from qbench.variants import causal
 from qbench.variants.kernels import HOPPER, build
 
 EACH = 8  # channels a plane
@@ -140,9 +141,8 @@ def _convolved(
     copies: int,
     out_frames: int,
 ) -> torch.Tensor:
-    ahead = weights.taps_t - 1
-    earlier = [x[:, :, :1]] * ahead if before is None else [before]
-    plain = from_planes(torch.cat([*earlier, x], dim=2) if ahead else x, weights.inputs)
+    seen = torch.cat([*causal.earlier(x, weights.taps_t - 1, before), x], dim=2)
+    plain = from_planes(seen, weights.inputs)
     made = []
     for number, weight in enumerate(weights.unpacked(packed)):
         around = [weights.taps // 2] * 4
@@ -205,18 +205,9 @@ def _normed(
     plain = from_planes(x, layer.num_channels)
     plain = functional.group_norm(plain, layer.num_groups, layer.weight, layer.bias, layer.eps)
     normed = to_planes(plain)
-    frames, of = x.shape[2], scale.shape[2]
-    places = [_nearest(*sizes) for sizes in zip(x.shape[2:5], scale.shape[2:5], strict=True)]
-    if frames > 1 and frames % 2 == 1:  # the first frame has a latent of its own
-        places[0] = torch.cat([torch.zeros(1).long(), _nearest(frames - 1, of - 1) + 1])
-    scale, shift = (
-        z[:, :, places[0]][:, :, :, places[1]][:, :, :, :, places[2]] for z in (scale, shift)
-    )
+    times, rows, columns = causal.latents_of(x.shape[2:5], scale.shape[2:5])
+    scale, shift = (z[:, :, times][:, :, :, rows][:, :, :, :, columns] for z in (scale, shift))
     return functional.silu(normed * scale + shift)
-
-
-def _nearest(size: int, of: int) -> torch.Tensor:
-    return torch.arange(size) * of // size
 
 
 def _defines(wide: int, dtype: torch.dtype) -> dict[str, int]:
