@@ -12,8 +12,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qbench.records import Record
-    from qbench.report import Ranking
+    from qbench.results.ranking import Ranking
+    from qbench.results.record import Record
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,10 +56,11 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
 ) -> None:
     """Measure recipes: the reference first, each in a process of its own."""
-    from qbench import records, sweep
     from qbench.progress import Progress
-    from qbench.recipe_file import overrides
-    from qbench.report import rankings
+    from qbench.recipe.files import overrides
+    from qbench.results import store
+    from qbench.results.ranking import rankings
+    from qbench.run import sweep
 
     changes = overrides(set_)
     shortcuts = {"model": model, "device": device, "prompts.set": prompts}
@@ -67,7 +68,7 @@ def run(
     planned = sweep.plan(_files(recipes), changes)
     console = _console()
     finished = sweep.run(planned, out, Progress(console, quiet), fresh)
-    for ranking in rankings([(path / records.FILE, record) for path, record in finished]):
+    for ranking in rankings([(path / store.FILE, record) for path, record in finished]):
         _print(console, ranking)
     console.print(f"records: {out}", highlight=False, soft_wrap=True)
     statuses = {record.status for _, record in finished}
@@ -85,7 +86,8 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
 ) -> None:
     """Tables (Markdown, CSV) and charts (PNG, SVG) from records."""
-    from qbench.report import rankings, write
+    from qbench.report.writer import write
+    from qbench.results.ranking import rankings
 
     found, unreadable = _records(results)
     path = write(found, unreadable, out)
@@ -134,8 +136,8 @@ def validate(
     set_: Annotated[list[str], typer.Option("--set", help="Override a field.")] = [],  # noqa: B006
 ) -> None:
     """Check recipes without running them."""
-    from qbench import sweep
-    from qbench.recipe_file import overrides
+    from qbench.recipe.files import overrides
+    from qbench.run import sweep
 
     for item in sweep.plan(_files(recipes), overrides(set_)):
         if not item.implied:
@@ -213,17 +215,17 @@ def _files(places: list[Path]) -> list[Path]:
 
 def _records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list[str]]:
     """All records at or below the places named, and a line for each that cannot be read."""
-    from qbench import records
     from qbench.errors import InputError
+    from qbench.results import store
 
     places = results or [RESULTS]
     missing = [str(place) for place in places if not place.exists()]
     if missing:
         raise InputError(f"{missing[0]}: no such file or folder; 'qbench run' makes {RESULTS}")
-    paths = records.find(places)
+    paths = store.find(places)
     if not paths:
-        raise InputError(f"{places[0]}: no {records.FILE} at or below it")
-    return records.read_all(paths)
+        raise InputError(f"{places[0]}: no {store.FILE} at or below it")
+    return store.read_all(paths)
 
 
 def _console() -> Console:

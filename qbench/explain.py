@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench import records
 from qbench.errors import InputError
+from qbench.results import store
+from qbench.results.record import VIDEO_STAGES
 
 if TYPE_CHECKING:
     from qbench.meters.profile import Class, Profile
-    from qbench.recipe import Variant
-    from qbench.records import Record
-    from qbench.report import Ranking
+    from qbench.recipe.schema import Variant
+    from qbench.results.ranking import Ranking
+    from qbench.results.record import Record
 
 STREAM = "memory.offload: group, which streams the blocks"
 FRAGMENTS = "memory.expandable_segments: true, which loses little to fragments"
@@ -28,17 +29,17 @@ def explain(place: Path) -> tuple[list[str], Ranking]:
 
     Raises InputError where there is no finished run.
     """
-    from qbench.report import rankings
     from qbench.report.charts import profiles_of
+    from qbench.results.ranking import rankings
 
-    path = place / records.FILE if place.is_dir() else place
+    path = place / store.FILE if place.is_dir() else place
     if not path.is_file():
-        raise InputError(f"{place}: no {records.FILE} there; name the folder of one run")
+        raise InputError(f"{place}: no {store.FILE} there; name the folder of one run")
     try:
-        record = records.read(path)
-    except records.Unreadable as error:
+        record = store.read(path)
+    except store.Unreadable as error:
         raise InputError(str(error)) from None
-    found, _ = records.read_all(records.find([path.parent.parent]))
+    found, _ = store.read_all(store.find([path.parent.parent]))
     own = record.fingerprints.ranking()
     alike = [item for item in found if item[1].fingerprints.ranking() == own]
     (ranking,) = rankings(alike or [(path, record)])
@@ -178,7 +179,7 @@ def _memory(record: Record) -> str:
     peaks = {
         name: record.held_bytes(stage.peak) or 0
         for name, stage in record.stages.items()
-        if name in records.VIDEO_STAGES
+        if name in VIDEO_STAGES
     }
     if not any(peaks.values()):
         return ""

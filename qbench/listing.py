@@ -10,24 +10,26 @@ from qbench.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qbench.variants.support import Machine
+    from qbench.optimizations.support import Machine
 
 
 def show(console: Console, folder: Path, why: bool = False) -> None:
     """Recipes of `folder`, models, schemes, metrics and prompt sets, each with why not."""
-    from qbench import models, prompts, recipe, recipe_file
-    from qbench.quality.catalogue import METRICS
-    from qbench.quality.measure import available
-    from qbench.variants import support
+    from qbench import prompts
+    from qbench.optimizations import support
+    from qbench.pipelines import specs
+    from qbench.quality.evaluate import available
+    from qbench.quality.metrics.catalogue import METRICS
+    from qbench.recipe import files, schema
 
     machine = support.this_machine()
     _head(console, f"recipes in {folder}")
-    files = sorted(path for path in folder.rglob("*.yaml") if path.stem != "base")
-    if not files:
+    paths = sorted(path for path in folder.rglob("*.yaml") if path.stem != "base")
+    if not paths:
         console.print("  none; name another folder: qbench ls FOLDER")
-    for path in files:
+    for path in paths:
         try:
-            found = recipe_file.load(path)
+            found = files.load(path)
             reason = support.why_not(found.variant, machine) or ""
             _line(console, found.name, found.about, reason)
         except InputError as error:
@@ -37,15 +39,15 @@ def show(console: Console, folder: Path, why: bool = False) -> None:
         for rule in support.RULES:
             _line(console, rule.about, "", "" if rule.holds(machine) else rule.reason)
     _head(console, "models (or any hub id or folder of a CogVideoX pipeline)")
-    for name, model in models.KNOWN.items():
+    for name, model in specs.KNOWN.items():
         _line(console, name, model.about, "" if model.local else _hub(model.source))
     _head(console, "quantization schemes")
-    for backend, schemes in recipe.SCHEMES.items():
+    for backend, schemes in schema.SCHEMES.items():
         for scheme in schemes:
             _line(console, f"{backend} {scheme}", "", _scheme_why(backend, scheme, machine))
     _head(console, "metrics")
-    bundled, other = models.KNOWN["tiny-cogvideox"], models.Model("any", "any")
-    plain = recipe.Quality()
+    bundled, other = specs.KNOWN["tiny-cogvideox"], specs.Model("any", "any")
+    plain = schema.Quality()
     for name, about in METRICS.items():
         lacking, why_not = available(bundled, plain)[name], available(other, plain)[name]
         why_not = lacking or (f"tiny-cogvideox only: {why_not}" if why_not else "")
@@ -58,9 +60,9 @@ def show(console: Console, folder: Path, why: bool = False) -> None:
 
 def doctor(console: Console, device: str) -> None:
     """The machine and what can run on it."""
-    from qbench import sweep
+    from qbench.optimizations import support
     from qbench.report.tables import bytes_text
-    from qbench.variants import support
+    from qbench.run import sweep
 
     environment = sweep.read_environment(device)
     _head(console, "machine")
@@ -81,8 +83,8 @@ def doctor(console: Console, device: str) -> None:
 
 
 def _scheme_why(backend: str, scheme: str, machine: Machine) -> str:
-    from qbench.recipe import Quantize, Variant
-    from qbench.variants import support
+    from qbench.optimizations import support
+    from qbench.recipe.schema import Quantize, Variant
 
     quantize = Quantize.model_validate({"backend": backend, "scheme": scheme})
     variant = Variant(quantize=quantize, engine="onnxruntime" if backend == "onnxruntime" else None)

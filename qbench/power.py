@@ -6,10 +6,10 @@ import itertools
 from pathlib import Path
 
 from qbench.errors import InputError, nearest
-from qbench.quality.catalogue import METRICS
+from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.statistics import paired_difference, pairs_needed
-from qbench.records import Record
-from qbench.report import Ranking, label, rankings
+from qbench.results.ranking import Ranking, label, rankings
+from qbench.results.record import Record
 
 FEW = 8  # pairs below which a spread is a guess
 

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from qbench.recipe import Recipe
-from qbench.records import Record
+from qbench.recipe.schema import Recipe
+from qbench.results.record import Record
 
 COLOURS = {"ok": "green", "skipped": "yellow"}
 

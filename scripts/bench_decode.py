@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from qbench.meters.latency import Clock, sample
+from qbench.meters.clock import Clock, sample
 from qbench.meters.memory import PeakMeter
-from qbench.models import common
-from qbench.quality.fidelity import psnr
-from qbench.recipe import Decode
-from qbench.variants import decoding
-from qbench.variants.kernels import planes
+from qbench.optimizations.kernels import vae_conv
+from qbench.optimizations.vae import patch
+from qbench.pipelines import base
+from qbench.quality.metrics.fidelity import psnr
+from qbench.recipe.schema import Decode
 
 WAYS = {
     "plain": Decode(),
@@ -45,9 +45,9 @@ def _vae(model: str, device: str) -> tuple[Any, torch.Tensor]:
     """The VAE in FP32, and latents of the model's own size."""
     generator = torch.Generator().manual_seed(0)
     if model == "tiny-cogvideox":
-        from qbench import models
+        from qbench.pipelines import specs
 
-        vae = models.load(models.find(model), "fp32", "cpu").vae.float()
+        vae = specs.load(specs.find(model), "fp32", "cpu").vae.float()
         return vae.to(device), torch.randn(1, 16, 5, 8, 8, generator=generator).to(device)
     from diffusers import AutoencoderKLCogVideoX
 
@@ -58,12 +58,12 @@ def _vae(model: str, device: str) -> tuple[Any, torch.Tensor]:
 
 def decodes(model: str, device: str, repeats: int) -> None:
     vae, latents = _vae(model, device)
-    exact = common.frames_of(vae.decode(latents).sample).cpu()
+    exact = base.frames_of(vae.decode(latents).sample).cpu()
     latents = latents.bfloat16()
     del vae
     for name, way in WAYS.items():
         vae = _vae(model, device)[0].bfloat16()
-        decoding.apply(SimpleNamespace(vae=vae), way)
+        patch.apply(SimpleNamespace(vae=vae), way)
         peaks, clock = PeakMeter(device), Clock(device)
         video = vae.decode(latents).sample
         first, allocated = clock.lap(), peaks.lap().allocated_bytes
@@ -73,7 +73,7 @@ def decodes(model: str, device: str, repeats: int) -> None:
         if allocated:
             line += f", {allocated / 2**30:.2f} GiB"
         print(
-            f"{line}, {psnr(common.frames_of(video).cpu(), exact).mean():.1f} dB to FP32",
+            f"{line}, {psnr(base.frames_of(video).cpu(), exact).mean():.1f} dB to FP32",
             flush=True,
         )
         del vae, video
@@ -81,16 +81,16 @@ def decodes(model: str, device: str, repeats: int) -> None:
 
 def convolution(inputs: int, outputs: int, frames: int, height: int, width: int, taps: int) -> None:
     conv = torch.nn.Conv3d(inputs, outputs, (taps, 3, 3)).to("cuda", torch.bfloat16)
-    weights = planes.Weights(conv)
+    weights = vae_conv.Weights(conv)
     packed, bias, padding = weights.packed(conv.weight), conv.bias, (0, 1, 1)
     assert bias is not None
     x = torch.randn(1, inputs, frames + taps - 1, height, width, device="cuda").bfloat16()
-    inner = planes.to_planes(x[:, :, taps - 1 :])
-    before = planes.to_planes(x[:, :, : taps - 1]) if taps > 1 else None
+    inner = vae_conv.to_planes(x[:, :, taps - 1 :])
+    before = vae_conv.to_planes(x[:, :, : taps - 1]) if taps > 1 else None
     last = torch.channels_last_3d
     x_last, weight_last = (t.contiguous(memory_format=last) for t in (x, conv.weight))
     ways: dict[str, Callable[[], Any]] = {
-        "planes": lambda: planes.convolve(inner, weights, packed, bias, before),
+        "planes": lambda: vae_conv.convolve(inner, weights, packed, bias, before),
         "cuDNN": lambda: functional.conv3d(x, conv.weight, bias, padding=padding),
         "channels-last": lambda: functional.conv3d(x_last, weight_last, bias, padding=padding),
     }

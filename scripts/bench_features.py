@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from qbench import models
-from qbench.quality import features, fvd, measure
+from qbench.pipelines import specs
+from qbench.quality import evaluate
+from qbench.quality.metrics import features, fvd
 from qbench.quality.outputs import Outputs
-from qbench.recipe import Fvd
+from qbench.recipe.schema import Fvd
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    extractor = features.load(Fvd(network="i3d"), models.Model("any", "any"), args.device)
+    extractor = features.load(Fvd(network="i3d"), specs.Model("any", "any"), args.device)
     with tempfile.TemporaryDirectory() as folder:
         outputs = Outputs(Path(folder))
         shape = (args.batch, args.frames, 3, args.height, args.width)
@@ -51,7 +52,7 @@ def main() -> None:
 
         def whole() -> None:
             moments = fvd.Moments(extractor.size)
-            for batch in measure.batches(outputs, None, prompts, args.batch, args.device):
+            for batch in evaluate.batches(outputs, None, prompts, args.batch, args.device):
                 moments.update(extractor(batch.frames))
 
         bare()

@@ -20,13 +20,14 @@ def peak_mib(videos: int) -> tuple[float, float]:
     """Of one whole measurement: growth of the resident set, and the videos on disk, in MiB."""
     import torch
 
-    from qbench import models, prompts, world
+    from qbench import prompts, world
     from qbench.meters.memory import PeakMeter
-    from qbench.quality import measure
+    from qbench.pipelines import specs
+    from qbench.quality import evaluate
     from qbench.quality.outputs import Outputs
-    from qbench.recipe import Prompts, Quality
+    from qbench.recipe.schema import Prompts, Quality
 
-    model = models.find("tiny-cogvideox")
+    model = specs.find("tiny-cogvideox")
     texts = list(prompts.chosen(Prompts(set="world-2048-v1", count=videos), model).prompts)
     shape = (world.FRAMES, 3, world.SIDE, world.SIDE)
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +43,7 @@ def peak_mib(videos: int) -> tuple[float, float]:
         wanted = Quality(batch=BATCH)
 
         def measured(count: int) -> None:
-            measure.measure(ours, theirs, texts[:count], shape, model, wanted, "cpu")
+            evaluate.measure(ours, theirs, texts[:count], shape, model, wanted, "cpu")
 
         measured(BATCH)  # libraries and networks are loaded, and no part of what is asked
         meter = PeakMeter("cpu")

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import torch
 
-from qbench import models, prompts, recipe
+from qbench import prompts
 from qbench.meters import environment
+from qbench.pipelines import specs
 from qbench.quality.statistics import summarise
-from qbench.records import Fingerprints, Record
-from qbench.runner import Run
-from qbench.worker import Job
+from qbench.recipe import schema
+from qbench.results.record import Fingerprints, Record
+from qbench.run.session import Run
+from qbench.run.worker import Job
 
 
-def qbench_run(wanted: recipe.Recipe, device: str, folder: Path) -> Run:
+def qbench_run(wanted: schema.Recipe, device: str, folder: Path) -> Run:
     """A run of the runner's own that belongs to no sweep, before its first stage."""
     blank = Fingerprints(recipe="", settings="", prompts="", model="", hardware="", software="")
     draft = Record(
@@ -41,13 +43,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the samples as JSON")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    wanted = recipe.Recipe.model_validate(
+    wanted = schema.Recipe.model_validate(
         {"name": "overhead", "reference": None, "variant": {"dtype": arguments.dtype}}
     )
     run = qbench_run(wanted, device, Path("."))
     run.prepare()
     pipeline, generation = run.pipeline, run.generation
-    text = prompts.load(models.find("tiny-cogvideox").prompts).prompts
+    text = prompts.load(specs.find("tiny-cogvideox").prompts).prompts
 
     def bare(number: int) -> float:
         latents = run.family.noise(pipeline, generation, number).to(

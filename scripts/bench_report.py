@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from qbench import records
+from qbench.results import store
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("records", type=Path, help="folder with at least one finished run")
     parser.add_argument("--n", type=int, default=1000)
     arguments = parser.parse_args()
-    found, _ = records.read_all(records.find([arguments.records]))
+    found, _ = store.read_all(store.find([arguments.records]))
     sound = [record for _, record in found if record.status == "ok"]
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
@@ -31,7 +31,7 @@ def main() -> None:
                 "fingerprints": base.fingerprints.model_copy(update={"recipe": str(i)}),
                 "latency_s": [scale * value for value in base.latency_s],
             }
-            records.write(base.model_copy(update=changes), folder / str(i))
+            store.write(base.model_copy(update=changes), folder / str(i))
         start = time.perf_counter()
         command = [sys.executable, "-m", "qbench", "report", str(folder), f"--out={folder / 'out'}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -26,11 +26,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qbench import processes, recipe, sweep
 from qbench.meters.environment import Environment
-from qbench.recipe import Variant
-from qbench.variants import support
-from qbench.worker import one_line
+from qbench.optimizations import support
+from qbench.recipe import schema
+from qbench.recipe.schema import Variant
+from qbench.run import processes, sweep
+from qbench.run.worker import one_line
 
 STEPS, SEED, LIMIT_S = 8, 5, 240.0
 SAID = 300  # characters kept of an error; a compiler's runs to pages
@@ -49,14 +50,14 @@ def choices() -> dict[str, list[Any]]:
 
     schemes = [
         {"backend": backend, "scheme": scheme}
-        for backend, names in recipe.SCHEMES.items()
+        for backend, names in schema.SCHEMES.items()
         for scheme in names
     ]
     return {
         "dtype": ["fp32", "fp16"],
         "fuse_qkv": [True],
         "quantize": schemes,
-        "attention": [kind for kind in typing.get_args(recipe.Attention) if kind != "auto"],
+        "attention": [kind for kind in typing.get_args(schema.Attention) if kind != "auto"],
         "cache": [
             {"kind": "first_block", "threshold": 0.1},
             *({"kind": kind, "interval": 2} for kind in ("pab", "faster", "taylorseer")),
@@ -112,21 +113,23 @@ def _relative_error(variant: Variant, device: str) -> float:
 
     import torch
 
-    from qbench import engines, models, variants
-    from qbench.quality.fidelity import latent_error
-    from qbench.recipe import Decode, Generation
+    from qbench import engines
+    from qbench.optimizations import axes
+    from qbench.pipelines import specs
+    from qbench.quality.metrics.fidelity import latent_error
+    from qbench.recipe.schema import Decode, Generation
 
-    model = models.find("tiny-cogvideox")
+    model = specs.find("tiny-cogvideox")
 
     def made(changed: Variant | None) -> list[torch.Tensor]:
         dtype = changed.dtype if changed else "bf16"
         offloaded = changed is not None and changed.memory.offload is not None
-        pipeline = models.load(model, dtype, device, offloaded=offloaded)  # as a run does
-        kinds = models.family(pipeline)
-        run = models.resolve(pipeline, model, Generation(steps=STEPS))
+        pipeline = specs.load(model, dtype, device, offloaded=offloaded)  # as a run does
+        kinds = specs.family(pipeline)
+        run = specs.resolve(pipeline, model, Generation(steps=STEPS))
         noise = kinds.noise(pipeline, run, SEED)
         if changed:
-            variants.apply(pipeline, changed, device, STEPS)
+            axes.apply(pipeline, changed, device, STEPS)
         embeddings = kinds.encode(pipeline, run, ["a red star moves left on a navy background"])
         if changed and changed.engine:
             both = torch.cat([embeddings[1], embeddings[0]])

@@ -14,8 +14,9 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from qbench import records, report
-from qbench.runner import PROFILE
+from qbench.report import writer
+from qbench.results import store
+from qbench.run.session import PROFILE
 
 UNFINISHED = ("running", "interrupted")
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--sheets", action="store_true", help="contact sheets side by side too")
     args = parser.parse_args()
-    found, unreadable = records.read_all(records.find(args.runs))
+    found, unreadable = store.read_all(store.find(args.runs))
     for line in unreadable:
         print(f"left out: {line}")
     kept = [(path, record) for path, record in found if record.status not in UNFINISHED]
@@ -40,14 +41,14 @@ def main() -> None:
         if path.parent.resolve() == folder.resolve():
             continue  # published already
         folder.mkdir(parents=True, exist_ok=True)
-        records.write(record, folder)
+        store.write(record, folder)
         if (path.parent / PROFILE).is_file():
             shutil.copyfile(path.parent / PROFILE, folder / PROFILE)
     # The sheets are drawn from the runs' own; without them they would be missing from the report.
     shown = kept
     if not args.sheets:
-        shown = records.read_all(records.find([args.target / "runs"]))[0]
-    print(report.write(shown, [], args.target / "report"))
+        shown = store.read_all(store.find([args.target / "runs"]))[0]
+    print(writer.write(shown, [], args.target / "report"))
     for drawing in (args.target / "report").glob("*.svg"):
         drawing.unlink()
 

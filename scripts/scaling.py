@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from qbench.meters import environment, latency, work
-from qbench.models import cogvideox, untrained
-from qbench.recipe import Quantize, Variant
-from qbench.variants import attention, quantization
+from qbench.meters import clock, environment, flops
+from qbench.optimizations import attention, quantization
+from qbench.pipelines import cogvideox, random_weights
+from qbench.recipe.schema import Quantize, Variant
 
 TEXT, WARMUP, REPEATS = 226, 1, 10
 APART = 2000  # tokens between sizes that are named in the chart
@@ -48,7 +48,7 @@ def build(frames: int, height: int, width: int) -> Any:
         "sample_height": height // 8,
         "sample_width": width // 8,
     }
-    return untrained.module(
+    return random_weights.module(
         lambda: CogVideoXTransformer3DModel.from_config(sizes), torch.bfloat16, "cuda"
     )
 
@@ -62,14 +62,14 @@ def measure(frames: int, height: int, width: int, name: str) -> dict[str, Any]:
         torch.randn(2, TEXT, 4096, device="cuda").bfloat16(),
         torch.full((2,), 500, device="cuda"),
     )
-    counted = work.count(module, inputs, 2)
+    counted = flops.count(module, inputs, 2)
     variant = VARIANTS[name]
     if variant.quantize:
         quantization.apply(module, variant.quantize)
     if variant.attention != "auto":
         cogvideox.set_attention(module, attention.load(variant.attention))
     torch.cuda.reset_peak_memory_stats()
-    times = latency.sample(lambda: module(*inputs), "cuda", WARMUP, REPEATS)
+    times = clock.sample(lambda: module(*inputs), "cuda", WARMUP, REPEATS)
     return {
         "frames": frames,
         "height": height,

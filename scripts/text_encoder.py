@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from qbench.meters import environment, latency
+from qbench.meters import clock, environment
 from qbench.meters.memory import PeakMeter, stored_bytes
-from qbench.models import untrained
+from qbench.pipelines import random_weights
 
 TOKENS, WARMUP, REPEATS = 226, 2, 10
 XXL: dict[str, Any] = {
@@ -30,7 +30,7 @@ XXL: dict[str, Any] = {
 def build(device: str) -> Any:
     from transformers import T5Config, T5EncoderModel
 
-    return untrained.module(lambda: T5EncoderModel(T5Config(**XXL)), torch.bfloat16, device)
+    return random_weights.module(lambda: T5EncoderModel(T5Config(**XXL)), torch.bfloat16, device)
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def measure(scheme: str, device: str) -> dict[str, Any]:
         ao.quantize_(module, ao.Int8WeightOnlyConfig(set_inductor_config=False))
     tokens = torch.randint(0, XXL["vocab_size"], (2, TOKENS), device=device)
     peaks = PeakMeter(device)
-    times = latency.sample(lambda: module(tokens), device, WARMUP, REPEATS)
+    times = clock.sample(lambda: module(tokens), device, WARMUP, REPEATS)
     return {
         "scheme": scheme,
         "parameters": sum(p.numel() for p in module.parameters()),

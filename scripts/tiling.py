@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from qbench import models, world
-from qbench.quality.fidelity import psnr
-from qbench.variants import decoding
+from qbench import world
+from qbench.optimizations.vae import patch
+from qbench.pipelines import specs
+from qbench.quality.metrics.fidelity import psnr
 
 Moments = dict[torch.nn.GroupNorm, list[tuple[torch.Tensor, torch.Tensor]]]
 
@@ -30,7 +31,7 @@ def _norms(vae: Any, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
     """Every group norm of the decoder computed by `forward(layer, x)`."""
     layers = [x for x in vae.decoder.modules() if isinstance(x, torch.nn.GroupNorm)]
     for layer in layers:
-        decoding.computed_by(layer, forward)
+        patch.computed_by(layer, forward)
     try:
         yield
     finally:
@@ -43,7 +44,7 @@ def moments_of(vae: Any, latents: torch.Tensor) -> Moments:
     seen: Moments = {}
 
     def note(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
-        seen.setdefault(layer, []).append(decoding.moments(layer, x))
+        seen.setdefault(layer, []).append(patch.moments(layer, x))
         return torch.nn.GroupNorm.forward(layer, x)
 
     with _norms(vae, note):
@@ -57,7 +58,7 @@ def given(known: Moments) -> Callable[[torch.nn.GroupNorm, torch.Tensor], torch.
 
     def forward(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
         turn = calls[layer] = calls.get(layer, -1) + 1
-        return decoding.normed(layer, x, *known[layer][turn % len(known[layer])])
+        return patch.normed(layer, x, *known[layer][turn % len(known[layer])])
 
     return forward
 
@@ -84,7 +85,7 @@ def main() -> None:
     tiles = [int(text) for text in args.tiles.split(",")]
     if args.side % 64 or any(pixels % 32 for pixels in tiles):
         parser.error("sides are multiples of 64 and tiles of 32, or they do not add up")
-    pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
+    pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
     vae = pipeline.vae.float()
     chosen = world.scenes()[:: len(world.scenes()) // args.videos][: args.videos]
     clips = world.render_scenes(chosen, seed=0)

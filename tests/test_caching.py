@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from qbench import models, variants
 from qbench.errors import InputError
-from qbench.models import cogvideox
-from qbench.recipe import Generation, Variant
-from qbench.recipe_file import load
-from qbench.variants import support
+from qbench.optimizations import axes, support
+from qbench.pipelines import cogvideox, specs
+from qbench.recipe.files import load
+from qbench.recipe.schema import Generation, Variant
 
 STEPS = 10
 
@@ -25,13 +24,13 @@ def _video(pipeline: Any, run: Any) -> torch.Tensor:
 
 def _prepared(cache: dict[str, Any] | None) -> tuple[Any, Any, list[int]]:
     """A pipeline with the cache, its settings, and a count of what its last block computes."""
-    model = models.find("tiny-cogvideox")
-    pipeline = models.load(model, "fp32", "cpu")
-    run = models.resolve(pipeline, model, Generation(steps=STEPS))
+    model = specs.find("tiny-cogvideox")
+    pipeline = specs.load(model, "fp32", "cpu")
+    run = specs.resolve(pipeline, model, Generation(steps=STEPS))
     calls = [0]
-    last = models.denoiser(pipeline).transformer_blocks[-1].attn1.to_out[0]
+    last = specs.denoiser(pipeline).transformer_blocks[-1].attn1.to_out[0]
     last.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
-    variants.apply(pipeline, Variant.model_validate({"cache": cache}), "cpu", STEPS)
+    axes.apply(pipeline, Variant.model_validate({"cache": cache}), "cpu", STEPS)
     return pipeline, run, calls
 
 
@@ -67,10 +66,10 @@ def test_a_threshold_of_nothing_caches_nothing() -> None:
 
 
 def test_step_share_is_a_share_of_the_steps() -> None:
-    model = models.find("tiny-cogvideox")
-    pipeline = models.load(model, "fp32", "cpu")
-    assert models.resolve(pipeline, model, Generation(), 0.5).steps == 10
-    assert models.resolve(pipeline, model, Generation(steps=3), 0.1).steps == 1
+    model = specs.find("tiny-cogvideox")
+    pipeline = specs.load(model, "fp32", "cpu")
+    assert specs.resolve(pipeline, model, Generation(), 0.5).steps == 10
+    assert specs.resolve(pipeline, model, Generation(steps=3), 0.1).steps == 1
 
 
 def test_a_cache_takes_its_own_field_alone(tmp_path: Any) -> None:
@@ -86,7 +85,7 @@ def test_a_cache_takes_its_own_field_alone(tmp_path: Any) -> None:
 def test_the_last_step_is_computed_in_full(kind: str, interval: int) -> None:
     """Its output is the video: the first block's attention runs, on both halves of the batch."""
     pipeline, run, _ = _prepared({"kind": kind, "interval": interval})
-    module = models.denoiser(pipeline)
+    module = specs.denoiser(pipeline)
     rows: list[int] = []
     computed: list[tuple[int, ...]] = []
     module.proj_out.register_forward_hook(lambda *_: computed.append(tuple(rows)))

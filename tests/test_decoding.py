@@ -12,13 +12,13 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qbench import models, variants
 from qbench.errors import Unsupported
-from qbench.models import common
-from qbench.quality import fidelity
-from qbench.recipe import Decode, Memory, Variant
-from qbench.variants import decoding, memory
-from qbench.variants.decoding import split_group_norm
+from qbench.optimizations import axes, memory
+from qbench.optimizations.vae import patch
+from qbench.optimizations.vae.patch import split_group_norm
+from qbench.pipelines import base, specs
+from qbench.quality.metrics import fidelity
+from qbench.recipe.schema import Decode, Memory, Variant
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -49,12 +49,12 @@ def test_a_split_group_norm_is_as_close_as_torchs(
 
 def _decoded(fields: dict[str, Any]) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """The bundled pipeline with a variant, and what its VAE decodes without that and with it."""
-    pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
+    pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
     latents = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     latents = latents.to(pipeline.vae.dtype)
     with torch.no_grad():
         plain = pipeline.vae.decode(latents).sample
-        variants.apply(pipeline, Variant.model_validate(fields), "cpu", steps=1)
+        axes.apply(pipeline, Variant.model_validate(fields), "cpu", steps=1)
         changed = pipeline.vae.decode(latents).sample
     assert not torch.equal(changed, plain)
     return pipeline, plain, changed
@@ -65,7 +65,7 @@ def test_the_vae_decodes_the_same_video_with_split_norms() -> None:
     norms = [x for x in pipeline.vae.modules() if isinstance(x, torch.nn.GroupNorm)]
     assert norms
     assert all("forward" in vars(layer) for layer in norms)
-    assert fidelity.psnr(common.frames_of(split), common.frames_of(plain)).mean() > 50
+    assert fidelity.psnr(base.frames_of(split), base.frames_of(plain)).mean() > 50
 
 
 def test_tiles_of_a_small_vae_add_up_to_the_frame() -> None:
@@ -76,11 +76,11 @@ def test_tiles_of_a_small_vae_add_up_to_the_frame() -> None:
 
 def _makes_the_very_video(way: Decode, frames: int) -> None:
     """Two videos of odd and even numbers of latent frames, with sides that nothing divides."""
-    vae = models.load(models.find("tiny-cogvideox"), "fp32", "cpu").vae.float()
+    vae = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").vae.float()
     latents = torch.randn(2, 16, frames, 9, 7, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = vae.decode(latents).sample
-        decoding.apply(SimpleNamespace(vae=vae), way)
+        patch.apply(SimpleNamespace(vae=vae), way)
         found = vae.decode(latents).sample
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
 
@@ -96,9 +96,9 @@ def test_strips_decode_the_very_video_that_the_whole_is(
     frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    plain_strips = decoding._strips
-    monkeypatch.setattr(decoding, "STRIP_BYTES", 40_000)
-    monkeypatch.setattr(decoding, "_strips", lambda x: seen.append(plain_strips(x)) or seen[-1])
+    plain_strips = patch._strips
+    monkeypatch.setattr(patch, "STRIP_BYTES", 40_000)
+    monkeypatch.setattr(patch, "_strips", lambda x: seen.append(plain_strips(x)) or seen[-1])
     _makes_the_very_video(Decode(strips=True), frames)
     assert max(map(len, seen)) > 10
 
@@ -107,13 +107,13 @@ def test_strips_decode_the_very_video_that_the_whole_is(
 def test_they_go_with_tiles_and_with_weights_that_come_as_a_layer_is_called(way: str) -> None:
     from accelerate import cpu_offload
 
-    vae = models.load(models.find("tiny-cogvideox"), "fp32", "cpu").vae.float()
+    vae = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").vae.float()
     memory.apply(SimpleNamespace(vae=vae), Memory(vae_tiling=True), "cpu")
     latents = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         tiled = vae.decode(latents).sample
         wanted = Decode.model_validate({way: True, "split_norms": True})
-        decoding.apply(SimpleNamespace(vae=vae), wanted)
+        patch.apply(SimpleNamespace(vae=vae), wanted)
         torch.testing.assert_close(vae.decode(latents).sample, tiled, atol=1e-5, rtol=1e-4)
         cpu_offload(vae, "cpu", offload_buffers=True)
         assert {weight.device.type for weight in vae.parameters()} == {"meta"}
@@ -153,7 +153,7 @@ def test_they_take_less_than_half_of_the_memory_at_true_size() -> None:
             vae = AutoencoderKLCogVideoX().half().eval()
             latents = torch.empty(1, 16, 13, 60, 90, dtype=torch.half)
         wanted = Decode.model_validate({way: True} if way != "plain" else {})
-        decoding.apply(SimpleNamespace(vae=vae), wanted)
+        patch.apply(SimpleNamespace(vae=vae), wanted)
         with torch.no_grad(), _Live() as live:
             assert vae.decode(latents).sample.shape == (1, 3, 49, 480, 720)
         peaks[way] = live.peak / 2**30
@@ -166,7 +166,7 @@ def test_strips_are_refused_where_the_vae_is_another() -> None:
     from diffusers import AutoencoderKL
 
     with pytest.raises(Unsupported, match="vae_slicing"):
-        decoding.apply(SimpleNamespace(vae=AutoencoderKL()), Decode(strips=True))
+        patch.apply(SimpleNamespace(vae=AutoencoderKL()), Decode(strips=True))
 
 
 def test_another_vae_decodes_as_without_the_fused_kernels() -> None:
@@ -177,7 +177,7 @@ def test_another_vae_decodes_as_without_the_fused_kernels() -> None:
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = vae.decode(latents).sample
-        decoding.apply(SimpleNamespace(vae=vae), Decode(fused=True, split_norms=True))
+        patch.apply(SimpleNamespace(vae=vae), Decode(fused=True, split_norms=True))
         torch.testing.assert_close(vae.decode(latents).sample, whole)
     assert any("forward" in vars(layer) for layer in vae.modules())  # norms are split all the same
 
@@ -187,4 +187,4 @@ def test_channels_that_make_no_planes_are_refused() -> None:
 
     vae = AutoencoderKLCogVideoX(block_out_channels=(12, 12, 12, 12), norm_num_groups=4)
     with pytest.raises(Unsupported, match="multiples of 8"):
-        decoding.apply(SimpleNamespace(vae=vae), Decode(fused=True))
+        patch.apply(SimpleNamespace(vae=vae), Decode(fused=True))

@@ -10,13 +10,15 @@ import pytest
 import torch
 from conftest import ROOT, qbench
 
-from qbench import explain, records
+from qbench import explain
 from qbench.explain import bound
-from qbench.meters import ceilings, profile, work
-from qbench.meters.ceilings import Ceilings
+from qbench.meters import flops, profile, roofline
 from qbench.meters.profile import Kernel, Profile
-from qbench.recipe import Decode, Variant
-from qbench.worker import memory_reason, needed_bytes
+from qbench.meters.roofline import Ceilings
+from qbench.recipe.schema import Decode, Variant
+from qbench.results import store
+from qbench.results.record import SCHEMA, Record
+from qbench.run.worker import memory_reason, needed_bytes
 
 
 def _denoiser(**sizes: int) -> Any:
@@ -26,11 +28,11 @@ def _denoiser(**sizes: int) -> Any:
         return CogVideoXTransformer3DModel(**sizes)
 
 
-def _count(module: Any, frames: int, height: int, width: int, text: int) -> work.Work:
+def _count(module: Any, frames: int, height: int, width: int, text: int) -> flops.Work:
     with torch.device("meta"):
         latents = torch.empty(2, frames, 16, height, width)
         embeddings = torch.empty(2, text, module.config.text_embed_dim)
-        return work.count(module, (latents, embeddings, torch.full((2,), 500)), 2)
+        return flops.count(module, (latents, embeddings, torch.full((2,), 500)), 2)
 
 
 def test_work_of_cogvideox_2b_is_what_its_shapes_say() -> None:
@@ -55,32 +57,32 @@ def test_traffic_does_not_write_out_the_scores() -> None:
 
 
 def test_ceilings_are_measured_once_and_kept(tmp_path: Path) -> None:
-    first = ceilings.kept(tmp_path, "cpu")
+    first = roofline.kept(tmp_path, "cpu")
     assert first is not None
     assert 1e9 < first.product_flop_per_s["fp32"] < 1e14
     assert 1e8 < first.copy_bytes_per_s < 1e13
-    path = tmp_path / ceilings.FILE
+    path = tmp_path / roofline.FILE
     path.write_text(path.read_text().replace('"cpu"', '"kept"'))
-    again = ceilings.kept(tmp_path, "cpu")
+    again = roofline.kept(tmp_path, "cpu")
     assert again is not None
     assert again.device_name == "kept"
 
 
 def test_a_calibration_that_a_run_beats_is_made_anew(finished: Path, tmp_path: Path) -> None:
     """As one made while the machine was busy: no share is shown, and the best of two is kept."""
-    made = records.read(next(finished.glob("*/fp32-*/record.json")))
+    made = store.read(next(finished.glob("*/fp32-*/record.json")))
     assert made.ceilings is not None
     assert not made.beats_ceiling()
     busy = made.ceilings.model_copy(update={"product_flop_per_s": {"fp32": 1e6, "bf16": 1e15}})
     beaten = made.model_copy(update={"ceilings": busy})
     assert beaten.beats_ceiling()
     assert beaten.ceiling_share() is None
-    (tmp_path / ceilings.FILE).write_text(busy.model_dump_json())
-    again = ceilings.kept(tmp_path, "cpu", again=True)
+    (tmp_path / roofline.FILE).write_text(busy.model_dump_json())
+    again = roofline.kept(tmp_path, "cpu", again=True)
     assert again is not None
     assert again.product_flop_per_s["fp32"] > 1e9
     assert again.product_flop_per_s["bf16"] == 1e15
-    assert ceilings.kept(tmp_path, "cpu") == again
+    assert roofline.kept(tmp_path, "cpu") == again
 
 
 @pytest.mark.parametrize(
@@ -110,10 +112,10 @@ def test_profile_of_a_product_is_products() -> None:
     assert found["products"] > 0.8 * sum(found.values())
 
 
-def _reference(finished: Path) -> records.Record:
-    found = next(path for path in records.find([finished]) if "fp32" in str(path))
-    made = records.read(found)
-    counted = work.Work(product_flop=4e12, attention_flop=6e12, weights_bytes=1, traffic_bytes=1)
+def _reference(finished: Path) -> Record:
+    found = next(path for path in store.find([finished]) if "fp32" in str(path))
+    made = store.read(found)
+    counted = flops.Work(product_flop=4e12, attention_flop=6e12, weights_bytes=1, traffic_bytes=1)
     rates = {"fp32": 1e13, "bf16": 1e13, "fp8": 2e13}
     limits = Ceilings(device_name="x", torch="x", product_flop_per_s=rates, copy_bytes_per_s=1)
     return made.model_copy(update={"work": counted, "ceilings": limits})
@@ -150,7 +152,7 @@ def test_bound_is_amdahls(
 
 
 def test_explain_says_where_the_time_goes_and_draws_it(finished: Path, tmp_path: Path) -> None:
-    run = next(path.parent for path in records.find([finished]) if "int8" in str(path))
+    run = next(path.parent for path in store.find([finished]) if "int8" in str(path))
     done = qbench("explain", str(run), "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     for words in ("A denoise step of int8 takes", "matrix products", "gained", "Memory peaks in"):
@@ -159,7 +161,7 @@ def test_explain_says_where_the_time_goes_and_draws_it(finished: Path, tmp_path:
 
 
 def test_explain_of_what_did_not_run_says_why(finished: Path, tmp_path: Path) -> None:
-    run = next(path.parent for path in records.find([finished]) if "tensorrt" in str(path))
+    run = next(path.parent for path in store.find([finished]) if "tensorrt" in str(path))
     done = qbench("explain", str(run), "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "did not finish: skipped" in done.stdout
@@ -189,9 +191,9 @@ def test_out_of_memory_says_what_it_needed() -> None:
 
 
 def test_what_was_lost_to_fragments_comes_first_in_what_would_help(finished: Path) -> None:
-    run = next(path for path in records.find([finished]) if "tensorrt" in str(path))
+    run = next(path for path in store.find([finished]) if "tensorrt" in str(path))
     lost = {"needed_bytes": 16.2 * 2**30, "fragments_bytes": 8.4 * 2**30}
-    died = records.read(run).model_copy(
+    died = store.read(run).model_copy(
         update={
             "status": "oom",
             "stage": "decode",
@@ -221,15 +223,15 @@ def test_what_was_lost_to_fragments_comes_first_in_what_would_help(finished: Pat
 
 
 def test_records_of_the_first_schema_are_still_read(finished: Path, tmp_path: Path) -> None:
-    facts = json.loads(records.find([finished])[0].read_text())
+    facts = json.loads(store.find([finished])[0].read_text())
     for name in ("work", "ceilings", "gauges", "paired_reference_s", "step_host_s"):
         del facts[name]
-    path = tmp_path / records.FILE
+    path = tmp_path / store.FILE
     path.write_text(json.dumps(facts | {"schema_version": 1}))
-    assert records.read(path).work is None
-    path.write_text(json.dumps(facts | {"schema_version": records.SCHEMA + 1}))
-    with pytest.raises(records.Unreadable, match="this qbench reads 1, 2, 3"):
-        records.read(path)
+    assert store.read(path).work is None
+    path.write_text(json.dumps(facts | {"schema_version": SCHEMA + 1}))
+    with pytest.raises(store.Unreadable, match="this qbench reads 1, 2, 3"):
+        store.read(path)
 
 
 def test_what_lowers_memory_names_nothing_that_the_recipe_has_already() -> None:

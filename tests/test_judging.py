@@ -12,9 +12,13 @@ import torch
 from conftest import RECIPES, ROOT, qbench
 from safetensors.torch import load_file
 
-from qbench import judging, models, recipe_file, records
-from qbench.report import Ranking, rankings, tables
-from qbench.variants import faults
+from qbench.optimizations import faults
+from qbench.pipelines import specs
+from qbench.recipe import files
+from qbench.report import tables
+from qbench.results import store
+from qbench.results.ranking import Ranking, rankings
+from qbench.run import evaluate
 from scripts.bench_overhead import qbench_run
 
 FEW = [
@@ -38,7 +42,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ranking]:
     paths.append(str(RECIPES / "floor" / "seed.yaml"))
     done = qbench("run", *paths, *FEW, f"--out={out}")
     assert done.returncode == 1, done.stdout + done.stderr  # one of them is invalid
-    found, unreadable = records.read_all(records.find([out]))
+    found, unreadable = store.read_all(store.find([out]))
     assert not unreadable
     (ranking,) = rankings(found)
     return out, ranking
@@ -102,8 +106,8 @@ def test_shards_are_judged_where_their_references_made_the_same_videos(
         )
         quality = {**reference.quality, "clip_score": changed}
         other = other.model_copy(update={"quality": quality})
-    found = [(folder / records.FILE, r) for folder, r in zip(folders, records_here, strict=True)]
-    (ranking,) = rankings([*found, (folders[0] / "2" / records.FILE, other)])
+    found = [(folder / store.FILE, r) for folder, r in zip(folders, records_here, strict=True)]
+    (ranking,) = rankings([*found, (folders[0] / "2" / store.FILE, other)])
     assert ranking.reference is not None
     assert ranking.reference.run == "another"  # the latest is shown
     assert set(ranking.judged) == (set(planted[1].judged) if same else set())
@@ -144,7 +148,7 @@ def test_power_plans_from_these_records(planted: tuple[Path, Ranking]) -> None:
 
 
 def test_faults_do_what_their_names_say() -> None:
-    pipeline = models.load(models.KNOWN["tiny-cogvideox"], "fp32", "cpu")
+    pipeline = specs.load(specs.KNOWN["tiny-cogvideox"], "fp32", "cpu")
     blocks = list(pipeline.transformer.transformer_blocks)
     before = blocks[4].ff.net[2].weight.clone()
     faults.apply(pipeline, "scale_doubled")
@@ -160,10 +164,10 @@ def test_faults_do_what_their_names_say() -> None:
 def test_every_fault_of_the_schema_has_a_recipe_and_a_deserved_verdict() -> None:
     from typing import get_args
 
-    from qbench import recipe, recipe_file
+    from qbench.recipe import files, schema
 
-    found = [recipe_file.load(path) for path in sorted((RECIPES / "faults").glob("*.yaml"))]
-    assert {r.variant.fault for r in found} >= set(get_args(recipe.Fault))
+    found = [files.load(path) for path in sorted((RECIPES / "faults").glob("*.yaml"))]
+    assert {r.variant.fault for r in found} >= set(get_args(schema.Fault))
     assert all(r.expects for r in found)
 
 
@@ -204,7 +208,7 @@ def test_a_compiler_meets_one_size_of_batch_and_the_videos_are_the_same(
     tmp_path: Path, compiled: bool
 ) -> None:
     """Of six videos one is timed and five come in batches of three; each size is compiled for."""
-    wanted = recipe_file.load(
+    wanted = files.load(
         RECIPES / ("compile.yaml" if compiled else "bf16.yaml"),
         {
             "variant.dtype": "fp32",
@@ -227,7 +231,7 @@ def test_a_compiler_meets_one_size_of_batch_and_the_videos_are_the_same(
     run.family = SimpleNamespace(**vars(run.family) | {"denoise": denoise})
     run.first_and_warm_up()
     run._steady()
-    judging._rest_of_the_videos(run)
+    evaluate._rest_of_the_videos(run)
     assert sizes == [1, 1, 3, 3 if compiled else 2]
     kept, _ = run.outputs.read(0, 6)
     assert len(kept) == 6

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from qbench import models, variants
-from qbench.models import cogvideox
-from qbench.recipe import Decode, Quantize, Variant
-from qbench.variants import decoding, quantization
-from qbench.variants.kernels import fp8_attention, fp8_linear, planes
+from qbench.optimizations import axes, quantization
+from qbench.optimizations.kernels import fp8_attention, fp8_linear, vae_conv
+from qbench.optimizations.vae import patch
+from qbench.pipelines import cogvideox, specs
+from qbench.recipe.schema import Decode, Quantize, Variant
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
@@ -155,8 +155,8 @@ def test_offload_brings_the_weights_of_every_fp8_layer() -> None:
     """
     from accelerate import cpu_offload
 
-    module = models.denoiser(models.load(models.find("tiny-cogvideox"), "fp32", "cpu"))
-    variants._fuse_qkv(module)
+    module = specs.denoiser(specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu"))
+    axes._fuse_qkv(module)
     quantization.apply(module, Quantize(backend="qbench", scheme="fp8_dynamic_row"))
     cogvideox.set_attention(module, _exact)
     inputs = _inputs(module)
@@ -167,15 +167,15 @@ def test_offload_brings_the_weights_of_every_fp8_layer() -> None:
 
 
 def test_fp8_layers_hold_a_byte_a_weight_and_nothing_of_their_making() -> None:
-    pipeline = models.load(models.find("tiny-cogvideox"), "bf16", "cpu")
-    module = models.denoiser(pipeline)
+    pipeline = specs.load(specs.find("tiny-cogvideox"), "bf16", "cpu")
+    module = specs.denoiser(pipeline)
     before = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
     variant = Variant(
         dtype="bf16",
         fuse_qkv=True,
         quantize=Quantize(backend="qbench", scheme="fp8_dynamic_row"),
     )
-    facts = variants.apply(pipeline, variant, "cpu", steps=1)
+    facts = axes.apply(pipeline, variant, "cpu", steps=1)
     assert facts["quantized_parameter_share"] > 0.98
     assert not any(weight.grad_fn for weight in module.parameters())
     assert sum(layer.weight.numel() for layer in before) == 0  # even where someone still has them
@@ -195,8 +195,8 @@ def test_a_model_of_fp8_layers_has_the_dtype_that_it_computes_in() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_fp8_layers_leave_the_device_with_their_block(compiled: bool) -> None:
     """Group offload with a stream takes parameters back and forgets buffers (diffusers 0.42)."""
-    pipeline = models.load(models.find("tiny-cogvideox"), "bf16", "cuda")
-    module = models.denoiser(pipeline)
+    pipeline = specs.load(specs.find("tiny-cogvideox"), "bf16", "cuda")
+    module = specs.denoiser(pipeline)
     inputs = _inputs(module)
     expected = _call(module, *inputs)
     variant = {
@@ -207,7 +207,7 @@ def test_fp8_layers_leave_the_device_with_their_block(compiled: bool) -> None:
         "compile": {} if compiled else None,
         "memory": {"offload": "group"},
     }
-    variants.apply(pipeline, Variant.model_validate(variant), "cuda", steps=1)
+    axes.apply(pipeline, Variant.model_validate(variant), "cuda", steps=1)
     for _ in range(3):
         assert _error(_call(module, *inputs), expected) < 0.1
     weights = list(module.transformer_blocks.parameters())
@@ -264,7 +264,7 @@ def test_our_processor_is_diffusers_own_with_another_kernel(rotary: bool, fused:
     ).eval()
     expected = _step(module)
     if fused:
-        variants._fuse_qkv(module)
+        axes._fuse_qkv(module)
         assert torch.allclose(_step(module), expected, atol=1e-5)
     cogvideox.set_attention(module, _exact)
     assert torch.allclose(_step(module), expected, atol=1e-5)
@@ -272,11 +272,11 @@ def test_our_processor_is_diffusers_own_with_another_kernel(rotary: bool, fused:
 
 def test_a_denoiser_in_fp8_throughout_stays_close() -> None:
     """Attention and linears together, by their models: the arithmetic of recipes/fast.yaml."""
-    pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
-    module = models.denoiser(pipeline)
+    pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
+    module = specs.denoiser(pipeline)
     expected = _step(module)
     wanted = Quantize(backend="qbench", scheme="fp8_dynamic_row")
-    variants.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu", steps=1)
+    axes.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu", steps=1)
     cogvideox.set_attention(module, fp8_attention.emulated)
     assert 0.003 < _error(_step(module), expected) < 0.06
 
@@ -331,7 +331,7 @@ def test_convolutions_of_planes_are_torchs(
     inputs, outputs, frames, height, width, (taps_t, taps), grows = shape
     kind = torch.nn.Conv2d if grows else torch.nn.Conv3d
     conv = kind(inputs, outputs, taps if grows else (taps_t, taps, taps)).to("cuda", dtype)
-    weights = planes.Weights(conv, 2 if grows else 1)
+    weights = vae_conv.Weights(conv, 2 if grows else 1)
     packed = weights.packed(conv.weight.detach())
     bias = functional.pad(conv.bias.detach(), (0, -outputs % 8))
     torch.manual_seed(0)
@@ -348,16 +348,16 @@ def test_convolutions_of_planes_are_torchs(
     )
     given: dict[str, Any] = {}
     if more and taps_t > 1:
-        given["before"] = planes.to_planes(before)
+        given["before"] = vae_conv.to_planes(before)
     if more and not grows:
         residual = torch.randn_like(expected).to(dtype)
-        given["residual"] = planes.to_planes(residual)
+        given["residual"] = vae_conv.to_planes(residual)
         expected += residual
     if more and grows:  # and every frame twice, but for the first of an odd number
         given["copies"] = 2
         expected = expected.repeat_interleave(2, 2)[:, :, frames % 2 :]
-    found = planes.convolve(planes.to_planes(x), weights, packed, bias, **given)
-    error = _error(planes.from_planes(found, outputs), expected)
+    found = vae_conv.convolve(vae_conv.to_planes(x), weights, packed, bias, **given)
+    error = _error(vae_conv.from_planes(found, outputs), expected)
     assert error < (4e-3 if dtype == torch.bfloat16 else 5e-4)  # rounding of weights and output
 
 
@@ -371,14 +371,14 @@ def test_norms_of_planes_are_group_norms(
     torch.manual_seed(0)
     layer = torch.nn.GroupNorm(groups, channels).requires_grad_(False)
     torch.nn.init.normal_(layer.weight)
-    x = planes.to_planes(torch.randn(2, channels, frames, 44, 36) + 5).bfloat16()
+    x = vae_conv.to_planes(torch.randn(2, channels, frames, 44, 36) + 5).bfloat16()
     scale, shift = (
-        planes.to_planes(torch.randn(2, channels, latents, 6, 5)).bfloat16() for _ in range(2)
+        vae_conv.to_planes(torch.randn(2, channels, latents, 6, 5)).bfloat16() for _ in range(2)
     )
     layer = layer.bfloat16()
-    expected = planes.group_norm(layer.float(), x.float(), scale.float(), shift.float())
+    expected = vae_conv.group_norm(layer.float(), x.float(), scale.float(), shift.float())
     layer = layer.bfloat16().cuda()
-    found = planes.group_norm(layer, x.cuda(), scale.cuda(), shift.cuda())
+    found = vae_conv.group_norm(layer, x.cuda(), scale.cuda(), shift.cuda())
     assert _error(found.cpu(), expected) < 3e-3
 
 
@@ -388,11 +388,11 @@ def test_the_fused_decode_is_as_close_to_fp32_as_the_plain_one() -> None:
     errors = {}
     latents = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0)).cuda()
     with torch.no_grad():
-        whole = models.load(models.find("tiny-cogvideox"), "fp32", "cuda").vae.float()
+        whole = specs.load(specs.find("tiny-cogvideox"), "fp32", "cuda").vae.float()
         exact = whole.decode(latents).sample
         for fused in (False, True):
-            pipeline = models.load(models.find("tiny-cogvideox"), "bf16", "cuda")
-            decoding.apply(pipeline, Decode(fused=fused))
+            pipeline = specs.load(specs.find("tiny-cogvideox"), "bf16", "cuda")
+            patch.apply(pipeline, Decode(fused=fused))
             made = pipeline.vae.decode(latents.bfloat16()).sample
             errors[fused] = _error(made, exact)
     assert errors[True] < 1.1 * errors[False]

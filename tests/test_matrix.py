@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qbench import sweep
-from qbench.recipe_file import overrides
+from qbench.recipe.files import overrides
+from qbench.run import sweep
 from scripts import matrix
 
 

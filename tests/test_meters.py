@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qbench.meters import environment
-from qbench.meters.latency import Clock, StepTimes, sample
+from qbench.meters.clock import Clock, StepTimes, sample
 from qbench.meters.memory import Peak, PeakMeter, stored_bytes
 
 

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from qbench import models, prompts, recipe, world
+from qbench import prompts, world
 from qbench.errors import InputError, Unsupported
-from qbench.models import cogvideox, common
-from qbench.quality import fidelity
-from qbench.quality.probe import load_probe
+from qbench.pipelines import base, cogvideox, specs
+from qbench.quality.metrics import fidelity
+from qbench.quality.metrics.probe import load_probe
+from qbench.recipe import schema
 
-TINY = models.BUNDLED / "tiny-cogvideox"
+TINY = specs.BUNDLED / "tiny-cogvideox"
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> object:
-    return models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
+    return specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
 
 
 def test_bundled_folders_keep_to_their_size() -> None:
@@ -28,7 +29,7 @@ def test_bundled_folders_keep_to_their_size() -> None:
         return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
 
     assert megabytes(TINY) <= 30
-    assert megabytes(models.BUNDLED) <= 38
+    assert megabytes(specs.BUNDLED) <= 38
 
 
 def test_loads_and_runs_with_plain_diffusers_and_none_of_our_code() -> None:
@@ -60,17 +61,17 @@ def test_vae_reconstructs_unseen_clips_at_36_db(pipeline: object) -> None:
     vae = pipeline.vae.float()  # type: ignore[attr-defined]
     with torch.no_grad():
         latents = vae.encode(clips.transpose(1, 2) * 2 - 1).latent_dist.mean
-        back = common.frames_of(vae.decode(latents).sample)
+        back = base.frames_of(vae.decode(latents).sample)
     assert fidelity.psnr(back, clips).mean() >= 36
 
 
 def test_generations_follow_prompts_held_out_ones_too(pipeline: object) -> None:
     scenes = [scene for scene in world.scenes() if world.held_out(scene)][::58]
-    run = models.resolve(pipeline, models.find("tiny-cogvideox"), recipe.Generation())
+    run = specs.resolve(pipeline, specs.find("tiny-cogvideox"), schema.Generation())
     embeddings = cogvideox.encode(pipeline, run, [scene.caption() for scene in scenes])
     noise = torch.cat([cogvideox.noise(pipeline, run, seed) for seed in range(len(scenes))])
     latents = cogvideox.denoise(pipeline, run, embeddings, noise, lambda _: None)
-    answers = load_probe(models.BUNDLED / "probe")(cogvideox.decode(pipeline, run, latents))
+    answers = load_probe(specs.BUNDLED / "probe")(cogvideox.decode(pipeline, run, latents))
     truth = torch.tensor([scene.indices() for scene in scenes])
     for i, (name, logits) in enumerate(answers.items()):
         assert (logits.argmax(1) == truth[:, i]).float().mean() >= 0.85, name
@@ -78,8 +79,8 @@ def test_generations_follow_prompts_held_out_ones_too(pipeline: object) -> None:
 
 def test_our_stages_give_the_pipelines_own_video(pipeline: object) -> None:
     """Stage by stage equals one call of the pipeline with the same noise: what users run."""
-    run = models.resolve(
-        pipeline, models.find("tiny-cogvideox"), recipe.Generation(steps=3, guidance=2.0)
+    run = specs.resolve(
+        pipeline, specs.find("tiny-cogvideox"), schema.Generation(steps=3, guidance=2.0)
     )
     text = ["a small blue ring grows on a gray background"]
     pipeline.text_encoder.float()  # type: ignore[attr-defined]  # plain calls want one dtype
@@ -98,13 +99,13 @@ def test_our_stages_give_the_pipelines_own_video(pipeline: object) -> None:
 
 
 def test_embeddings_have_the_shape_that_work_is_counted_for(pipeline: object) -> None:
-    run = models.resolve(pipeline, models.find("tiny-cogvideox"), recipe.Generation())
+    run = specs.resolve(pipeline, specs.find("tiny-cogvideox"), schema.Generation())
     made = cogvideox.encode(pipeline, run, ["a red star", "a blue ring grows"])
     assert {tuple(each.shape) for each in made} == {cogvideox.embeddings_shape(pipeline, run, 2)}
 
 
 def test_noise_depends_on_the_seed_alone(pipeline: object) -> None:
-    run = models.resolve(pipeline, models.find("tiny-cogvideox"), recipe.Generation())
+    run = specs.resolve(pipeline, specs.find("tiny-cogvideox"), schema.Generation())
     a, b, c = (cogvideox.noise(pipeline, run, seed) for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
@@ -123,7 +124,7 @@ def test_numbers_of_steps_that_leave_noise_in_the_video_are_noted(pipeline: obje
             noise = (latents - signal * video) / spread
             latents = scheduler.step(signal * noise - spread * video, t, latents).prev_sample
         left = float((latents - video).std())
-        note = common.uneven(pipeline, steps)
+        note = base.uneven(pipeline, steps)
         assert (note is not None) == (left > 1e-3)
         assert note is None or note.endswith("divides them is 20")
 
@@ -134,15 +135,15 @@ def test_numbers_of_steps_that_leave_noise_in_the_video_are_noted(pipeline: obje
 )
 def test_impossible_shapes_are_refused(pipeline: object, wanted: dict, hint: str) -> None:
     with pytest.raises(InputError, match=hint):
-        models.resolve(pipeline, models.find("tiny-cogvideox"), recipe.Generation(**wanted))
+        specs.resolve(pipeline, specs.find("tiny-cogvideox"), schema.Generation(**wanted))
 
 
 def test_unknown_models_and_foreign_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'cogvideox-2b'"):
-        models.find("cogvideo-2b")
+        specs.find("cogvideo-2b")
     with pytest.raises(InputError, match="not a diffusers pipeline"):
-        models.find(str(tmp_path))
-    assert models.find("zai-org/CogVideoX-2b").source == "zai-org/CogVideoX-2b"
+        specs.find(str(tmp_path))
+    assert specs.find("zai-org/CogVideoX-2b").source == "zai-org/CogVideoX-2b"
 
 
 def test_digest_sees_one_changed_weight_in_a_file_of_equal_size(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_digest_sees_one_changed_weight_in_a_file_of_equal_size(tmp_path: Path) 
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
-    a, b, c = (models.find(str(tmp_path / name)).digest() for name in ("a", "b", "c"))
+    a, b, c = (specs.find(str(tmp_path / name)).digest() for name in ("a", "b", "c"))
     assert a == b
     assert a != c
 
@@ -164,7 +165,7 @@ def test_pipeline_of_another_family_is_unsupported_with_its_name() -> None:
         pass
 
     with pytest.raises(Unsupported, match="WanPipeline"):
-        models.family(WanPipeline())
+        specs.family(WanPipeline())
 
 
 def test_prompt_sets_and_files(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from qbench import models
 from qbench.errors import InputError
-from qbench.quality import features, i3d, lpips, weights
-from qbench.recipe import Fvd
+from qbench.pipelines import specs
+from qbench.quality import weights
+from qbench.quality.metrics import features, i3d, lpips
+from qbench.recipe.schema import Fvd
 
-MODEL = models.Model("any", "any")
+MODEL = specs.Model("any", "any")
 CLIPS = ROOT.parent / "shared" / "clips"
 # Places in the alphabetical list of Kinetics-400's classes, as the authors' label map has them.
 CLASSES = {

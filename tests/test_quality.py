@@ -10,14 +10,16 @@ import pytest
 import torch
 from conftest import ROOT
 
-from qbench import models, world
-from qbench.quality import clip_score, fidelity, fvd, measure, temporal, trajectory, validity
-from qbench.quality.clip_score import ClipScorer
+from qbench import world
+from qbench.pipelines import specs
+from qbench.quality import evaluate
+from qbench.quality.metrics import clip_score, fidelity, fvd, temporal, trajectory, validity
+from qbench.quality.metrics.clip_score import ClipScorer
+from qbench.quality.metrics.probe import load_probe
 from qbench.quality.outputs import Outputs
-from qbench.quality.probe import load_probe
-from qbench.recipe import Quality
+from qbench.recipe.schema import Quality
 
-BUNDLED = models.BUNDLED
+BUNDLED = specs.BUNDLED
 
 
 def clips(count: int, seed: int = 0) -> tuple[torch.Tensor, list[world.Scene]]:
@@ -281,7 +283,7 @@ def test_probe_refuses_clips_of_another_shape() -> None:
         load_probe(BUNDLED / "probe")(torch.zeros(1, 9, 3, 64, 64))
 
 
-MODEL = models.find("tiny-cogvideox")
+MODEL = specs.find("tiny-cogvideox")
 
 
 def stored(folder: Path, frames: torch.Tensor, latents: torch.Tensor) -> Outputs:
@@ -293,7 +295,7 @@ def stored(folder: Path, frames: torch.Tensor, latents: torch.Tensor) -> Outputs
 
 
 def measured(ours: Outputs, theirs: Outputs | None, prompts: list[str], **more: Any) -> Any:
-    return measure.measure(ours, theirs, prompts, (17, 3, 64, 64), MODEL, Quality(**more), "cpu")
+    return evaluate.measure(ours, theirs, prompts, (17, 3, 64, 64), MODEL, Quality(**more), "cpu")
 
 
 def test_measure_sees_a_wrong_colour_that_psnr_alone_does_not_name(tmp_path: Path) -> None:
@@ -355,7 +357,7 @@ def test_what_a_network_cannot_read_is_a_note_and_not_a_crash(tmp_path: Path) ->
     short = torch.rand(2, 9, 3, 16, 16)
     outputs = Outputs(tmp_path)
     outputs.add(0, short, torch.randn(2, 3, 16, 2, 2))
-    found = measure.measure(outputs, outputs, ["a", "b"], (9, 3, 16, 16), MODEL, Quality(), "cpu")
+    found = evaluate.measure(outputs, outputs, ["a", "b"], (9, 3, 16, 16), MODEL, Quality(), "cpu")
     assert found.metrics["psnr"].value == fidelity.PSNR_CAP
     assert {"following", "fvd_reference"}.isdisjoint(found.metrics)
     assert any("the probe reads 17 frames" in note for note in found.notes)
@@ -437,7 +439,7 @@ def test_real_clip_keeps_its_brightness_in_clip_preprocessing() -> None:
         pytest.skip("the shared real clips are not here")
     import av
 
-    from qbench.quality.clip_score import preprocess
+    from qbench.quality.metrics.clip_score import preprocess
 
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
@@ -453,7 +455,7 @@ def test_real_clip_keeps_its_brightness_in_clip_preprocessing() -> None:
 def test_features_of_the_reference_are_computed_once_and_change_no_figure(tmp_path: Path) -> None:
     """Kept beside its videos by network, protocol and prompts, and gone with the videos."""
     prompts = ["a red star moves left on a navy background"] * 4
-    model, wanted = models.find("tiny-cogvideox"), Quality(batch=2, metrics=["fvd_reference"])
+    model, wanted = specs.find("tiny-cogvideox"), Quality(batch=2, metrics=["fvd_reference"])
     generator = torch.Generator().manual_seed(3)
     folders = {name: tmp_path / name for name in ("reference", "variant")}
     for folder in folders.values():
@@ -463,7 +465,7 @@ def test_features_of_the_reference_are_computed_once_and_change_no_figure(tmp_pa
     def found(reference: str | None, name: str = "variant") -> dict[str, float]:
         against = Outputs(folders[reference]) if reference else None
         ours = Outputs(folders[name])
-        made = measure.measure(ours, against, prompts, GOOD, model, wanted, "cpu")
+        made = evaluate.measure(ours, against, prompts, GOOD, model, wanted, "cpu")
         return {name: metric.value for name, metric in made.metrics.items()}
 
     fresh = found("reference")

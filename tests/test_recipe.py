@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import RECIPES
 
-from qbench import recipe_file
 from qbench.errors import InputError
+from qbench.recipe import files
 
 FAULTS = {
     "unknown key": ("name: x\nvariant: {dtyp: bf16}", 2, "did you mean 'dtype'?"),
@@ -45,7 +45,7 @@ def test_fault_is_one_line_with_file_line_and_hint(fault: str, tmp_path: Path) -
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
-        recipe_file.load(path)
+        files.load(path)
     message = str(caught.value)
     assert message.startswith(f"{path}:{line}:")
     assert hint in message
@@ -56,39 +56,39 @@ def test_line_of_a_fault_in_the_base_is_the_base_files(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("model: tiny-cogvideox\nmeasure:\n  repeat: 3\n")
     (tmp_path / "child.yaml").write_text("extends: base.yaml\n")
     with pytest.raises(InputError, match=r"base\.yaml:3: measure\.repeat: .*'repeats'"):
-        recipe_file.load(tmp_path / "child.yaml")
+        files.load(tmp_path / "child.yaml")
 
 
 def test_child_changes_one_field_and_inherits_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("name: base\ngeneration: {steps: 7, guidance: 2.0}\n")
     (tmp_path / "child.yaml").write_text("extends: base.yaml\ngeneration: {steps: 9}\n")
-    found = recipe_file.load(tmp_path / "child.yaml")
+    found = files.load(tmp_path / "child.yaml")
     assert (found.name, found.generation.steps, found.generation.guidance) == ("child", 9, 2.0)
 
 
 def test_override_wins_and_its_fault_names_the_override() -> None:
-    changed = recipe_file.load(RECIPES / "int8.yaml", recipe_file.overrides(["variant.dtype=fp16"]))
+    changed = files.load(RECIPES / "int8.yaml", files.overrides(["variant.dtype=fp16"]))
     assert changed.variant.dtype == "fp16"
     assert changed.variant.quantize is not None
     with pytest.raises(InputError, match=r"^--set variant\.dtype=fp61: .*'fp16'"):
-        recipe_file.load(RECIPES / "int8.yaml", recipe_file.overrides(["variant.dtype=fp61"]))
+        files.load(RECIPES / "int8.yaml", files.overrides(["variant.dtype=fp61"]))
 
 
 def test_fingerprint_moves_with_what_is_measured_and_not_with_the_name() -> None:
-    plain = recipe_file.load(RECIPES / "bf16.yaml")
-    renamed = recipe_file.load(RECIPES / "bf16.yaml", {"name": "other", "about": "text"})
-    steps = recipe_file.load(RECIPES / "bf16.yaml", {"generation.steps": "3"})
-    int8 = recipe_file.load(RECIPES / "int8.yaml")
+    plain = files.load(RECIPES / "bf16.yaml")
+    renamed = files.load(RECIPES / "bf16.yaml", {"name": "other", "about": "text"})
+    steps = files.load(RECIPES / "bf16.yaml", {"generation.steps": "3"})
+    int8 = files.load(RECIPES / "int8.yaml")
     assert plain.fingerprint() == renamed.fingerprint()
     assert plain.fingerprint() != steps.fingerprint()
     assert plain.fingerprint() != int8.fingerprint()
     assert plain.settings_fingerprint() == int8.settings_fingerprint()
     assert plain.settings_fingerprint() != steps.settings_fingerprint()
     # `auto` finds the device that another named, and a longer limit ends no run that was done.
-    asked = recipe_file.load(RECIPES / "bf16.yaml", {"device": "cpu", "measure.timeout_s": "9"})
+    asked = files.load(RECIPES / "bf16.yaml", {"device": "cpu", "measure.timeout_s": "9"})
     assert asked.fingerprint() == plain.fingerprint()
     assert asked.settings_fingerprint() == plain.settings_fingerprint()
-    fewer = recipe_file.load(RECIPES / "bf16.yaml", {"measure.repeats": "3"})
+    fewer = files.load(RECIPES / "bf16.yaml", {"measure.repeats": "3"})
     assert fewer.settings_fingerprint() != plain.settings_fingerprint()
 
 
@@ -96,7 +96,7 @@ def test_shipped_recipes_load_under_their_file_names() -> None:
     wanted = {"fp32", "fp16", "bf16", "fp8", "int8", "int8-dynamic", "int8-quanto", "compile"}
     wanted |= {"onnx", "onnx-int8", "tensorrt"}
     wanted |= {"int4", "int2"}
-    found = {path.stem: recipe_file.load(path) for path in RECIPES.rglob("*.yaml")}
+    found = {path.stem: files.load(path) for path in RECIPES.rglob("*.yaml")}
     assert wanted <= set(found)
     below = {path.stem for path in (RECIPES / "attention").glob("*.yaml")}  # named after their axis
     for folder in ("offload", "floor", "faults"):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import qbench
 
-from qbench import records
-from qbench.recipe_file import load
+from qbench.recipe.files import load
+from qbench.results import store
 
 
 def _one(finished: Path, recipe: str) -> Path:
@@ -17,10 +17,10 @@ def _one(finished: Path, recipe: str) -> Path:
 
 
 def test_record_is_complete_and_round_trips(finished: Path, tmp_path: Path) -> None:
-    record = records.read(_one(finished, "int8"))
+    record = store.read(_one(finished, "int8"))
     assert record.status == "ok"
-    assert records.read(records.write(record, tmp_path)) == record
-    text = (tmp_path / records.FILE).read_text()
+    assert store.read(store.write(record, tmp_path)) == record
+    text = (tmp_path / store.FILE).read_text()
     assert sum('"samples": [' in line and line.endswith("],") for line in text.splitlines()) > 5
     assert set(record.stages) >= {"load", "quantize", "text_encode", "denoise", "decode", "save"}
     assert record.generation["steps"] == 2
@@ -35,14 +35,14 @@ def test_record_is_complete_and_round_trips(finished: Path, tmp_path: Path) -> N
 
 
 def test_stages_of_a_video_add_up_to_its_latency(finished: Path) -> None:
-    record = records.read(_one(finished, "fp32"))
+    record = store.read(_one(finished, "fp32"))
     whole = sum(record.stages[s].seconds[0] for s in ("text_encode", "denoise", "decode"))
     assert record.latency_s[0] == pytest.approx(whole, rel=1e-9)
     assert sum(record.step_s[0]) <= record.stages["denoise"].seconds[0]
 
 
 def test_weights_shrink_as_the_scheme_says(finished: Path) -> None:
-    full, int8 = (records.read(_one(finished, name)) for name in ("fp32", "int8"))
+    full, int8 = (store.read(_one(finished, name)) for name in ("fp32", "int8"))
     assert full.weights_bytes == pytest.approx(4 * 9_673_024, rel=0.02)
     # One byte a weight, a scale a row, and what is no linear stays as it was.
     assert int8.weights_bytes == pytest.approx(9_673_024, rel=0.08)
@@ -50,7 +50,7 @@ def test_weights_shrink_as_the_scheme_says(finished: Path) -> None:
 
 
 def test_fingerprints_share_what_is_shared(finished: Path) -> None:
-    full, int8 = (records.read(_one(finished, name)) for name in ("fp32", "int8"))
+    full, int8 = (store.read(_one(finished, name)) for name in ("fp32", "int8"))
     assert full.fingerprints.ranking() == int8.fingerprints.ranking()
     assert full.fingerprints.recipe != int8.fingerprints.recipe
     assert load(Path("recipes/fp32.yaml"), full.overrides).fingerprint() == (
@@ -73,8 +73,8 @@ def test_damaged_record_is_refused_with_its_name(
     text = _one(finished, "int8").read_text()
     path = tmp_path / "record.json"
     path.write_text(damage(text))  # type: ignore[operator]
-    with pytest.raises(records.Unreadable) as caught:
-        records.read(path)
+    with pytest.raises(store.Unreadable) as caught:
+        store.read(path)
     assert str(path) in str(caught.value)
     assert reason in str(caught.value)
 
@@ -92,12 +92,12 @@ def test_report_names_the_corrupt_record_and_shows_the_rest(finished: Path, tmp_
 
 
 def test_interrupted_write_leaves_the_old_record(finished: Path, tmp_path: Path) -> None:
-    record = records.read(_one(finished, "int8"))
-    path = records.write(record, tmp_path)
+    record = store.read(_one(finished, "int8"))
+    path = store.write(record, tmp_path)
     before = path.read_bytes()
     unserialisable = record.model_copy(update={"notes": [object()]})
     with pytest.raises(Exception, match=r".+"):
-        records.write(unserialisable, tmp_path)
+        store.write(unserialisable, tmp_path)
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["record.json"]
 
@@ -105,7 +105,7 @@ def test_interrupted_write_leaves_the_old_record(finished: Path, tmp_path: Path)
 def test_memory_of_captured_graphs_is_what_is_reserved() -> None:
     """Between replays torch counts the graphs' pool as free: 1.7 GiB allocated of 4.5 held."""
     [path] = Path("results/published/h200/peers/runs").glob("diffusers-torchao-*/record.json")
-    record = records.read(path)
+    record = store.read(path)
     peak = record.peak()
     assert record.held_bytes(peak) == peak.reserved_bytes != peak.allocated_bytes
     plain = record.recipe.variant.model_copy(update={"compile": None})

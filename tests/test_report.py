@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from qbench import records, report
 from qbench.quality.statistics import Metric, summarise
-from qbench.report import charts, tables
+from qbench.report import charts, tables, writer
+from qbench.results import ranking, store
+from qbench.results.record import Record, Stage
 
 
-def _variation(base: records.Record, name: str, **changes: Any) -> records.Record:
+def _variation(base: Record, name: str, **changes: Any) -> Record:
     recipe = base.recipe.model_copy(update={"name": name})
     prints = base.fingerprints.model_copy(
         update={"recipe": name, **changes.pop("fingerprints", {})}
@@ -23,13 +24,13 @@ def _variation(base: records.Record, name: str, **changes: Any) -> records.Recor
 
 
 @pytest.fixture(scope="module")
-def base(finished: Path) -> records.Record:
-    return records.read(next(finished.glob("*/int8-*/record.json")))
+def base(finished: Path) -> Record:
+    return store.read(next(finished.glob("*/int8-*/record.json")))
 
 
 @pytest.fixture(scope="module")
-def reference(finished: Path) -> records.Record:
-    return records.read(next(finished.glob("*/fp32-*/record.json")))
+def reference(finished: Path) -> Record:
+    return store.read(next(finished.glob("*/fp32-*/record.json")))
 
 
 def _timed(seconds: float, psnr: float) -> dict[str, Any]:
@@ -49,11 +50,11 @@ def _timed(seconds: float, psnr: float) -> dict[str, Any]:
     }
 
 
-def _rank(*found: records.Record) -> list[report.Ranking]:
-    return report.rankings([(Path(f"{i}/record.json"), r) for i, r in enumerate(found)])
+def _rank(*found: Record) -> list[ranking.Ranking]:
+    return ranking.rankings([(Path(f"{i}/record.json"), r) for i, r in enumerate(found)])
 
 
-def test_machines_settings_and_weights_are_never_ranked_together(base: records.Record) -> None:
+def test_machines_settings_and_weights_are_never_ranked_together(base: Record) -> None:
     others = [
         _variation(base, f"b{i}", fingerprints={name: "elsewhere"})
         for i, name in enumerate(("hardware", "settings", "model", "software", "prompts"))
@@ -62,15 +63,13 @@ def test_machines_settings_and_weights_are_never_ranked_together(base: records.R
     assert [len(ranking.records) for ranking in made] == [2, 1, 1, 1, 1, 1]
 
 
-def test_latest_of_two_runs_of_one_recipe_counts(base: records.Record) -> None:
+def test_latest_of_two_runs_of_one_recipe_counts(base: Record) -> None:
     newer = base.model_copy(update={"started": "2999-01-01T00:00:00+00:00", "run": "newer"})
     (ranking,) = _rank(newer, base)
     assert [record.run for record in ranking.records] == ["newer"]
 
 
-def test_slower_is_said_as_plainly_as_faster(
-    base: records.Record, reference: records.Record
-) -> None:
+def test_slower_is_said_as_plainly_as_faster(base: Record, reference: Record) -> None:
     ref = reference.model_copy(update=_timed(2.0, 50))
     (ranking,) = _rank(
         ref,
@@ -93,7 +92,7 @@ def test_slower_is_said_as_plainly_as_faster(
     assert "1.00" not in cells["hardly"]  # or it would contradict itself
 
 
-def test_recipes_of_one_name_are_told_apart_by_what_differs(base: records.Record) -> None:
+def test_recipes_of_one_name_are_told_apart_by_what_differs(base: Record) -> None:
     """Not by all that the command line changed, most of which they share."""
     changes = {"model": "tiny-cogvideox", "measure.repeats": "1"}
     first = base.model_copy(update={"overrides": changes})
@@ -103,14 +102,14 @@ def test_recipes_of_one_name_are_told_apart_by_what_differs(base: records.Record
     prints = base.fingerprints.model_copy(update={"recipe": "tiled"})
     second = first.model_copy(update={"recipe": recipe, "fingerprints": prints})
     (ranking,) = _rank(first, second, _variation(base, "other"))
-    assert sorted(report.label(record, ranking) for record in ranking.records) == [
+    assert sorted(ranking.label(record, ranking) for record in ranking.records) == [
         "int8 (variant.memory.vae_tiling=False)",
         "int8 (variant.memory.vae_tiling=True)",
         "other",
     ]
 
 
-def _untimed(record: records.Record) -> records.Record:
+def _untimed(record: Record) -> Record:
     measured = record.recipe.measure.model_copy(update={"timing": False})
     return record.model_copy(
         update={"recipe": record.recipe.model_copy(update={"measure": measured})}
@@ -118,7 +117,7 @@ def _untimed(record: records.Record) -> records.Record:
 
 
 def test_without_timing_no_figure_of_speed_is_shown(
-    base: records.Record, reference: records.Record, tmp_path: Path
+    base: Record, reference: Record, tmp_path: Path
 ) -> None:
     """As for runs that shared a GPU: their seconds are in the record and in no table or chart."""
     near, far = (
@@ -140,7 +139,7 @@ def test_without_timing_no_figure_of_speed_is_shown(
 
 
 def test_columns_give_way_where_the_terminal_is_narrow_and_the_status_stays(
-    base: records.Record, reference: records.Record
+    base: Record, reference: Record
 ) -> None:
     died = _variation(base, "died", status="crashed", reason="the process died", quality={})
     (ranking,) = _rank(reference, _variation(base, "quick", **_timed(1.0, 40)), died)
@@ -158,15 +157,15 @@ def test_columns_give_way_where_the_terminal_is_narrow_and_the_status_stays(
 
 
 def test_cards_hold_the_largest_peak_at_least_and_what_was_reserved_surely(
-    base: records.Record,
+    base: Record,
 ) -> None:
     from qbench.meters.memory import Peak
     from qbench.report import cards
 
-    def on_gpu(name: str, denoise: float, decode: float, reserved: float) -> records.Record:
+    def on_gpu(name: str, denoise: float, decode: float, reserved: float) -> Record:
         peaks = {"denoise": denoise, "decode": decode, "text_encode": 0.1}
         stages = {
-            stage: records.Stage(
+            stage: Stage(
                 seconds=[1.0],
                 peak=Peak(allocated_bytes=int(gib * 2**30), reserved_bytes=int(reserved * 2**30)),
             )
@@ -187,9 +186,7 @@ def test_cards_hold_the_largest_peak_at_least_and_what_was_reserved_surely(
     assert cards.ladder(ranking) == ""  # any card will do
 
 
-def test_invalid_is_struck_through_and_on_no_front(
-    base: records.Record, reference: records.Record
-) -> None:
+def test_invalid_is_struck_through_and_on_no_front(base: Record, reference: Record) -> None:
     wrong = _variation(base, "wrong", status="invalid", reason="black in 2 of 2 videos")
     (ranking,) = _rank(reference, wrong)
     row = next(row for row in tables.rows(ranking) if row.cells[0] == "wrong")
@@ -216,7 +213,7 @@ def test_pareto_front_against_brute_force() -> None:
     assert set(charts.pareto(points)) == set(range(60)) - beaten
 
 
-def test_ladder_orders_by_quality_and_names_what_is_within_noise(base: records.Record) -> None:
+def test_ladder_orders_by_quality_and_names_what_is_within_noise(base: Record) -> None:
     def psnr(values: list[float]) -> dict[str, Any]:
         mean = sum(values) / len(values)
         metric = Metric(
@@ -243,7 +240,7 @@ def test_a_chart_saved_with_a_palette_keeps_the_colours_of_thin_lines(tmp_path: 
     import numpy as np
     from PIL import Image, ImageColor
 
-    found, _ = records.read_all(records.find([ROOT / "results/published/h100/quality/runs"]))
+    found, _ = store.read_all(store.find([ROOT / "results/published/h100/quality/runs"]))
     (ranking,) = _rank(*(record for _, record in found))
     (path,) = charts.draw(ranking, tmp_path, "", only="error-by-step")
     with Image.open(path) as picture:
@@ -260,8 +257,8 @@ def test_report_writes_tables_and_charts_that_are_pictures(finished: Path, tmp_p
     import pandas as pd
     from PIL import Image
 
-    found, bad = records.read_all(records.find([finished]))
-    report.write(found, bad, tmp_path)
+    found, bad = store.read_all(store.find([finished]))
+    writer.write(found, bad, tmp_path)
     csv = pd.read_csv(tmp_path / "results.csv")
     assert set(csv["recipe"]) == {"fp32", "int8", "tensorrt"}
     assert csv.set_index("recipe").loc["int8", "psnr"] > 20
@@ -275,7 +272,7 @@ def test_report_writes_tables_and_charts_that_are_pictures(finished: Path, tmp_p
     assert (tmp_path / "speed-quality.svg").read_text().lstrip().startswith("<?xml")
 
 
-def test_record_cannot_point_out_of_its_folder(base: records.Record, tmp_path: Path) -> None:
+def test_record_cannot_point_out_of_its_folder(base: Record, tmp_path: Path) -> None:
     from PIL import Image
 
     from qbench.report import sheets
@@ -284,5 +281,5 @@ def test_record_cannot_point_out_of_its_folder(base: records.Record, tmp_path: P
     Image.new("RGB", (60, 60), "red").save(outside)
     (tmp_path / "run").mkdir()
     evil = base.model_copy(update={"files": {"contact_sheet": "../outside.png"}})
-    (ranking,) = report.rankings([(tmp_path / "run" / "record.json", evil)])
-    assert sheets.side_by_side(ranking, tmp_path / "out.png") is None
+    (made,) = ranking.rankings([(tmp_path / "run" / "record.json", evil)])
+    assert sheets.side_by_side(made, tmp_path / "out.png") is None

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from conftest import RECIPES, qbench
 
-from qbench import records
-from qbench.pacing import Pacer
 from qbench.quality.statistics import paired_speed_up, speed_up
+from qbench.results import store
+from qbench.results.record import Record
+from qbench.run.reference_server import Pacer
 
 STEPS = ["--set=measure.unit=step", "--set=measure.repeats=4", "--set=measure.interleave=true"]
 
 
-def _records(out: Path) -> dict[str, records.Record]:
-    good, bad = records.read_all(records.find([out]))
+def _records(out: Path) -> dict[str, Record]:
+    good, bad = store.read_all(store.find([out]))
     assert not bad
     return {record.recipe.name: record for _, record in good}
 

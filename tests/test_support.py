@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from qbench import records
 from qbench.meters import environment
-from qbench.recipe import Variant
-from qbench.variants import support
+from qbench.optimizations import support
+from qbench.recipe.schema import Variant
+from qbench.results import store
 from scripts import combinations
 
 PUBLISHED = sorted((ROOT / "results/published").rglob("combinations.json"))
@@ -38,7 +38,7 @@ def test_rules_say_what_came_of_every_combination(path: Path) -> None:
 
 def test_no_rule_refuses_what_ran_and_every_choice_ran_on_a_gpu() -> None:
     """The published records and combinations against the rules, whole and choice by choice."""
-    found, _ = records.read_all(records.find([ROOT / "results/published"]))
+    found, _ = store.read_all(store.find([ROOT / "results/published"]))
     ran = [record for _, record in found if record.status == "ok"]
     assert len(ran) > 200
     variants = []

@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 from conftest import RECIPES, ROOT, SMALL, qbench
 
-from qbench import models, records, sweep
+from qbench.pipelines import specs
+from qbench.results import store
+from qbench.results.record import Record
+from qbench.run import sweep
 
 
-def _record(out: Path, recipe: str) -> records.Record:
+def _record(out: Path, recipe: str) -> Record:
     (path,) = out.glob(f"*/{recipe}-*/record.json")
-    return records.read(path)
+    return store.read(path)
 
 
 def test_complete_runs_are_not_run_again(finished: Path) -> None:
@@ -203,7 +206,7 @@ def test_broken_weights_give_an_invalid_run(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "nan-model"
-    shutil.copytree(models.BUNDLED / "tiny-cogvideox", folder)
+    shutil.copytree(specs.BUNDLED / "tiny-cogvideox", folder)
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
     state["proj_out.bias"][:] = float("nan")

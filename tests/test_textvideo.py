@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import RECIPES, qbench
 
-from qbench import models, records, variants
 from qbench.errors import InputError, Unsupported
-from qbench.meters import work
-from qbench.models import textvideo
-from qbench.recipe import Cache, Compile, Generation, Quantize, Variant
-from qbench.variants.kernels.fp8_linear import Fp8FeedForward
+from qbench.meters import flops
+from qbench.optimizations import axes
+from qbench.optimizations.kernels.fp8_linear import Fp8FeedForward
+from qbench.pipelines import specs, text_to_video_sd
+from qbench.recipe.schema import Cache, Compile, Generation, Quantize, Variant
+from qbench.results import store
 
 SMALL = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
 
@@ -54,17 +55,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, dtype: str = "fp32") -> object:
-    return models.load(models.find(str(folder)), dtype, "cpu")  # type: ignore[arg-type]
+    return specs.load(specs.find(str(folder)), dtype, "cpu")  # type: ignore[arg-type]
 
 
-def run_of(pipeline: object, **wanted: int) -> models.Resolved:
+def run_of(pipeline: object, **wanted: int) -> specs.Resolved:
     asked = Generation(frames=5, height=64, width=64, steps=3, **wanted)
-    return models.resolve(pipeline, models.Model("small", "small"), asked)
+    return specs.resolve(pipeline, specs.Model("small", "small"), asked)
 
 
-def inputs_of(pipeline: object, run: models.Resolved) -> tuple[Any, torch.Tensor]:
+def inputs_of(pipeline: object, run: specs.Resolved) -> tuple[Any, torch.Tensor]:
     """Embeddings and initial noise of one video."""
-    return textvideo.encode(pipeline, run, ["a cat"]), textvideo.noise(pipeline, run, 1)
+    return text_to_video_sd.encode(pipeline, run, ["a cat"]), text_to_video_sd.noise(
+        pipeline, run, 1
+    )
 
 
 def test_stages_together_are_what_the_pipeline_itself_makes(folder: Path) -> None:
@@ -72,11 +75,11 @@ def test_stages_together_are_what_the_pipeline_itself_makes(folder: Path) -> Non
     for part in (pipeline.text_encoder, pipeline.vae):  # type: ignore[attr-defined]
         part.float()  # the pipeline's own call knows one dtype
     run = run_of(pipeline)
-    noise = textvideo.noise(pipeline, run, seed=7)
-    embeddings = textvideo.encode(pipeline, run, ["a cat"])
+    noise = text_to_video_sd.noise(pipeline, run, seed=7)
+    embeddings = text_to_video_sd.encode(pipeline, run, ["a cat"])
     seen: list[int] = []
-    latents = textvideo.denoise(pipeline, run, embeddings, noise, seen.append)
-    ours = textvideo.decode(pipeline, run, latents)
+    latents = text_to_video_sd.denoise(pipeline, run, embeddings, noise, seen.append)
+    ours = text_to_video_sd.decode(pipeline, run, latents)
     whole = pipeline(  # type: ignore[operator]
         "a cat", num_frames=5, height=64, width=64, num_inference_steps=3,
         guidance_scale=run.guidance, latents=noise, output_type="pt",
@@ -96,15 +99,15 @@ def test_latents_can_be_exchanged_between_steps(folder: Path) -> None:
         free.append(latents.clone())
         return latents
 
-    textvideo.denoise(pipeline, run, embeddings, noise, lambda _: None, exchange=keep)
-    other = textvideo.noise(pipeline, run, 2)
+    text_to_video_sd.denoise(pipeline, run, embeddings, noise, lambda _: None, exchange=keep)
+    other = text_to_video_sd.noise(pipeline, run, 2)
     forced: list[torch.Tensor] = []
 
     def replace(step: int, latents: torch.Tensor) -> torch.Tensor:
         forced.append(latents.clone())
         return free[step]
 
-    textvideo.denoise(pipeline, run, embeddings, other, lambda _: None, exchange=replace)
+    text_to_video_sd.denoise(pipeline, run, embeddings, other, lambda _: None, exchange=replace)
     assert not torch.allclose(forced[0], free[0])  # other noise
     assert torch.allclose(forced[1], free[1], atol=1e-5)  # from the first run's latents
 
@@ -114,7 +117,7 @@ def test_denoiser_may_have_another_dtype_than_the_text_encoder(folder: Path) -> 
     pipeline.text_encoder.float()  # type: ignore[attr-defined]
     run = run_of(pipeline)
     embeddings, noise = inputs_of(pipeline, run)
-    latents = textvideo.denoise(pipeline, run, embeddings, noise, lambda _: None)
+    latents = text_to_video_sd.denoise(pipeline, run, embeddings, noise, lambda _: None)
     assert latents.dtype == torch.bfloat16
     assert torch.isfinite(latents).all()
 
@@ -123,18 +126,18 @@ def test_variants_of_a_unet(folder: Path) -> None:
     pipeline = load(folder)
     run = run_of(pipeline)
     embeddings, noise = inputs_of(pipeline, run)
-    plain = textvideo.denoise(pipeline, run, embeddings, noise, lambda _: None)
+    plain = text_to_video_sd.denoise(pipeline, run, embeddings, noise, lambda _: None)
     fused = load(folder)
-    variants.apply(fused, Variant(fuse_qkv=True), "cpu", steps=1)
-    found = textvideo.denoise(fused, run, embeddings, noise, lambda _: None)
+    axes.apply(fused, Variant(fuse_qkv=True), "cpu", steps=1)
+    found = text_to_video_sd.denoise(fused, run, embeddings, noise, lambda _: None)
     assert torch.allclose(found, plain, atol=1e-4)
     damaged = load(folder)
-    variants.apply(damaged, Variant(fault="block_skipped"), "cpu", steps=1)
-    found = textvideo.denoise(damaged, run, embeddings, noise, lambda _: None)
+    axes.apply(damaged, Variant(fault="block_skipped"), "cpu", steps=1)
+    found = text_to_video_sd.denoise(damaged, run, embeddings, noise, lambda _: None)
     assert not torch.allclose(found, plain, atol=1e-3)
     cached = Variant(cache=Cache(kind="pab", interval=2))
     with pytest.raises(Unsupported):
-        variants.apply(load(folder), cached, "cpu", steps=1)
+        axes.apply(load(folder), cached, "cpu", steps=1)
 
 
 def test_fp8_layers_of_a_unet(folder: Path) -> None:
@@ -142,13 +145,13 @@ def test_fp8_layers_of_a_unet(folder: Path) -> None:
     pipeline = load(folder)
     run = run_of(pipeline)
     inputs = inputs_of(pipeline, run)
-    plain = textvideo.denoise(pipeline, run, *inputs, lambda _: None, steps=1)
+    plain = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None, steps=1)
     wanted = Quantize(backend="qbench", scheme="fp8_dynamic_row")
-    facts = variants.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu", steps=1)
-    found = textvideo.denoise(pipeline, run, *inputs, lambda _: None, steps=1)
-    unet = models.denoiser(pipeline)
+    facts = axes.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu", steps=1)
+    found = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None, steps=1)
+    unet = specs.denoiser(pipeline)
     kinds = [layer for layer in unet.modules() if isinstance(layer, Fp8FeedForward)]
-    assert len(kinds) == len(textvideo.repeated_blocks(unet))
+    assert len(kinds) == len(text_to_video_sd.repeated_blocks(unet))
     assert {layer.activation for layer in kinds} == {"geglu"}
     assert not any(isinstance(layer, torch.nn.Linear) for layer in unet.modules())
     assert 0 < facts["quantized_parameter_share"] < 1  # convolutions stay as they are
@@ -160,8 +163,8 @@ def test_a_kernel_computes_attention_over_space_and_no_other(folder: Path, fused
     pipeline = load(folder)
     run = run_of(pipeline)
     inputs = inputs_of(pipeline, run)
-    plain = textvideo.denoise(pipeline, run, *inputs, lambda _: None)
-    variants.apply(pipeline, Variant(fuse_qkv=fused), "cpu", steps=1)
+    plain = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None)
+    axes.apply(pipeline, Variant(fuse_qkv=fused), "cpu", steps=1)
     seen = set()
 
     def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -169,8 +172,8 @@ def test_a_kernel_computes_attention_over_space_and_no_other(folder: Path, fused
         turned = (x.transpose(1, 2) for x in (q, k, v))
         return torch.nn.functional.scaled_dot_product_attention(*turned).transpose(1, 2)
 
-    textvideo.set_attention(models.denoiser(pipeline), kernel)
-    found = textvideo.denoise(pipeline, run, *inputs, lambda _: None)
+    text_to_video_sd.set_attention(specs.denoiser(pipeline), kernel)
+    found = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None)
     assert torch.allclose(found, plain, atol=1e-4)
     # Ten frames (five, guided) of 8x8 and 4x4 latents: the tokens of one frame, whatever the width.
     assert {(shape[0], shape[1]) for shape in seen} == {(10, 64), (10, 16)}
@@ -180,19 +183,19 @@ def test_compiled_in_parts_a_unet_makes_the_same_and_leaves_no_part_out(folder: 
     pipeline = load(folder)
     run = run_of(pipeline)
     inputs = inputs_of(pipeline, run)
-    plain = textvideo.denoise(pipeline, run, *inputs, lambda _: None)
-    variants.apply(pipeline, Variant(compile=Compile()), "cpu", steps=1)
-    found = textvideo.denoise(pipeline, run, *inputs, lambda _: None)
+    plain = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None)
+    axes.apply(pipeline, Variant(compile=Compile()), "cpu", steps=1)
+    found = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None)
     assert torch.allclose(found, plain, atol=1e-4)
     held = {
         id(layer)
-        for part in textvideo.compiled_parts(models.denoiser(pipeline))
+        for part in text_to_video_sd.compiled_parts(specs.denoiser(pipeline))
         for layer in part.modules()
     }
     norms = (torch.nn.GroupNorm, torch.nn.LayerNorm)
     outside = [
         name
-        for name, layer in models.denoiser(pipeline).named_modules()
+        for name, layer in specs.denoiser(pipeline).named_modules()
         if isinstance(layer, norms) and id(layer) not in held
     ]
     assert outside == ["conv_norm_out"]
@@ -202,20 +205,20 @@ def test_work_of_a_unet_is_counted(folder: Path) -> None:
     pipeline = load(folder)
     run = run_of(pipeline)
     embeddings, latents = inputs_of(pipeline, run)
-    assert embeddings[0].shape == textvideo.embeddings_shape(pipeline, run, 1)
-    inputs = textvideo.arguments(latents, embeddings[0], torch.tensor([10]))
-    found = work.count(models.denoiser(pipeline), inputs, 4)
+    assert embeddings[0].shape == text_to_video_sd.embeddings_shape(pipeline, run, 1)
+    inputs = text_to_video_sd.arguments(latents, embeddings[0], torch.tensor([10]))
+    found = flops.count(specs.denoiser(pipeline), inputs, 4)
     written_out = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     counter = torch.utils.flop_counter.FlopCounterMode(display=False)
     with counter, written_out, torch.no_grad():
-        models.denoiser(pipeline)(*inputs)
+        specs.denoiser(pipeline)(*inputs)
     assert found.flop == pytest.approx(counter.get_total_flops())
     assert found.attention_flop > 0
 
 
 def test_a_size_that_its_vae_cannot_make_is_refused_before_loading(folder: Path) -> None:
     with pytest.raises(InputError, match="not a multiple of 8; the nearest is 64"):
-        models.check(models.find(str(folder)), Generation(height=62))
+        specs.check(specs.find(str(folder)), Generation(height=62))
 
 
 @pytest.mark.slow
@@ -231,7 +234,7 @@ def test_a_sweep_over_a_unet(folder: Path, tmp_path: Path) -> None:
     paths = [str(RECIPES / f"{name}.yaml") for name in ("int8", "onnx")]
     done = qbench("run", *paths, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = {r.recipe.name: r for _, r in records.read_all(records.find([tmp_path]))[0]}
+    found = {r.recipe.name: r for _, r in store.read_all(store.find([tmp_path]))[0]}
     assert {name: r.status for name, r in found.items()} == {
         "fp32": "ok", "int8": "ok", "onnx": "skipped",
     }  # fmt: skip

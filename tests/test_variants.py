@@ -11,15 +11,16 @@ import pytest
 import torch
 from conftest import RECIPES
 
-from qbench import models, recipe, recipe_file, variants
 from qbench.errors import InputError
 from qbench.meters.memory import stored_bytes
-from qbench.recipe import Quantize, Variant
-from qbench.variants import compilation, quantization, support
+from qbench.optimizations import axes, compilation, quantization, support
+from qbench.pipelines import specs
+from qbench.recipe import files, schema
+from qbench.recipe.schema import Quantize, Variant
 
 
 def _denoiser(dtype: Any = "fp32") -> Any:
-    return models.denoiser(models.load(models.find("tiny-cogvideox"), dtype, "cpu"))
+    return specs.denoiser(specs.load(specs.find("tiny-cogvideox"), dtype, "cpu"))
 
 
 def _inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -112,8 +113,8 @@ def test_torchao_leaves_inductors_global_settings_alone() -> None:
 @pytest.mark.parametrize("kernel", ["math", "flash"])
 def test_torchs_kernel_is_chosen_for_the_denoiser_alone(kernel: str) -> None:
     """T5's attention has a bias that flash fails on: around the denoiser nothing may change."""
-    pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
-    module = models.denoiser(pipeline)
+    pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
+    module = specs.denoiser(pipeline)
     seen = {}
 
     def look(name: str) -> Any:
@@ -126,7 +127,7 @@ def test_torchs_kernel_is_chosen_for_the_denoiser_alone(kernel: str) -> None:
     before()
     module.transformer_blocks[0].attn1.register_forward_hook(look("denoiser"))
     pipeline.text_encoder.register_forward_hook(look("text encoder"))
-    variants.apply(pipeline, Variant(attention=kernel), "cpu", steps=2)
+    axes.apply(pipeline, Variant(attention=kernel), "cpu", steps=2)
     with torch.no_grad():
         pipeline.encode_prompt(["a red star"], do_classifier_free_guidance=False)
     error = _error(module, torch.float32)
@@ -141,7 +142,7 @@ def test_half_an_attention_package_is_a_reason_and_no_crash(
 ) -> None:
     """FlashAttention 4 without the libraries that it compiles with."""
     from qbench.errors import Unsupported
-    from qbench.variants import attention
+    from qbench.optimizations import attention
 
     package = tmp_path / "flash_attn" / "cute"
     package.mkdir(parents=True)
@@ -166,12 +167,12 @@ def test_layers_that_torchao_takes_for_block_scaled_keep_their_type() -> None:
 
 
 def test_regional_compilation_keeps_the_function() -> None:
-    pipeline = models.load(models.find("tiny-cogvideox"), "fp32", "cpu")
-    compilation.apply(pipeline, recipe.Compile(scope="blocks"), hooked=False)
-    assert _error(models.denoiser(pipeline), torch.float32) < 1e-5
+    pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
+    compilation.apply(pipeline, schema.Compile(scope="blocks"), hooked=False)
+    assert _error(specs.denoiser(pipeline), torch.float32) < 1e-5
     compiled = [
         block._compiled_call_impl is not None
-        for block in models.denoiser(pipeline).transformer_blocks
+        for block in specs.denoiser(pipeline).transformer_blocks
     ]
     assert all(compiled)
 
@@ -187,7 +188,7 @@ FULL = support.Machine(
 
 
 def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
-    shipped = [recipe_file.load(path).variant for path in RECIPES.rglob("*.yaml")]
+    shipped = [files.load(path).variant for path in RECIPES.rglob("*.yaml")]
     assert [support.why_not(variant, FULL) for variant in shipped] == [None] * len(shipped)
     int8 = {"backend": "torchao", "scheme": "int8_dynamic"}
     fp8 = {"backend": "torchao", "scheme": "fp8_dynamic_row"}
@@ -233,7 +234,7 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
     ],
 )
 def test_reasons_say_what_to_do(recipe_name: str, machine: support.Machine, reason: str) -> None:
-    found = support.why_not(recipe_file.load(RECIPES / f"{recipe_name}.yaml").variant, machine)
+    found = support.why_not(files.load(RECIPES / f"{recipe_name}.yaml").variant, machine)
     assert (found is None) if reason is None else (reason in (found or ""))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qbench.quality.measure import sampled
+from qbench.quality.evaluate import sampled
 from qbench.quality.statistics import Metric
 from qbench.quality.verdict import Candidate, Floor, Judged, Quality, judge
-from qbench.recipe import Margins
+from qbench.recipe.schema import Margins
 
 N = 200
 RNG = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qbench.recipe import Variant
+from qbench.recipe.schema import Variant
 
 
 class EngineDenoiser:
@@ -54,7 +54,7 @@ def build(pipeline: Any, inputs: tuple[Any, ...], variant: Variant, work: Path) 
     """
     from qbench.engines import onnx, onnxruntime, tensorrt
     from qbench.engines.verify import parity
-    from qbench.models import denoiser, replace_denoiser
+    from qbench.pipelines.specs import denoiser, replace_denoiser
 
     module = denoiser(pipeline)
     exported = onnx.export(module, inputs, work / "denoiser.onnx")

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from qbench.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from qbench.models import Model
-    from qbench.recipe import Prompts
+    from qbench.pipelines.specs import Model
+    from qbench.recipe.schema import Prompts
 
 FOLDER = Path(__file__).parent
 VBENCH = "vbench"

@@ -21,9 +21,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from qbench.quality.catalogue import METRICS
+from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.statistics import CONFIDENCE, Comparison, Metric, compare, holm
-from qbench.recipe import Margins, Verdict
+from qbench.recipe.schema import Margins, Verdict
 
 COMPARED = ("clip_score", "clip_consistency", "following", "flicker")
 BROKEN = 5.0  # margins

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.errors import InputError, nearest
-from qbench.meters.ceilings import cache_folder
+from qbench.meters.roofline import cache_folder
 
 INDEX = "https://pypi.org/simple"
 CHUNK = 2**20

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qbench.meters.memory import CONTEXT_BYTES
-from qbench.records import VIDEO_STAGES
-from qbench.report import Ranking, label, tables
+from qbench.report import tables
+from qbench.results.ranking import Ranking, label
+from qbench.results.record import VIDEO_STAGES
 
 CARDS_GIB = (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)  # as they are sold
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbench.records import Record
-from qbench.report import Ranking, label, tables
+from qbench.report import tables
+from qbench.results.ranking import Ranking, label
+from qbench.results.record import Record
 
 if TYPE_CHECKING:
     from qbench.meters.profile import Class, Profile
-    from qbench.recipe import Verdict
+    from qbench.recipe.schema import Verdict
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"

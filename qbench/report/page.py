@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qbench.report import Ranking, cards, tables
+from qbench.report import cards, tables
+from qbench.results.ranking import Ranking
 
 CHARTED = 4  # rankings that get charts; the tables hold every one
 LADDER = 40  # longest ladder that is written out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qbench.report import Ranking, label
+from qbench.results.ranking import Ranking, label
 
 COLUMNS, WIDTH, MOST = 3, 640, 24
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qbench.quality.statistics import Ratio, paired_difference, speed_up
-from qbench.records import Record
-from qbench.report import Ranking, label
+from qbench.results.ranking import Ranking, label
+from qbench.results.record import Record
 
 HEADERS = (
     "variant",

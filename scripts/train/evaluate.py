@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qbench import world
-from qbench.quality.probe import Probe, load_probe
+from qbench.quality.metrics.probe import Probe, load_probe
 from scripts.train.text import TEXT_TOKENS
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qbench import world
-from qbench.quality.probe import Probe, load_probe
+from qbench.quality.metrics.probe import Probe, load_probe
 from scripts.train.loop import fit
 from scripts.train.text import TEXT_TOKENS, clip_tokenizer
 

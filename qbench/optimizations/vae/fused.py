@@ -1,0 +1,120 @@
+"""The decode of CogVideoX's VAE on qbench's own kernels (`kernels/planes.cu`).
+
+Layers stay diffusers' own and are called as before, so that an offload brings their weights; what
+changes is what each computes with, and how its weights lie in memory. Activations are planes of
+eight channels from the first convolution to the last. What follows a norm is in the norm's pass,
+what is added to a convolution in the convolution's, and no input is padded: the frames before the
+first one lie apart.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders import autoencoder_kl_cogvideox as kinds
+from diffusers.models.upsampling import CogVideoXUpsample3D
+
+from qbench.errors import Unsupported
+from qbench.optimizations.kernels import vae_conv
+from qbench.optimizations.vae import causal
+from qbench.optimizations.vae.patch import computed_by
+
+
+def apply(vae: Any) -> None:
+    """Change the decoder in place. Raises Unsupported where its channels do not make planes."""
+    decoder = vae.decoder
+    norms = [x for x in decoder.modules() if isinstance(x, torch.nn.GroupNorm)]
+    if any(norm.num_channels % vae_conv.EACH for norm in norms):
+        raise Unsupported(f"decode.fused is for VAEs with channels in multiples of {vae_conv.EACH}")
+    for layer in decoder.modules():
+        if isinstance(layer, kinds.CogVideoXSpatialNorm3D):
+            computed_by(layer, _normed)
+            computed_by(layer.norm_layer, vae_conv.group_norm)
+        elif isinstance(layer, kinds.CogVideoXResnetBlock3D):
+            computed_by(layer, _resnet)
+            for conv in (layer.conv1, layer.conv2):
+                _pack(conv.conv)
+                computed_by(conv, _causal)
+            if hasattr(layer, "conv_shortcut"):
+                _pack(layer.conv_shortcut)
+        elif isinstance(layer, CogVideoXUpsample3D):
+            _pack(layer.conv, grow=2)
+            computed_by(layer, _upsampled)
+        elif isinstance(layer, torch.nn.SiLU):
+            computed_by(layer, lambda _, x: x)  # done with the norm before it
+    for conv, forward in ((decoder.conv_in, _entered), (decoder.conv_out, _left)):
+        _pack(conv.conv)
+        computed_by(conv, forward)
+
+
+def _pack(conv: Any, grow: int = 1) -> None:
+    weights = vae_conv.Weights(conv, grow)
+    conv.weight.data = weights.packed(conv.weight.data)
+    short = weights.planes * vae_conv.EACH - weights.outputs
+    conv.bias.data = torch.nn.functional.pad(conv.bias.data, (0, short))
+    computed_by(conv, functools.partial(_convolved, weights))
+
+
+def _convolved(weights: vae_conv.Weights, conv: Any, x: torch.Tensor, **more: Any) -> torch.Tensor:
+    return vae_conv.convolve(x, weights, conv.weight, conv.bias, **more)
+
+
+def _causal(
+    layer: Any,
+    x: torch.Tensor,
+    conv_cache: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """CogVideoXCausalConv3d of planes; its cache is the last frames that it saw."""
+    out = layer.conv(x, before=conv_cache, residual=residual)
+    wide = torch.complex128  # copied 16 bytes at a time
+    cache = None if conv_cache is None else conv_cache.view(wide)
+    return out, causal.kept(x.view(wide), layer.time_kernel_size - 1, cache).view(x.dtype)
+
+
+def _entered(layer: Any, x: torch.Tensor, conv_cache: Any = None) -> tuple[Any, Any]:
+    return _causal(layer, vae_conv.to_planes(x), conv_cache)
+
+
+def _left(layer: Any, x: torch.Tensor, conv_cache: Any = None) -> tuple[Any, Any]:
+    out, cache = _causal(layer, x, conv_cache)
+    # A copy, for the three channels of a video are kept to the end, and their plane has eight.
+    return vae_conv.from_planes(out, layer.conv.out_channels).contiguous(), cache
+
+
+def _normed(
+    layer: Any, f: torch.Tensor, zq: torch.Tensor, conv_cache: Any = None, in_place: bool = False
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """CogVideoXSpatialNorm3D and the SiLU after it, of planes.
+
+    Scale and shift are convolutions of one latent each, so they come before latents are enlarged.
+    """
+    scale, shift = (vae_conv.to_planes(conv.conv(zq)) for conv in (layer.conv_y, layer.conv_b))
+    return layer.norm_layer(f, scale, shift, in_place), {}
+
+
+def _resnet(
+    layer: Any, x: torch.Tensor, temb: None, zq: torch.Tensor, conv_cache: Any = None
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """CogVideoXResnetBlock3D of planes.
+
+    Where the input goes through a shortcut it is the decoder's largest tensor, and nobody reads it
+    after that: it is normed in place, and let go while the caller still holds it.
+    """
+    caches, shortened = conv_cache or {}, hasattr(layer, "conv_shortcut")
+    residual = layer.conv_shortcut(x) if shortened else x
+    hidden, _ = layer.norm1(x, zq, in_place=shortened)
+    hidden, first = layer.conv1(hidden, caches.get("conv1"))
+    if shortened:
+        x.data = x.new_empty(0)
+    hidden, _ = layer.norm2(hidden, zq, in_place=True)
+    hidden, second = layer.conv2(hidden, caches.get("conv2"), residual=residual)
+    return hidden, {"conv1": first, "conv2": second}
+
+
+def _upsampled(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """CogVideoXUpsample3D of planes: frames that time is filled up with are alike."""
+    copies = 2 if layer.compress_time and x.shape[2] > 1 else 1
+    return layer.conv(x, copies=copies)

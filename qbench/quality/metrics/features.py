@@ -1,0 +1,148 @@
+"""Features of videos for FVD and KVD, by a protocol that is fixed and printed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from qbench import world
+from qbench.errors import InputError, nearest
+from qbench.pipelines.specs import BUNDLED, Model
+from qbench.quality import weights
+from qbench.quality.metrics import i3d, probe
+from qbench.recipe.schema import Fvd
+
+PROBE, I3D = "probe", "i3d"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network and what its input goes through. `protocol` names all of it."""
+
+    size: int
+    protocol: str
+    network: Callable[[torch.Tensor], torch.Tensor]  # (batch, frames, 3, h, w) as it wants them
+    prepare: Callable[[torch.Tensor], torch.Tensor]
+
+    @torch.no_grad()
+    def __call__(self, videos: torch.Tensor) -> torch.Tensor:
+        """videos: (batch, frames, 3, height, width) in [0, 1]. Returns (batch, size) on the CPU."""
+        return self.network(self.prepare(videos)).float().cpu()
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.protocol.encode()).hexdigest()[:12]
+
+
+def why_not(wanted: Fvd, model: Model) -> str:
+    """Why there are no features by this protocol here, empty where there are."""
+    name = _named(wanted, model)
+    if name == I3D:
+        return weights.missing(I3D)
+    if name == PROBE:
+        return "" if model.world else "the probe knows the bundled model's world alone"
+    return ""
+
+
+def unfit(wanted: Fvd, model: Model, expected: tuple[int, ...]) -> str:
+    """Why videos of this shape cannot be read, empty where they can."""
+    if _named(wanted, model) == PROBE:
+        own = (world.FRAMES, 3, world.SIDE, world.SIDE)
+        if expected != own:
+            return f"the probe reads {own[0]} frames of {own[2]}x{own[3]}"
+        return ""
+    left = len(range(0, expected[0], wanted.stride)[: wanted.frames])
+    if left < i3d.FEWEST_FRAMES:
+        return f"I3D needs {i3d.FEWEST_FRAMES} frames, and the protocol leaves {left}"
+    return ""
+
+
+def load(wanted: Fvd, model: Model, device: str) -> Extractor:
+    """The extractor of this protocol. Raises InputError where its network is not here."""
+    name = _named(wanted, model)
+    if name == PROBE:
+        return _probe(device)
+    if name == I3D:
+        network = i3d.load_i3d(device)
+        compute = network if wanted.layer == "logits" else network.features
+        size = i3d.CLASSES if wanted.layer == "logits" else i3d.FEATURES
+        label = f"I3D ({weights.SOURCES[I3D].identity})"
+        return Extractor(size, _text(label, wanted), compute, _prepared(wanted))
+    return _torchscript(Path(name).expanduser(), wanted, device)
+
+
+def _named(wanted: Fvd, model: Model) -> str:
+    if wanted.network == "auto":
+        return PROBE if model.world else I3D
+    if wanted.network in (PROBE, I3D) or Path(wanted.network).expanduser().is_file():
+        return wanted.network
+    raise InputError(
+        f"quality.fvd.network {wanted.network!r}: neither a known network nor a file"
+        f"{nearest(wanted.network, (PROBE, I3D))}"
+    )
+
+
+def _text(label: str, wanted: Fvd) -> str:
+    frames = "all frames" if wanted.frames is None else f"the first {wanted.frames} frames"
+    crop = "centre square" if wanted.crop == "centre" else "stretched"
+    return (
+        f"{label}, {wanted.layer}, {frames}, stride {wanted.stride}, "
+        f"{i3d.SIDE}x{i3d.SIDE} {wanted.resize} {crop}, [-1, 1]"
+    )
+
+
+def _probe(device: str) -> Extractor:
+    """The probe has one protocol: the world's own clips, its feature layer."""
+    network = probe.load_probe(BUNDLED / "probe", device)
+    return Extractor(
+        probe.FEATURES,
+        "the bundled probe, features, 17 frames of 64x64",
+        network.features,
+        lambda videos: videos,
+    )
+
+
+def _torchscript(path: Path, wanted: Fvd, device: str) -> Extractor:
+    """A TorchScript I3D of (batch, 3, frames, 224, 224) in [-1, 1], called as StyleGAN-V's is."""
+    try:
+        script: Any = torch.jit.load(str(path), map_location=device).eval()
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"quality.fvd.network {path}: not TorchScript: {first}") from None
+    names = {argument.name for argument in script.forward.schema.arguments}
+    usual = {"rescale": False, "resize": False, "return_features": True}
+    options = {name: value for name, value in usual.items() if name in names}
+
+    def compute(frames: torch.Tensor) -> torch.Tensor:
+        return script(frames.transpose(1, 2), **options)
+
+    prepare = _prepared(wanted)
+    size = compute(prepare(torch.zeros(1, 16, 3, 32, 32, device=device))).shape[-1]
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    label = f"TorchScript {path.name} (sha256 {sha}), its own layer"
+    return Extractor(size, _text(label, wanted), compute, prepare)
+
+
+def _prepared(wanted: Fvd) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Frames chosen, resized to 224x224 and moved to [-1, 1]."""
+
+    def prepare(videos: torch.Tensor) -> torch.Tensor:
+        chosen = videos[:, :: wanted.stride][:, : wanted.frames].float()
+        if wanted.crop == "centre":
+            side = min(chosen.shape[-2:])
+            top, left = ((n - side) // 2 for n in chosen.shape[-2:])
+            chosen = chosen[..., top : top + side, left : left + side]
+        flat = chosen.flatten(0, 1)
+        if flat.shape[-2:] != (i3d.SIDE, i3d.SIDE):
+            mode, _, antialias = wanted.resize.partition("-")
+            flat = functional.interpolate(
+                flat, size=(i3d.SIDE, i3d.SIDE), mode=mode, antialias=bool(antialias)
+            ).clamp(0, 1)
+        return flat.view(*chosen.shape[:3], i3d.SIDE, i3d.SIDE) * 2 - 1
+
+    return prepare

@@ -1,0 +1,172 @@
+"""The record of a run: its schema. How records are written and read is in `store`.
+
+Units stand in the field's name. A new version of the schema gets a new SCHEMA number, and
+`store.read` refuses numbers that it does not know rather than guess.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from qbench.meters.environment import Environment
+from qbench.meters.flops import Work
+from qbench.meters.memory import Peak
+from qbench.meters.nvml import Gauges
+from qbench.meters.roofline import Ceilings
+from qbench.quality.metrics.trajectory import ErrorGrowth
+from qbench.quality.statistics import Metric, Ratio, Summary
+from qbench.recipe.schema import Recipe
+
+SCHEMA = 3
+READABLE = (1, 2, SCHEMA)  # each added fields, and changed none
+
+Status = Literal[
+    "ok",  # ran, and its videos are videos
+    "invalid",  # ran, but its output is NaN, black, frozen, flat or of the wrong shape
+    "skipped",  # this machine cannot run it
+    "failed",  # an error of the program or a library
+    "oom",  # out of memory
+    "timeout",  # longer than measure.timeout_s
+    "crashed",  # the process died without a word
+    "interrupted",  # by the user
+    "running",  # not over, or the machine went down
+]
+VIDEO_STAGES = ("text_encode", "denoise", "decode")  # what a user pays for each video
+STAGES = ("load", "quantize", "compile", *VIDEO_STAGES, "save", "quality")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fingerprints(Strict):
+    """Runs may share a ranking only where settings, prompts, model, hardware and software agree."""
+
+    recipe: str  # what is measured
+    settings: str  # how it is measured: model, generation, prompts, repeats, metrics
+    prompts: str  # the prompts themselves
+    model: str  # the weights
+    hardware: str
+    software: str
+
+    def ranking(self) -> tuple[str, ...]:
+        return (self.settings, self.prompts, self.model, self.hardware, self.software)
+
+
+class Stage(Strict):
+    """One stage: every steady sample for the stages of a video, one sample for the others."""
+
+    seconds: list[float]
+    peak: Peak
+
+
+class Reference(Strict):
+    """The run that this one was compared with."""
+
+    recipe: str
+    run: str
+
+
+class Record(Strict):
+    """One execution of one recipe on one machine."""
+
+    schema_version: int = SCHEMA
+    run: str  # unique: recipe name, time, process
+    recipe: Recipe  # as resolved, overrides included
+    overrides: dict[str, str] = {}  # what the command line changed
+    status: Status = "running"
+    reason: str = ""  # why it is not ok, in one line
+    stage: str = ""  # where it stopped, if not ok
+    started: str = ""  # ISO 8601, UTC
+    ended: str = ""
+    environment: Environment
+    fingerprints: Fingerprints
+    generation: dict[str, Any] = {}  # frames, height, width, steps ... nothing left to default
+    reference: Reference | None = None
+    stages: dict[str, Stage] = {}
+    first_call_s: float | None = None  # compile stage and first video together
+    latency_s: list[float] = []  # text_encode + denoise + decode of each steady video, batch 1
+    latency: Summary | None = None  # of latency_s, the interval that of the median
+    step_s: list[list[float]] = []  # each denoise step of each steady video, device time
+    step_host_s: list[float] = []  # unit: step only; the same steps by the host's clock
+    step: Summary | None = None  # of the median step of each steady video; unit: step, of steps
+    paired_reference_s: list[float] = []  # the reference's turn before each timed unit
+    paired_speed_up: Ratio | None = None  # over the reference, of the interleaved pairs
+    gauges: Gauges | None = None  # power, energy, clocks, temperature over the timed units
+    work: Work | None = None  # FLOP and bytes of one denoise step
+    ceilings: Ceilings | None = None  # what the machine can do at most
+    weights_bytes: int | None = None  # of the denoiser, as stored
+    facts: dict[str, float] = {}  # shares quantized, parity of an engine ...
+    videos: int = 0  # that quality was computed on
+    quality: dict[str, Metric] = {}
+    error_growth: ErrorGrowth | None = None  # of the latents, step by step
+    notes: list[str] = []  # what a reader of the figures must know
+    files: dict[str, str] = {}  # by kind, relative to the record
+
+    def step_seconds(self) -> float | None:
+        """A denoise step: the median, or the mean where caching makes steps of two kinds.
+
+        None where the machine did other things besides; so is a video.
+        """
+        if not self.recipe.measure.timing:
+            return None
+        if self.recipe.variant.cache and self.step_s:
+            steps = [step for video in self.step_s for step in video]
+            return sum(steps) / len(steps)
+        return self.step.median if self.step else None
+
+    def video_seconds(self) -> float | None:
+        timed = self.recipe.measure.timing
+        return self.latency.median if self.latency and timed else None
+
+    def achieved_flop_per_s(self) -> float | None:
+        """The FLOP of a step over its time; none for cached steps, which leave work out."""
+        seconds = self.step_seconds()
+        if self.work is None or not seconds or self.recipe.variant.cache:
+            return None
+        return self.work.flop / seconds
+
+    def ceiling_share(self) -> float | None:
+        """What was achieved, of what this machine's products reach in the fastest dtype used.
+
+        FP32 counts as used: a CPU computes what it has no units for in FP32, and faster than its
+        own products in that dtype. None where the ceiling is beaten, for it then is none.
+        """
+        share = self._share()
+        return None if share is None or share > 1 else share
+
+    def beats_ceiling(self) -> bool:
+        """Whether the calibration cannot be right: the machine was busy with something else."""
+        return (self._share() or 0.0) > 1
+
+    def _share(self) -> float | None:
+        rate = self.achieved_flop_per_s()
+        if rate is None or self.ceilings is None:
+            return None
+        known = self.ceilings.product_flop_per_s
+        reached = [known[name] for name in self._dtypes() if name in known]
+        return rate / max(reached) if reached else None
+
+    def _dtypes(self) -> set[str]:
+        return {"fp32", *self.recipe.variant.arithmetic()}
+
+    def peak(self) -> Peak:
+        """The largest peak of the stages that a user pays for each video."""
+        peak = Peak()
+        for name in VIDEO_STAGES:
+            if name in self.stages:
+                peak = peak.larger(self.stages[name].peak)
+        return peak
+
+    def held_bytes(self, peak: Peak) -> int | None:
+        """What of a peak a user needs: allocated on a GPU, resident on a CPU.
+
+        Where CUDA graphs were captured, what is reserved: their pool counts as free between
+        replays, so `allocated` leaves all activations out.
+        """
+        compiled = self.recipe.variant.compile
+        if compiled and compiled.captures_graphs and peak.reserved_bytes:
+            return peak.reserved_bytes
+        return peak.allocated_bytes or peak.resident_bytes

@@ -1,0 +1,291 @@
+"""Many recipes, one after the other: the reference first, each in a process of its own.
+
+A crash, an out-of-memory, a time-out or an error becomes a record with a status and a reason, and
+the sweep goes on. What is already complete for the same fingerprints is not run again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from qbench import prompts
+from qbench.errors import InputError, nearest
+from qbench.meters import roofline
+from qbench.meters.environment import Environment
+from qbench.meters.roofline import Ceilings
+from qbench.pipelines import specs
+from qbench.recipe.files import load
+from qbench.recipe.schema import Recipe, digest
+from qbench.results import store
+from qbench.results.record import Fingerprints, Record, Reference
+from qbench.run import processes, worker
+from qbench.run.processes import Child
+from qbench.run.reference_server import Pacer
+
+DONE = ("ok", "invalid")  # a record with such a status is complete
+
+
+class Watcher(Protocol):
+    """Who is told how the sweep gets on; see `progress`."""
+
+    def begin(self, recipe: Recipe, position: int, total: int) -> None: ...
+    def event(self, recipe: Recipe, event: dict[str, Any]) -> None: ...
+    def end(self, record: Record, path: Path, fresh: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe with what the command line changed about it."""
+
+    recipe: Recipe
+    overrides: dict[str, str] = field(default_factory=dict)
+    implied: bool = False  # the reference of another, not named itself
+
+
+def plan(paths: list[Path], overrides: dict[str, str]) -> list[Planned]:
+    """The recipes of these files, each reference before those that are compared with it.
+
+    A reference that is not named is found beside the recipe that names it, or in the folder above.
+    Overrides of the variant do not apply to it, all others do.
+    """
+    shared = {key: value for key, value in overrides.items() if not key.startswith("variant")}
+    named: dict[str, Planned] = {}
+    implied: dict[str, Planned] = {}
+    loaded = [(path, load(path, overrides)) for path in paths]
+    for path, recipe in loaded:
+        if recipe.name in named:
+            raise InputError(f"{path}: a second recipe with the name {recipe.name!r}")
+        named[recipe.name] = Planned(recipe, overrides)
+    for path, recipe in loaded:
+        wanted = recipe.reference
+        if recipe.is_reference or wanted is None or wanted in named or wanted in implied:
+            continue
+        implied[wanted] = Planned(load(_beside(path, wanted), shared), shared, implied=True)
+    everything = [*implied.values(), *named.values()]
+    for item in everything:
+        model = specs.find(item.recipe.model)
+        specs.check(model, item.recipe.generation)
+        prompts.chosen(item.recipe.prompts, model)
+    return sorted(everything, key=lambda item: not item.recipe.is_reference)
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The recipe of this name in the folder of `path`, or in the folder above it."""
+    folders = (path.parent, path.resolve().parent.parent)
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    there = [item.stem for folder in folders for item in folder.glob("*.yaml")]
+    raise InputError(f"{path}: reference: no recipe {name!r} beside it{nearest(name, there)}")
+
+
+def run(
+    planned: list[Planned], out: Path, watcher: Watcher, fresh: bool = False
+) -> list[tuple[Path, Record]]:
+    """Run what is not complete. Returns each recipe's record with its folder, in order.
+
+    With `fresh`, the recipes that were named run again. KeyboardInterrupt ends the sweep after
+    the record of the interrupted run is written.
+    """
+    processes.prepare()
+    finished: dict[str, tuple[Path, Record]] = {}
+    machines = _Machines(out)
+    pacers: dict[str, Pacer] = {}
+    try:
+        for position, item in enumerate(planned, 1):
+            recipe = item.recipe
+            reference = None if recipe.is_reference else finished.get(recipe.reference or "")
+            draft = _draft(item, machines.environment(recipe.device), reference)
+            folder = machines.folder(recipe.device) / f"{recipe.name}-{_short(draft.fingerprints)}"
+            old = None if fresh and not item.implied else _complete(folder, draft)
+            watcher.begin(recipe, position, len(planned))
+            if old is None:
+                draft = draft.model_copy(update={"ceilings": machines.ceilings(recipe.device)})
+            pacer = None
+            if recipe.measure.interleave and draft.reference and reference and not old:
+                pacer = pacers.setdefault(draft.reference.run, Pacer(reference[1], reference[0]))
+            where = reference[0] if reference else None
+            record = old or _execute(draft, folder, where, watcher, pacer)
+            watcher.end(record, folder, fresh=old is None)
+            if old is None and record.beats_ceiling():
+                machines.calibrate_again(recipe.device)
+            finished[recipe.name] = (folder, record)
+            if record.status == "interrupted":
+                break
+    finally:
+        for pacer in pacers.values():
+            pacer.close()
+    return list(finished.values())
+
+
+class _Machines:
+    """What is read once a sweep of each device that recipes ask for."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._environments: dict[str, Environment] = {}
+        self._ceilings: dict[str, Ceilings | None] = {}
+
+    def environment(self, device: str) -> Environment:
+        if device not in self._environments:
+            self._environments[device] = read_environment(device)
+        return self._environments[device]
+
+    def folder(self, device: str) -> Path:
+        return self._out / self.environment(device).machine()
+
+    def ceilings(self, device: str) -> Ceilings | None:
+        if device not in self._ceilings:
+            self._ceilings[device] = roofline.kept(
+                self._calibration(device), self.environment(device).device
+            )
+        return self._ceilings[device]
+
+    def calibrate_again(self, device: str) -> None:
+        self._ceilings[device] = roofline.kept(
+            self._calibration(device), self.environment(device).device, again=True
+        )
+
+    def _calibration(self, device: str) -> Path:
+        found = self.environment(device)
+        machine = digest([found.hardware(), found.software()])
+        return roofline.cache_folder() / f"{found.machine()}-{machine}"
+
+
+def _draft(
+    item: Planned, environment: Environment, reference: tuple[Path, Record] | None
+) -> Record:
+    recipe = item.recipe
+    model = specs.find(recipe.model)
+    now = datetime.now(UTC)
+    usable = reference if reference and reference[1].status == "ok" else None
+    return Record(
+        run=f"{recipe.name}-{now:%Y%m%dT%H%M%S}-{os.getpid()}",
+        recipe=recipe,
+        overrides=item.overrides,
+        started=now.isoformat(timespec="seconds"),
+        environment=environment,
+        fingerprints=Fingerprints(
+            recipe=recipe.fingerprint(),
+            settings=recipe.settings_fingerprint(),
+            prompts=prompts.chosen(recipe.prompts, model).digest(),
+            model=model.digest(recipe.weights),
+            hardware=digest(environment.hardware()),
+            software=digest(environment.software()),
+        ),
+        reference=Reference(recipe=usable[1].recipe.name, run=usable[1].run) if usable else None,
+    )
+
+
+def _short(fingerprints: Fingerprints) -> str:
+    return digest(fingerprints.model_dump())[:8]
+
+
+def _complete(folder: Path, draft: Record) -> Record | None:
+    """The record already there, if it is whole and was compared with the same reference run."""
+    try:
+        old = store.read(folder / store.FILE)
+    except store.Unreadable:
+        return None
+    same = old.fingerprints == draft.fingerprints and old.reference == draft.reference
+    return old if same and old.status in DONE else None
+
+
+def read_environment(device: str) -> Environment:
+    """Read in a process of its own, so that this one never holds a GPU's memory."""
+    done = subprocess.run(
+        [sys.executable, "-m", "qbench.meters.environment", device],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 2:
+        raise InputError(done.stderr.strip().splitlines()[-1])
+    if done.returncode:
+        raise RuntimeError(f"the environment could not be read: {done.stderr.strip()[-500:]}")
+    return Environment.model_validate_json(done.stdout.strip().splitlines()[-1])
+
+
+def _execute(
+    draft: Record, folder: Path, reference: Path | None, watcher: Watcher, pacer: Pacer | None
+) -> Record:
+    """One process from start to end; its record, or one that says how it died."""
+    folder.mkdir(parents=True, exist_ok=True)
+    usable = reference if draft.reference else None
+    job = worker.Job(
+        draft=draft,
+        folder=folder.resolve(),
+        reference=usable and usable.resolve(),
+        paced=pacer is not None,
+    )
+    store.write(draft, folder)
+    stage, limit = "start", draft.recipe.measure.timeout_s
+    child: Child | None = None
+    try:
+        with _interrupt_held():  # a process that was started is a process that is ended
+            child = Child(worker.run, job.model_dump_json(), folder / "log.txt")
+        for event in child.events(limit):
+            stage = event.get("stage", stage)
+            if event["event"] == "turn" and pacer:
+                child.answer(pacer.turn(event["number"]))
+            watcher.event(draft.recipe, event)
+        code = child.wait()
+    except TimeoutError:
+        assert child is not None
+        child.end()
+        reason = f"took longer than measure.timeout_s = {limit:g} s"
+        return _ended(draft, folder, "timeout", reason, stage)
+    except KeyboardInterrupt:
+        if child is not None:
+            child.end()
+        return _ended(draft, folder, "interrupted", "stopped by the user", stage)
+    try:
+        record = store.read(folder / store.FILE)
+    except store.Unreadable as error:
+        return _ended(draft, folder, "crashed", str(error), stage)
+    if record.status != "running":
+        return record
+    return _ended(draft, folder, "crashed", _how(code), stage)
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is left, so that none falls inside it."""
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
+
+
+def _ended(draft: Record, folder: Path, status: str, reason: str, stage: str) -> Record:
+    record = draft.model_copy(
+        update={
+            "status": status,
+            "reason": reason,
+            "stage": stage,
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "files": {"log": "log.txt"},
+        }
+    )
+    store.write(record, folder)
+    return record
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"the process ended with exit code {code} and left no record; see its log"
+    name = signal.Signals(-code).name
+    hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
+    return f"the process died of {name}{hint}"
