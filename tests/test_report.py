@@ -11,7 +11,8 @@ from conftest import ROOT
 
 from qbench.quality.statistics import Metric, summarise
 from qbench.report import charts, tables, writer
-from qbench.results import ranking, store
+from qbench.results import store
+from qbench.results.ranking import Ranking, label, rankings
 from qbench.results.record import Record, Stage
 
 
@@ -50,8 +51,8 @@ def _timed(seconds: float, psnr: float) -> dict[str, Any]:
     }
 
 
-def _rank(*found: Record) -> list[ranking.Ranking]:
-    return ranking.rankings([(Path(f"{i}/record.json"), r) for i, r in enumerate(found)])
+def _rank(*found: Record) -> list[Ranking]:
+    return rankings([(Path(f"{i}/record.json"), r) for i, r in enumerate(found)])
 
 
 def test_machines_settings_and_weights_are_never_ranked_together(base: Record) -> None:
@@ -102,7 +103,7 @@ def test_recipes_of_one_name_are_told_apart_by_what_differs(base: Record) -> Non
     prints = base.fingerprints.model_copy(update={"recipe": "tiled"})
     second = first.model_copy(update={"recipe": recipe, "fingerprints": prints})
     (ranking,) = _rank(first, second, _variation(base, "other"))
-    assert sorted(ranking.label(record, ranking) for record in ranking.records) == [
+    assert sorted(label(record, ranking) for record in ranking.records) == [
         "int8 (variant.memory.vae_tiling=False)",
         "int8 (variant.memory.vae_tiling=True)",
         "other",
@@ -281,5 +282,5 @@ def test_record_cannot_point_out_of_its_folder(base: Record, tmp_path: Path) -> 
     Image.new("RGB", (60, 60), "red").save(outside)
     (tmp_path / "run").mkdir()
     evil = base.model_copy(update={"files": {"contact_sheet": "../outside.png"}})
-    (made,) = ranking.rankings([(tmp_path / "run" / "record.json", evil)])
+    (made,) = rankings([(tmp_path / "run" / "record.json", evil)])
     assert sheets.side_by_side(made, tmp_path / "out.png") is None
