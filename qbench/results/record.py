@@ -19,8 +19,8 @@ from qbench.quality.metrics.trajectory import ErrorGrowth
 from qbench.quality.statistics import Metric, Ratio, Summary
 from qbench.recipe.schema import Recipe
 
-SCHEMA = 3
-READABLE = (1, 2, SCHEMA)  # each added fields, and changed none
+SCHEMA = 4
+READABLE = (1, 2, 3, SCHEMA)  # each added fields with defaults, and changed none
 
 Status = Literal[
     "ok",  # ran, and its videos are videos

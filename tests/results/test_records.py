@@ -10,6 +10,7 @@ from conftest import qbench
 
 from qbench.recipe.files import load
 from qbench.results import store
+from qbench.results.record import SCHEMA
 
 
 def _one(finished: Path, recipe: str) -> Path:
@@ -62,7 +63,10 @@ def test_fingerprints_share_what_is_shared(finished: Path) -> None:
     ("damage", "reason"),
     [
         (lambda text: text[: len(text) // 2], "not a record"),
-        (lambda text: text.replace('"schema_version": 3', '"schema_version": 99'), "version 99"),
+        (
+            lambda text: text.replace(f'"schema_version": {SCHEMA}', '"schema_version": 99'),
+            "version 99",
+        ),
         (lambda text: text.replace('"status": "ok"', '"status": "splendid"'), "status"),
         (lambda text: json.dumps([1]), "not a record"),
     ],

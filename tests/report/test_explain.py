@@ -230,7 +230,7 @@ def test_records_of_the_first_schema_are_still_read(finished: Path, tmp_path: Pa
     path.write_text(json.dumps(facts | {"schema_version": 1}))
     assert store.read(path).work is None
     path.write_text(json.dumps(facts | {"schema_version": SCHEMA + 1}))
-    with pytest.raises(store.Unreadable, match="this qbench reads 1, 2, 3"):
+    with pytest.raises(store.Unreadable, match="this qbench reads 1, 2, 3, 4"):
         store.read(path)
 
 
