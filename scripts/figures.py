@@ -1,0 +1,435 @@
+"""Draw the figures in the documents from published records, or check that the two agree.
+
+    python -m scripts.figures [--write] [DOCUMENT...]
+
+Without `--write` every figure that differs from its record is named, and the exit code is 1; the
+tests and CI run that. Two kinds of marks, both invisible in rendered Markdown:
+
+    Runs in <!--= h100/videos fast video -->14.4 s<!--/--> on an H100.
+
+    <!-- figures
+    from: h100/videos
+    columns: {video: video, peak memory: peak}
+    rows: [fast, bf16]
+    -->
+    ... the table, written by this script ...
+    <!-- /figures -->
+
+An expression names a folder below results/published, a recipe, and a figure (`FIGURES` below). It
+may narrow the records down by a field of the recipe (`measure.memory_limit_gib=12`), and relate two
+figures: `h200/peers diffusers-torchao step / fast step`, where the right side takes over the folder
+and, with one word, the recipe. A folder's JSON files are named by their path, a dotted path inside,
+and the form: `h100/text_encoder.json rows.0.peak.allocated_bytes GiB`.
+
+In a document that says `<!-- figures: all -->`, a measurement (a number with a unit) outside of
+marks is a fault too, unless `<!--: why -->0.7 GiB<!--/-->` says where it comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qbench.report import charts, tables
+from qbench.results import ranking as ranked
+from qbench.results import store
+from qbench.results.ranking import Ranking
+from qbench.results.record import Record
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = ROOT / "results" / "published"
+INLINE = re.compile(r"<!--= *(?P<expression>[^>]*?) *-->(?P<text>[^<]*)<!--/-->")
+BLOCK = re.compile(
+    r"^<!-- figures\n(?P<spec>.*?)^-->\n(?P<text>.*?)^<!-- /figures -->$", re.M | re.S
+)
+GIVEN = re.compile(r"<!--: *[^>]*-->[^<]*<!--/-->")
+ALL = "<!-- figures: all -->"
+COMMENT = re.compile(r"<!--.*?-->", re.S)
+CODE = re.compile(r"^```.*?^```|^ {4}.*?$|`[^`\n]*`", re.M | re.S)
+LINK = re.compile(r"\]\([^)]*\)")
+UNITS = r"ms|s|min|minutes|hours|GiB|MiB|GB|MB|dB|TFLOP/s|TFLOP|x|times|MHz|W|J"
+MEASUREMENT = re.compile(rf"(?<![\w.])\d[\d,.]*(?<![,.]) ?(?:{UNITS})(?![\w/])")
+
+
+class Fault(Exception):
+    """A mark that cannot be drawn, in one line."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as it is shown; `value` is what ratios and differences are made of."""
+
+    text: str
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record and the ranking in which it stands."""
+
+    record: Record
+    ranking: Ranking
+
+    def stage(self, name: str) -> Figure:
+        stage = self.record.stages.get(name)
+        if stage is None or not stage.seconds:
+            raise Fault(f"{self.record.run} has no seconds of {name}")
+        ordered = sorted(stage.seconds)
+        return _seconds(ordered[len(ordered) // 2])
+
+    def peak(self, stage: str, kind: str = "allocated_bytes") -> Figure:
+        found = self.record.stages.get(stage)
+        return _bytes(getattr(found.peak, kind) if found else None)
+
+    def kernels(self, kind: str) -> Figure:
+        """Seconds of the profiled step that its kernels of one kind took."""
+        profile = charts.profiles_of(self.ranking).get(self.record.run)
+        if profile is None:
+            raise Fault(f"{self.record.run} has no profile")
+        by_kind: dict[str, float] = dict(profile.seconds())  # type: ignore[arg-type]
+        parts = KERNELS[kind]
+        known = [by_kind[part] for part in parts if part in by_kind]
+        if not known:
+            raise Fault(f"{self.record.run}: its profile has no {kind}")
+        return Figure(f"{sum(known) * 1000:.0f} ms", sum(known))
+
+    def quality(self, name: str, form: str) -> Figure:
+        metric = self.record.quality.get(name)
+        return (
+            Figure(tables.MISSING) if metric is None else Figure(form % metric.value, metric.value)
+        )
+
+    def interval(self, name: str, digits: int) -> Figure:
+        metric = self.record.quality.get(name)
+        if metric is None or metric.summary is None or metric.summary.low is None:
+            raise Fault(f"{self.record.run} has no interval of {name}")
+        low, high = metric.summary.low, metric.summary.high
+        return Figure(f"[{low:.{digits}f}, {high:.{digits}f}]")
+
+    def speed(self) -> Figure:
+        if self.record is self.ranking.reference:
+            return Figure("reference", 1.0)
+        ratio = tables.against_reference(self.record, self.ranking)
+        if ratio is None:
+            return Figure(tables.MISSING)
+        return Figure(f"{ratio.value:.2f}x", ratio.value)
+
+    def speed_interval(self) -> Figure:
+        ratio = tables.against_reference(self.record, self.ranking)
+        samples = self.record.latency or self.record.step
+        if ratio is None or samples is None or samples.n < tables.FEW:
+            raise Fault(f"{self.record.run} has no interval of its speed-up")
+        return Figure(f"[{ratio.low:.2f}, {ratio.high:.2f}]")
+
+    def verdict(self) -> Figure:
+        if self.record is self.ranking.reference:
+            return Figure("reference")
+        judged = self.ranking.judged.get(self.record.run)
+        return Figure(judged.text if judged else tables.MISSING)
+
+    def gain(self, metric: str, digits: int) -> Figure:
+        """The mean paired difference from the reference, positive where better."""
+        judged = self.ranking.judged.get(self.record.run)
+        tests = [t.comparison for t in judged.tests] if judged else []
+        for comparison in tests:
+            if comparison.metric == metric:
+                low, high = comparison.low, comparison.high
+                text = f"{comparison.gain:+.{digits}f}"
+                if low is not None and high is not None:
+                    text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+                return Figure(text, comparison.gain)
+        raise Fault(f"{self.record.run} was not tested in {metric}")
+
+    def throttled(self) -> Figure:
+        gauges = self.record.gauges
+        share = gauges.throttled.get("power cap", 0.0) if gauges else 0.0
+        return Figure(f"{share:.0%}", share)
+
+
+KERNELS = {
+    "attention": ("attention",),
+    "gemm": ("gemm", "products"),
+    "other": ("pointwise", "movement", "other"),
+}
+
+
+def _seconds(value: float | None) -> Figure:
+    if value is None:
+        return Figure(tables.MISSING)
+    return Figure(f"{value:,.0f} s" if value >= 1000 else tables.time_text(value), value)
+
+
+def _bytes(value: float | None) -> Figure:
+    return Figure(tables.bytes_text(None if value is None else int(value)), value)
+
+
+def _share(value: float | None) -> Figure:
+    return Figure(tables.MISSING if value is None else f"{value:.0%}", value)
+
+
+FIGURES: dict[str, Callable[[Row], Figure]] = {
+    "video": lambda row: _seconds(row.record.video_seconds()),
+    "step": lambda row: _seconds(row.record.step_seconds()),
+    "denoise": lambda row: row.stage("denoise"),
+    "decode": lambda row: row.stage("decode"),
+    "first-call": lambda row: _seconds(row.record.first_call_s),
+    "speed-up": Row.speed,
+    "speed-up-interval": Row.speed_interval,
+    "peak": lambda row: _bytes(row.record.held_bytes(row.record.peak())),
+    "reserved": lambda row: _bytes(row.record.peak().reserved_bytes),
+    "allocated": lambda row: _bytes(row.record.peak().allocated_bytes),
+    "denoise-peak": lambda row: row.peak("denoise"),
+    "decode-peak": lambda row: row.peak("decode"),
+    "needed": lambda row: _bytes(row.record.facts.get("needed_bytes")),
+    "fragments": lambda row: _bytes(row.record.facts.get("fragments_bytes")),
+    "weights": lambda row: _bytes(row.record.weights_bytes),
+    "attention": lambda row: row.kernels("attention"),
+    "gemm": lambda row: row.kernels("gemm"),
+    "other": lambda row: row.kernels("other"),
+    "throttled": Row.throttled,
+    "psnr": lambda row: row.quality("psnr", "%.1f dB"),
+    "psnr-interval": lambda row: row.interval("psnr", 1),
+    "ssim": lambda row: row.quality("ssim", "%.4f"),
+    "lpips": lambda row: row.quality("lpips", "%.4f"),
+    "clip": lambda row: row.quality("clip_score", "%.2f"),
+    "clip-gain": lambda row: row.gain("clip_score", 2),
+    "fvd": lambda row: row.quality("fvd_reference", "%.2f"),
+    "adherence": lambda row: _share(row.quality("following", "%g").value),
+    "verdict": Row.verdict,
+    "videos": lambda row: Figure(f"{row.record.videos:,}", row.record.videos),
+    "n": lambda row: Figure(str(len(row.record.latency_s) or sum(map(len, row.record.step_s)))),
+    "date": lambda row: Figure(row.record.started[:10]),
+    "device": lambda row: Figure(row.record.environment.device_name),
+}
+
+
+@functools.cache
+def _rankings(folder: str) -> list[Ranking]:
+    places = [PUBLISHED / folder / "runs", PUBLISHED / folder]
+    found, unreadable = store.read_all(store.find([next(p for p in places if p.exists())]))
+    if unreadable:
+        raise Fault(unreadable[0])
+    return ranked.rankings(found)
+
+
+def row_of(folder: str, recipe: str, fields: dict[str, str]) -> Row:
+    """The one record of a folder with this recipe and these fields. Raises Fault otherwise."""
+    if not (PUBLISHED / folder).is_dir():
+        raise Fault(f"there is no results/published/{folder}")
+    found = [
+        Row(record, ranking)
+        for ranking in _rankings(folder)
+        for record in ranking.records
+        if record.recipe.name == recipe
+        and all(_field(record, name) == value for name, value in fields.items())
+    ]
+    if len(found) != 1:
+        raise Fault(f"results/published/{folder} has {len(found)} records {recipe} {fields or ''}")
+    return found[0]
+
+
+def _field(record: Record, dotted: str) -> str:
+    value: object = record.recipe.model_dump()
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _of_json(path: str, dotted: str, form: str) -> Figure:
+    try:
+        value = json.loads((PUBLISHED / path).read_text(encoding="utf-8"))
+        for part in dotted.split("."):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise Fault(f"results/published/{path} {dotted}: {type(error).__name__} {error}") from None
+    if isinstance(value, list):
+        ordered = sorted(value)
+        middle = len(ordered) // 2
+        value = (ordered[middle] + ordered[~middle]) / 2
+    forms: dict[str, Callable[[float], Figure]] = {
+        "s": _seconds,
+        "GiB": _bytes,
+        "%": _share,
+        "count": lambda v: Figure(f"{v:,.0f}", v),
+        "dB": lambda v: Figure(f"{v:.1f} dB", v),
+        "TFLOP/s": lambda v: Figure(f"{v / 1e12:.0f} TFLOP/s", v),
+        "points": lambda v: Figure(f"{v:.1f}", v),
+    }
+    if form not in forms:
+        raise Fault(f"{form!r} is not a form; there are {', '.join(forms)}")
+    return forms[form](value)
+
+
+def evaluate(expression: str) -> Figure:
+    """The figure of an expression. Raises Fault."""
+    sides = re.split(r" ([/-]) ", expression)
+    words = sides[0].split()
+    left = _term(words)
+    if len(sides) == 1:
+        return left
+    if len(sides) != 3:
+        raise Fault(f"{expression!r} relates more than two figures")
+    other = sides[2].split()
+    if len([word for word in other if "=" not in word]) < 3:  # taken over from the left side
+        named = [word for word in words if "=" not in word]
+        given = [word for word in other if "=" not in word]
+        fields = [w for w in other if "=" in w] or [w for w in words if "=" in w]
+        other = [*named[: 3 - len(given)], *given, *fields]
+    right = _term(other)
+    if left.value is None or not right.value:
+        raise Fault(f"{expression!r}: one side has no value")
+    if sides[1] == "/":
+        return Figure(f"{left.value / right.value:.2f}", left.value / right.value)
+    difference = left.value - right.value
+    unit = left.text.rpartition(" ")[2]
+    if unit in ("ms", "s"):
+        return Figure(tables.time_text(difference), difference)
+    if unit.endswith("iB"):
+        return _bytes(difference)
+    return Figure(f"{difference:.2f}", difference)
+
+
+def _term(words: list[str]) -> Figure:
+    fields = dict(word.split("=", 1) for word in words if "=" in word)
+    named = [word for word in words if "=" not in word]
+    if len(named) != 3:
+        raise Fault(f"{' '.join(words)!r} is not a folder, a recipe and a figure")
+    folder, recipe, figure = named
+    if folder.endswith(".json"):
+        return _of_json(folder, recipe, figure)
+    if figure not in FIGURES:
+        raise Fault(f"{figure!r} is not a figure; there are {', '.join(FIGURES)}")
+    shown = FIGURES[figure](row_of(folder, recipe, fields))
+    if shown.text == tables.MISSING and shown.value is None:
+        raise Fault(f"{' '.join(words)}: the record has none")
+    return shown
+
+
+class Table(BaseModel):
+    """What a block says: whose records, which columns, which rows, each with its words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    folder: str = Field(alias="from")
+    first: str = "variant"  # the heading of the first column
+    columns: dict[str, str]  # heading: figures, or a folder and a figure, joined by blanks
+    rows: list[str] | dict[str, str]  # recipes, or recipes with the words that stand for them
+
+    def markdown(self) -> str:
+        named = self.rows if isinstance(self.rows, dict) else {name: name for name in self.rows}
+        lines = [
+            [words, *(self._cell(name, column) for column in self.columns.values())]
+            for name, words in named.items()
+        ]
+        return tables.grid([self.first, *self.columns], lines) + "\n"
+
+    def _cell(self, name: str, column: str) -> str:
+        """One cell; a `-` where its record has no such figure."""
+        words = column.split()
+        folder = self.folder if words[0] in FIGURES else words.pop(0)
+        recipe, *fields = name.split()
+        row = row_of(folder, recipe, dict(field.split("=", 1) for field in fields))
+        shown = []
+        for word in words:
+            if word not in FIGURES:
+                raise Fault(f"{word!r} is not a figure; there are {', '.join(FIGURES)}")
+            try:
+                shown.append(FIGURES[word](row).text)
+            except Fault:
+                shown.append("")
+        return " ".join(filter(None, shown)) or tables.MISSING
+
+
+def drawn(document: Path) -> tuple[str, list[str]]:
+    """The document with its figures drawn anew, and a line for each mark that cannot be."""
+    text, name = document.read_text(encoding="utf-8"), _name(document)
+    faults: list[str] = []
+
+    def fail(at: re.Match[str], why: object) -> str:
+        line = text.count("\n", 0, text.find(at.group())) + 1
+        faults.append(f"{name}:{line}: {why}")
+        return at.group()
+
+    def inline(at: re.Match[str]) -> str:
+        try:
+            figure = evaluate(at["expression"])
+        except Fault as fault:
+            return fail(at, fault)
+        # A line that begins with a comment would be taken for HTML and not be rendered.
+        if at.start() == 0 or at.string[at.start() - 1] == "\n":
+            return fail(at, "a mark may not begin a line")
+        return f"<!--= {at['expression']} -->{figure.text}<!--/-->"
+
+    def block(at: re.Match[str]) -> str:
+        try:
+            table = Table.model_validate(yaml.safe_load(at["spec"]))
+            return f"<!-- figures\n{at['spec']}-->\n\n{table.markdown()}\n<!-- /figures -->"
+        except Fault as fault:
+            return fail(at, fault)
+        except (ValidationError, yaml.YAMLError) as error:
+            return fail(at, " ".join(str(error).split()))
+
+    new = INLINE.sub(inline, BLOCK.sub(block, text))
+    if ALL in text:
+        faults += [f"{name}:{line}" for line in _unmarked(new)]
+    return new, faults
+
+
+def _unmarked(text: str) -> list[str]:
+    """Measurements outside of marks, with their line numbers."""
+
+    def blank(at: re.Match[str]) -> str:
+        return re.sub(r"[^\n]", " ", at.group())
+
+    for pattern in (BLOCK, INLINE, GIVEN, COMMENT, CODE, LINK):
+        text = pattern.sub(blank, text)
+    return [
+        f"{number}: {found.group()!r} is not drawn from a record"
+        for number, line in enumerate(text.splitlines(), 1)
+        for found in MEASUREMENT.finditer(line)
+    ]
+
+
+def _name(document: Path) -> Path:
+    return document.relative_to(ROOT) if document.is_relative_to(ROOT) else document
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("documents", type=Path, nargs="*")
+    parser.add_argument("--write", action="store_true", help="draw what differs anew")
+    args = parser.parse_args()
+    wrong = []
+    for document in [path.resolve() for path in args.documents] or documents():
+        new, faults = drawn(document)
+        old = document.read_text(encoding="utf-8")
+        if new != old and args.write:
+            document.write_text(new, encoding="utf-8")
+        elif new != old:
+            pairs = zip(old.splitlines(), new.splitlines(), strict=False)
+            changed = [(n, b) for n, (a, b) in enumerate(pairs, 1) if a != b]
+            faults += [
+                f"{_name(document)}:{n}: the records say: {line}" for n, line in changed[:20]
+            ]
+        wrong += faults
+    for line in wrong:
+        print(line, file=sys.stderr)
+    raise SystemExit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

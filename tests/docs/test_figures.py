@@ -1,0 +1,83 @@
+"""Figures in the documents are those of the published records."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts import figures
+
+TABLE = """<!-- figures
+from: h100/videos
+columns: {video: video, speed-up: speed-up speed-up-interval}
+rows: {fast: "**fast**", bf16: plain}
+-->
+<!-- /figures -->
+"""
+
+
+@pytest.mark.parametrize("document", figures.documents(), ids=lambda path: path.name)
+def test_document_agrees_with_its_records(document: Path) -> None:
+    new, faults = figures.drawn(document)
+    assert not faults
+    assert new == document.read_text(encoding="utf-8")
+
+
+def test_wrong_figure_is_named_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("One\n\nIt takes <!--= h100/videos fast video -->12.0 s<!--/-->.\n")
+    monkeypatch.setattr("sys.argv", ["figures", str(document)])
+    with pytest.raises(SystemExit, match="1"):
+        figures.main()
+    shown = capsys.readouterr().err
+    assert "page.md:3: the records say" in shown
+    assert "-->14.4 s<!--/-->" in shown
+
+
+def test_table_holds_the_records_own_figures(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text(TABLE)
+    new, faults = figures.drawn(document)
+    assert not faults
+    assert "| **fast** | 14.4 s | 2.36x |" in new  # one video each: no interval
+    assert "| plain | 34 s | reference |" in new
+    document.write_text(new)
+    assert figures.drawn(document) == (new, [])
+
+
+def test_expressions_relate_figures_and_choose_by_field() -> None:
+    ratio = figures.evaluate("h200/peers diffusers-torchao step / fast step")
+    assert ratio.value == pytest.approx(0.48427 / 0.26107, rel=0.01)
+    assert ratio.text == "1.85"
+    fragments = figures.evaluate("h100/cards bf16 measure.memory_limit_gib=12 fragments")
+    assert fragments.value == pytest.approx(1138166333.44)
+
+
+@pytest.mark.parametrize(
+    ("mark", "says"),
+    [
+        ("a <!--= h100/videos nothing video -->1<!--/-->", "0 records nothing"),
+        ("a <!--= h100/nowhere fast video -->1<!--/-->", "no results/published/h100/nowhere"),
+        ("a <!--= h100/videos fast sped -->1<!--/-->", "'sped' is not a figure"),
+        ("a <!--= h100/cards fast peak -->1<!--/-->", "3 records fast"),
+        ("a <!--= h100/steps fast psnr -->1<!--/-->", "the record has none"),
+        ("<!--= h100/videos fast video -->1<!--/-->", "may not begin a line"),
+        ("<!-- figures: all -->\nIt takes 14.4 s.", "2: '14.4 s' is not drawn from a record"),
+    ],
+)
+def test_mark_that_cannot_be_drawn_is_one_line(tmp_path: Path, mark: str, says: str) -> None:
+    document = tmp_path / "page.md"
+    document.write_text(mark)
+    new, faults = figures.drawn(document)
+    assert len(faults) == 1
+    assert says in faults[0]
+    assert new == mark
+
+
+def test_measurements_with_a_stated_source_need_no_record(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text(
+        "<!-- figures: all -->\n49x480x720 on a card of <!--: its size -->24 GiB<!--/-->, `8 ms`.\n"
+    )
+    assert figures.drawn(document)[1] == []
