@@ -128,7 +128,7 @@ def test_libraries_imported_beside_a_gpu_never_start_its_driver(tmp_path: Path) 
         "started = []\n"
         "torch.cuda._lazy_init = lambda: started.append(True)\n"
         "before = torch.cuda.get_device_capability, torch.cuda._lazy_init\n"
-        "from qbench import preload\n"
+        "from qbench.run import preload\n"
         "preload.MODULES = ('eager', 'asking', 'json.tool')\n"
         "preload._import_beside_a_gpu()\n"
         "assert (torch.cuda.get_device_capability, torch.cuda._lazy_init) == before\n"
