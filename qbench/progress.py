@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from qbench.recipe.schema import Recipe
 from qbench.results.record import Record
+from qbench.run.events import Event, StageEntered, StepsDone, WorkPlanned
 
 COLOURS = {"ok": "green", "skipped": "yellow"}
 
@@ -39,19 +39,16 @@ class Progress:
         else:
             self._line(self._head)
 
-    def event(self, recipe: Recipe, event: dict[str, Any]) -> None:
-        if event["event"] == "plan":
-            self._total, self._stepped = event["steps"], time.monotonic()
-        elif event["event"] == "step":
-            self._steps += event.get("count", 1)
-        elif event["event"] == "stage":
-            stage = event["stage"]
-            if "video" in event:
-                stage = f"{stage}: video {event['video']}/{event['videos']}"
-            elif "metric" in event:
-                stage = f"{stage}: {event['metric']}"
-            changed = event["stage"] != self._stage.split(":")[0]
-            self._stage = stage
+    def event(self, recipe: Recipe, event: Event) -> None:
+        if isinstance(event, WorkPlanned):
+            self._total, self._stepped = event.steps, time.monotonic()
+        elif isinstance(event, StepsDone):
+            self._steps += event.count
+        elif isinstance(event, StageEntered):
+            changed = event.stage != self._stage.split(":")[0]
+            self._stage = event.stage
+            if event.done is not None:
+                self._stage += f": {event.unit} {event.done}/{event.total}"
             if changed:
                 self._plain_line()
         if self._live:

@@ -20,12 +20,15 @@ from qbench.pipelines import specs
 from qbench.quality.statistics import summarise
 from qbench.recipe import schema
 from qbench.results.record import Fingerprints, Record
-from qbench.run.session import Run
-from qbench.run.worker import Job
+from qbench.run.events import NoLink
+from qbench.run.job import Job
+from qbench.run.recorder import Recorder
+from qbench.run.session import Session, prepare
+from qbench.run.stages import Stages
 
 
-def qbench_run(wanted: schema.Recipe, device: str, folder: Path) -> Run:
-    """A run of the runner's own that belongs to no sweep, before its first stage."""
+def lone_session(wanted: schema.Recipe, device: str, folder: Path) -> Session:
+    """A prepared session that belongs to no sweep."""
     blank = Fingerprints(recipe="", settings="", prompts="", model="", hardware="", software="")
     draft = Record(
         run=wanted.name,
@@ -33,7 +36,9 @@ def qbench_run(wanted: schema.Recipe, device: str, folder: Path) -> Run:
         environment=environment.read(device),
         fingerprints=blank,
     )
-    return Run(Job(draft=draft, folder=folder), emit=lambda *_, **__: None)
+    texts = prompts.chosen(wanted.prompts, specs.find(wanted.model)).prompts
+    job = Job(draft=draft, folder=folder, prompts=tuple(texts))
+    return prepare(job, Stages(Recorder(draft), NoLink()))
 
 
 def main() -> None:
@@ -46,8 +51,7 @@ def main() -> None:
     wanted = schema.Recipe.model_validate(
         {"name": "overhead", "reference": None, "variant": {"dtype": arguments.dtype}}
     )
-    run = qbench_run(wanted, device, Path("."))
-    run.prepare()
+    run = lone_session(wanted, device, Path("."))
     pipeline, generation = run.pipeline, run.generation
     text = prompts.load(specs.find("tiny-cogvideox").prompts).prompts
 
@@ -75,7 +79,7 @@ def main() -> None:
         return time.perf_counter() - start
 
     def ours(number: int) -> float:
-        return sum(run.video([number])[2].values())
+        return sum(run.video([number]).seconds.values())
 
     for _ in range(2):
         bare(0), ours(0)

@@ -31,7 +31,7 @@ from qbench.optimizations import support
 from qbench.recipe import schema
 from qbench.recipe.schema import Variant
 from qbench.run import processes, sweep
-from qbench.run.worker import one_line
+from qbench.run.failures import named
 
 STEPS, SEED, LIMIT_S = 8, 5, 240.0
 SAID = 300  # characters kept of an error; a compiler's runs to pages
@@ -105,7 +105,7 @@ def attempt(job: str, connection: Connection) -> None:
         error = _relative_error(Variant.model_validate(facts["variant"]), facts["device"])
         connection.send({"event": "end", "relative_error": error})
     except Exception as error:
-        connection.send({"event": "end", "error": one_line(error)[:SAID]})
+        connection.send({"event": "end", "error": named(error)[:SAID]})
 
 
 def _relative_error(variant: Variant, device: str) -> float:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qbench.report import writer
 from qbench.results import store
-from qbench.run.session import PROFILE
+from qbench.run.generate import PROFILE
 
 UNFINISHED = ("running", "interrupted")
 

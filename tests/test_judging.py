@@ -18,8 +18,8 @@ from qbench.recipe import files
 from qbench.report import tables
 from qbench.results import store
 from qbench.results.ranking import Ranking, rankings
-from qbench.run import evaluate
-from scripts.bench_overhead import qbench_run
+from qbench.run import generate, timing
+from scripts.bench_overhead import lone_session
 
 FEW = [
     "--set=generation.steps=4",
@@ -219,24 +219,24 @@ def test_a_compiler_meets_one_size_of_batch_and_the_videos_are_the_same(
             "quality.batch": "3",
         },
     )
-    run = qbench_run(wanted, "cpu", tmp_path)
     sizes: list[int] = []
-    run.prepare()
+    run = lone_session(wanted, "cpu", tmp_path)
     plain = run.family.denoise
 
-    def denoise(pipeline: Any, generation: Any, embeddings: Any, latents: Any, *more: Any) -> Any:
+    def denoise(
+        pipeline: Any, generation: Any, embeddings: Any, latents: Any, *more: Any, **named: Any
+    ) -> Any:
         sizes.append(len(latents))
-        return plain(pipeline, generation, embeddings, latents, *more)
+        return plain(pipeline, generation, embeddings, latents, *more, **named)
 
     run.family = SimpleNamespace(**vars(run.family) | {"denoise": denoise})
-    run.first_and_warm_up()
-    run._steady()
-    evaluate._rest_of_the_videos(run)
+    timing.time(run)
+    generate.generate(run)
     assert sizes == [1, 1, 3, 3 if compiled else 2]
     kept, _ = run.outputs.read(0, 6)
     assert len(kept) == 6
     for number in (0, 3, 4, 5):
-        frames, _, _, _ = run.video([number])
+        frames = run.video([number]).frames
         others = [(frames[0] - one.float()).abs().mean().item() for one in kept]
         assert others.pop(number) < 2e-3  # the VAE computes in BF16
         assert min(others) > 2e-2

@@ -12,7 +12,8 @@ from conftest import RECIPES, qbench
 from qbench.quality.statistics import paired_speed_up, speed_up
 from qbench.results import store
 from qbench.results.record import Record
-from qbench.run.reference_server import Pacer
+from qbench.run.job import Job
+from qbench.run.reference_server import ReferenceServer
 
 STEPS = ["--set=measure.unit=step", "--set=measure.repeats=4", "--set=measure.interleave=true"]
 
@@ -42,7 +43,7 @@ def test_every_timed_step_has_its_turn_of_the_reference(interleaved: Path) -> No
     assert min(ratios) <= bf16.paired_speed_up.value <= max(ratios)
     assert not fp32.paired_reference_s
     assert bf16.stages["denoise"].seconds == bf16.step_host_s
-    assert not list(interleaved.rglob("pacer*"))
+    assert not list(interleaved.rglob("reference-server*"))
 
 
 def test_random_weights_give_no_quality_and_say_why(interleaved: Path) -> None:
@@ -77,10 +78,12 @@ def test_a_reference_that_cannot_run_gives_no_turn(interleaved: Path, tmp_path: 
     broken = reference.model_copy(
         update={"recipe": reference.recipe.model_copy(update={"model": "/nowhere"})}
     )
-    pacer = Pacer(broken, tmp_path)
-    assert math.isnan(pacer.turn(0))
-    assert math.isnan(pacer.turn(0))
-    pacer.close()
+    server = ReferenceServer(Job(draft=broken, folder=tmp_path, prompts=("a red star",)))
+    assert math.isnan(server.turn(0))
+    assert math.isnan(server.turn(0))
+    assert server.failure is not None
+    assert "/nowhere" in server.failure.reason
+    server.close()
 
 
 def test_pairs_see_through_a_drift_that_hides_the_difference() -> None:

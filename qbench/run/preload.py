@@ -27,6 +27,7 @@ MODULES = (
     "transformers.models.t5.modeling_t5",
     "transformers.models.auto.tokenization_auto",
     "qbench.quality.evaluate",
+    "qbench.run.worker",
     "qbench.run.session",
 )
 

@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
+from qbench.run.events import Event
+
+POLL_S = 60.0  # poll takes no wait of any length
 PATIENCE_S = 5.0  # between asking a process to end and ending it
 
 
@@ -42,19 +44,22 @@ class Child:
         self._process.start()
         theirs.close()
 
-    def events(self, limit_s: float | None = None) -> Iterator[dict[str, Any]]:
-        """Its events as they come, until it ends. Raises TimeoutError once the limit has passed."""
-        deadline = None if limit_s is None else time.monotonic() + limit_s
+    def events(self, deadline: float | None = None) -> Iterator[Event]:
+        """Its events as they come, until it ends.
+
+        Raises TimeoutError once the deadline, of time.monotonic, has passed.
+        """
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._connection.poll(left):
+            left = POLL_S if deadline is None else deadline - time.monotonic()
+            if left <= 0:
                 raise TimeoutError
             try:
-                yield self._connection.recv()
+                if self._connection.poll(min(left, POLL_S)):
+                    yield self._connection.recv()
             except (EOFError, ConnectionError):
                 return
 
-    def answer(self, value: Any) -> None:
+    def answer(self, value: float) -> None:
         """What its `recv` returns. Raises OSError where it has died."""
         self._connection.send(value)
 

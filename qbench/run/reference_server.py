@@ -1,4 +1,4 @@
-"""The reference takes its turn between the timed units of a variant, so that drift cancels.
+"""The reference takes its turn beside the timed units of a variant, so that drift cancels.
 
 Both run in processes of their own on one device. The variant's process asks for a turn and waits;
 the sweep hands the turn to the reference's process and the time that it took back to the variant's.
@@ -8,50 +8,64 @@ Neither ever works while the other is timed.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-from qbench.results.record import Record
 from qbench.run import worker
+from qbench.run.events import Event, ServerFailed, ServerReady, TurnTaken
+from qbench.run.job import Job
 from qbench.run.processes import Child
 
+LOG = "reference-server.txt"
 
-class Pacer:
+
+class ReferenceServer:
     """The reference's process, started at the first turn and kept until `close`."""
 
-    def __init__(self, reference: Record, folder: Path) -> None:
-        self._job = worker.Job(draft=reference, folder=folder.resolve())
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._child: Child | None = None
-        self._dead = False
+        self.failure: ServerFailed | None = None  # why it gives no more turns
 
-    def turn(self, number: int) -> float:
-        """Seconds that the reference takes for the unit of this number; NaN once it has died."""
-        if self._dead:
+    def turn(self, number: int, deadline: float | None = None) -> float:
+        """Seconds that the reference takes for the unit of this number; NaN once it has died.
+
+        Raises TimeoutError where the deadline (of time.monotonic) passes first.
+        """
+        if self.failure:
             return math.nan
         try:
-            child = self._child or self._start()
+            child = self._child or self._start(deadline)
             child.answer(number)
-            return self._await("paced")
-        except (OSError, EOFError):
-            self.close()
+            taken = self._next(TurnTaken, deadline)
+            return taken.seconds if isinstance(taken, TurnTaken) else math.nan
+        except (OSError, EOFError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            self._failed(ServerFailed("the reference's process died", out_of_memory=False))
             return math.nan
 
-    def _start(self) -> Child:
-        log = self._job.folder / "pacer.txt"
-        self._child = Child(worker.pace, self._job.model_dump_json(), log)
-        self._await("ready")
+    def _start(self, deadline: float | None) -> Child:
+        log = self._job.folder / LOG
+        self._child = Child(worker.serve, self._job.model_dump_json(), log)
+        self._next(ServerReady, deadline)
         return self._child
 
-    def _await(self, wanted: str) -> float:
-        """The figure that comes with the next event of this name. Raises EOFError at the end."""
-        for event in self._child.events() if self._child else ():
-            if event["event"] == wanted:
-                return float(event.get("seconds", 0.0))
-        raise EOFError(wanted)
+    def _next(self, awaited: type[Event], deadline: float | None) -> Event:
+        """The next event of this type. Raises EOFError where the process ends before it."""
+        for event in self._child.events(deadline) if self._child else ():
+            if isinstance(event, awaited):
+                return event
+            if isinstance(event, ServerFailed):
+                self._failed(event)
+        raise EOFError
+
+    def _failed(self, failure: ServerFailed) -> None:
+        self.failure = self.failure or failure
+        self.close()
 
     def close(self) -> None:
         """End the process. A turn after this is NaN."""
-        self._dead = True
+        self.failure = self.failure or ServerFailed("closed", out_of_memory=False)
         if self._child is not None:
             self._child.end()
             self._child = None
-        (self._job.folder / "pacer.txt").unlink(missing_ok=True)
+        (self._job.folder / LOG).unlink(missing_ok=True)

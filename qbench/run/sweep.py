@@ -10,12 +10,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from qbench import prompts
 from qbench.errors import InputError, nearest
@@ -26,10 +27,12 @@ from qbench.pipelines import specs
 from qbench.recipe.files import load
 from qbench.recipe.schema import Recipe, digest
 from qbench.results import store
-from qbench.results.record import Fingerprints, Record, Reference
-from qbench.run import processes, worker
+from qbench.results.record import Fingerprints, Record, Reference, Status
+from qbench.run import processes, recorder, worker
+from qbench.run.events import Event, StageEntered, TurnAsked
+from qbench.run.job import Job
 from qbench.run.processes import Child
-from qbench.run.reference_server import Pacer
+from qbench.run.reference_server import ReferenceServer
 
 DONE = ("ok", "invalid")  # a record with such a status is complete
 
@@ -38,7 +41,7 @@ class Watcher(Protocol):
     """Who is told how the sweep gets on; see `progress`."""
 
     def begin(self, recipe: Recipe, position: int, total: int) -> None: ...
-    def event(self, recipe: Recipe, event: dict[str, Any]) -> None: ...
+    def event(self, recipe: Recipe, event: Event) -> None: ...
     def end(self, record: Record, path: Path, fresh: bool) -> None: ...
 
 
@@ -99,7 +102,7 @@ def run(
     processes.prepare()
     finished: dict[str, tuple[Path, Record]] = {}
     machines = _Machines(out)
-    pacers: dict[str, Pacer] = {}
+    servers: dict[str, ReferenceServer] = {}
     try:
         for position, item in enumerate(planned, 1):
             recipe = item.recipe
@@ -110,11 +113,12 @@ def run(
             watcher.begin(recipe, position, len(planned))
             if old is None:
                 draft = draft.model_copy(update={"ceilings": machines.ceilings(recipe.device)})
-            pacer = None
+            server = None
             if recipe.measure.interleave and draft.reference and reference and not old:
-                pacer = pacers.setdefault(draft.reference.run, Pacer(reference[1], reference[0]))
+                job = _job(reference[1], reference[0])
+                server = servers.setdefault(draft.reference.run, ReferenceServer(job))
             where = reference[0] if reference else None
-            record = old or _execute(draft, folder, where, watcher, pacer)
+            record = old or _execute(draft, folder, where, watcher, server)
             watcher.end(record, folder, fresh=old is None)
             if old is None and record.beats_ceiling():
                 machines.calibrate_again(recipe.device)
@@ -122,8 +126,8 @@ def run(
             if record.status == "interrupted":
                 break
     finally:
-        for pacer in pacers.values():
-            pacer.close()
+        for server in servers.values():
+            server.close()
     return list(finished.values())
 
 
@@ -214,28 +218,42 @@ def read_environment(device: str) -> Environment:
     return Environment.model_validate_json(done.stdout.strip().splitlines()[-1])
 
 
+def _job(
+    draft: Record, folder: Path, reference: Path | None = None, interleaved: bool = False
+) -> Job:
+    chosen = prompts.chosen(draft.recipe.prompts, specs.find(draft.recipe.model))
+    return Job(
+        draft=draft,
+        folder=folder.resolve(),
+        prompts=tuple(chosen.prompts),
+        reference=reference and reference.resolve(),
+        interleaved=interleaved,
+    )
+
+
 def _execute(
-    draft: Record, folder: Path, reference: Path | None, watcher: Watcher, pacer: Pacer | None
+    draft: Record,
+    folder: Path,
+    reference: Path | None,
+    watcher: Watcher,
+    server: ReferenceServer | None,
 ) -> Record:
     """One process from start to end; its record, or one that says how it died."""
     folder.mkdir(parents=True, exist_ok=True)
     usable = reference if draft.reference else None
-    job = worker.Job(
-        draft=draft,
-        folder=folder.resolve(),
-        reference=usable and usable.resolve(),
-        paced=pacer is not None,
-    )
+    job = _job(draft, folder, usable, interleaved=server is not None)
     store.write(draft, folder)
     stage, limit = "start", draft.recipe.measure.timeout_s
+    deadline = time.monotonic() + limit
     child: Child | None = None
     try:
         with _interrupt_held():  # a process that was started is a process that is ended
             child = Child(worker.run, job.model_dump_json(), folder / "log.txt")
-        for event in child.events(limit):
-            stage = event.get("stage", stage)
-            if event["event"] == "turn" and pacer:
-                child.answer(pacer.turn(event["number"]))
+        for event in child.events(deadline):
+            if isinstance(event, StageEntered):
+                stage = event.stage
+            elif isinstance(event, TurnAsked) and server:
+                child.answer(server.turn(event.number, deadline))
             watcher.event(draft.recipe, event)
         code = child.wait()
     except TimeoutError:
@@ -269,16 +287,8 @@ def _interrupt_held() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _ended(draft: Record, folder: Path, status: str, reason: str, stage: str) -> Record:
-    record = draft.model_copy(
-        update={
-            "status": status,
-            "reason": reason,
-            "stage": stage,
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "files": {"log": "log.txt"},
-        }
-    )
+def _ended(draft: Record, folder: Path, status: Status, reason: str, stage: str) -> Record:
+    record = recorder.ended(draft, status, reason, stage)
     store.write(record, folder)
     return record
 

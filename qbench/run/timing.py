@@ -1,106 +1,249 @@
-"""Denoise steps as the unit of a run: `measure.unit: step`, and the reference that takes turns.
+"""The timed part of a run: videos, or denoise steps, one by one after a warm-up.
 
-All steps belong to one video: the pipeline's own loop runs, and stops after each of its steps.
+Where a run is interleaved, the reference does the same unit in a process of its own right before
+or right after each of them. The order alternates, so that a steady drift of the machine cancels.
 """
 
 from __future__ import annotations
 
-import gc
-from typing import TYPE_CHECKING, Any
+import math
+from dataclasses import dataclass, field
+from statistics import mean, median
+from typing import TYPE_CHECKING
 
-from qbench.meters.clock import UnitTimer
-from qbench.meters.nvml import GaugeMeter
-from qbench.quality.statistics import summarise
 from qbench.results.record import Stage
+from qbench.run.events import ServerReady, StepsDone, TurnTaken, WorkPlanned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from qbench.meters.nvml import Gauges
+    from qbench.quality.statistics import Ratio, Summary
+    from qbench.run.session import Session
 
-    from qbench.run.session import Run
+ENDED_NOTE = "not interleaved: the reference's process ended early"
 
 
-def measure(run: Run) -> None:
-    """Timed denoise steps, all of one video: the pipeline's own loop, stopped after each."""
-    measured = run.recipe.measure
+@dataclass(frozen=True)
+class Pairs:
+    """Seconds that the reference took for each timed unit, in order, and what they say."""
+
+    reference_s: list[float] = field(default_factory=list)
+    speed_up: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Every sample, in seconds. A run of steps has no latency, one of videos no `step_host_s`."""
+
+    first_call_s: float
+    stages: dict[str, Stage]
+    step_s: list[list[float]]  # of each video, by the device's clock
+    step: Summary
+    gauges: Gauges | None
+    pairs: Pairs
+    latency_s: list[float] = field(default_factory=list)
+    latency: Summary | None = None
+    step_host_s: list[float] = field(default_factory=list)
+
+    def fields(self) -> dict[str, object]:
+        """As the record has them, but for the stages, which join those of the preparation."""
+        return {
+            "first_call_s": self.first_call_s,
+            "step_s": self.step_s,
+            "step": self.step,
+            "gauges": self.gauges,
+            "latency_s": self.latency_s,
+            "latency": self.latency,
+            "step_host_s": self.step_host_s,
+            "paired_reference_s": self.pairs.reference_s,
+            "paired_speed_up": self.pairs.speed_up,
+        }
+
+
+class Turns:
+    """The reference's turns of one run: before the even units, after the odd ones."""
+
+    def __init__(self, session: Session) -> None:
+        self._link, self._paired = session.link, session.job.interleaved
+        self._recorder = session.recorder
+        self._reference: list[float] = []
+
+    def before(self, unit: int, number: int) -> None:
+        """number: the video that the unit is of."""
+        if self._paired and unit % 2 == 0:
+            self._reference.append(self._link.reference_turn(number))
+
+    def after(self, unit: int, number: int) -> None:
+        if self._paired and unit % 2 == 1:
+            self._reference.append(self._link.reference_turn(number))
+
+    def pairs(self, own: list[float]) -> Pairs:
+        """With the run's own seconds; none, and a note, where the reference ended early."""
+        from qbench.quality.statistics import paired_speed_up
+
+        if not self._reference:
+            return Pairs()
+        if not all(map(math.isfinite, self._reference)):
+            self._recorder.note(ENDED_NOTE)
+            return Pairs()
+        return Pairs(self._reference, paired_speed_up(self._reference, own))
+
+
+def time(session: Session) -> Timings:
+    """Time the recipe's unit. Timed videos are kept: they are the first that are evaluated."""
+    return _steps(session) if session.recipe.measure.unit == "step" else _videos(session)
+
+
+def built_s(session: Session) -> float:
+    """What compiling, or building an engine, took before the first call."""
+    stage = session.recorder.record.stages.get("compile")
+    return stage.seconds[0] if stage else 0.0
+
+
+def first_video(session: Session) -> float:
+    """Seconds of the first call: building, and the first video."""
+    session.stages.enter("first call")
+    return sum(session.video([0]).seconds.values()) + built_s(session)
+
+
+def warm_up(session: Session) -> None:
+    for _ in range(session.recipe.measure.warmup):
+        session.stages.enter("warm-up")
+        session.video([0])
+
+
+def _videos(session: Session) -> Timings:
+    from qbench.meters.nvml import GaugeMeter
+    from qbench.quality.statistics import summarise
+
+    measured, stages = session.recipe.measure, session.stages
+    session.link.emit(WorkPlanned(_videos_ahead(session) * session.generation.steps))
+    first_call_s = first_video(session)
+    warm_up(session)
+    gauges, turns = GaugeMeter(session.device), Turns(session)
+    typical = mean if session.recipe.variant.cache else median  # cached steps are of two kinds
+    stages.forget_peaks()
+    session.outputs.clear()
+    samples: dict[str, list[float]] = {"text_encode": [], "denoise": [], "decode": []}
+    latency, steps = [], []
+    for unit in range(measured.repeats):
+        stages.enter("steady", unit + 1, measured.repeats)
+        number = unit % len(session.prompts)
+        turns.before(unit, number)
+        gauges.begin()
+        video = session.video([number])
+        gauges.end()
+        turns.after(unit, number)
+        if session.compared:
+            session.outputs.add(number, video.frames, video.latents)
+        for name, value in video.seconds.items():
+            samples[name].append(value)
+        latency.append(sum(video.seconds.values()))
+        steps.append(video.step_seconds)
+    return Timings(
+        first_call_s=first_call_s,
+        stages={
+            name: Stage(seconds=values, peak=stages.peak(name)) for name, values in samples.items()
+        },
+        latency_s=latency,
+        latency=summarise(latency, of="median"),
+        step_s=steps,
+        step=summarise([typical(video) for video in steps], of="median"),
+        gauges=gauges.gauges(),
+        pairs=turns.pairs(latency),
+    )
+
+
+def _videos_ahead(session: Session) -> int:
+    """Batches of a video or more that the run will make, so that one can say how long it takes."""
+    measured = session.recipe.measure
+    rest = max(0, len(session.prompts) - measured.repeats) if session.compared else 0
+    batches = -(-rest // session.recipe.quality.batch)
+    return 1 + measured.warmup + measured.repeats + batches
+
+
+def _steps(session: Session) -> Timings:
+    """Denoise steps, all of one video: the pipeline's own loop, stopped after each of them."""
+    from qbench.meters.clock import UnitTimer
+    from qbench.meters.nvml import GaugeMeter
+    from qbench.quality.statistics import summarise
+
+    measured, stages, link = session.recipe.measure, session.stages, session.link
     count = 1 + measured.warmup + measured.repeats
-    run.emit("plan", steps=count)
-    run.enter("first call")
-    timer, gauges = UnitTimer(run.device), GaugeMeter(run.device)
+    link.emit(WorkPlanned(count))
+    stages.enter("first call")
+    timer, gauges, turns = UnitTimer(session.device), GaugeMeter(session.device), Turns(session)
     device: list[float] = []
     host: list[float] = []
+    first_call: list[float] = []
 
-    def on_step(i: int) -> None:
+    def on_step(step: int) -> None:
         by_device, by_host = timer.end()
         gauges.end()
-        run.emit("step")
-        if i == 0:
-            run.facts["first_call_s"] = by_host + run.built_s()
-        if i > measured.warmup:
+        link.emit(StepsDone())
+        unit = step - measured.warmup - 1  # of the timed ones, from 0 on
+        if step == 0:
+            first_call.append(by_host + built_s(session))
+        if unit >= 0:
             device.append(by_device)
             host.append(by_host)
-        if i + 1 < count:
-            if i == measured.warmup:
-                run.peaks.lap()  # what came before is not steady
-            if i >= measured.warmup:
-                run.enter("steady", step=i, steps=measured.repeats)
-                run.wait_turn(0)
+            turns.after(unit, 0)
+        if step + 1 < count:
+            if unit == -1:
+                stages.peak_since()  # what came before is not steady
+            if unit >= -1:
+                stages.enter("steady", unit + 2, measured.repeats, "step")
+                turns.before(unit + 1, 0)
                 gauges.begin()
             timer.begin()
 
-    inputs = _denoiser_alone(run)
+    conditioning = session.encode([0])
+    session.keep_denoiser_alone()
     timer.begin()
-    run.denoise(*inputs, on_step, steps=count)
-    run.facts["stages"]["denoise"] = Stage(seconds=host, peak=run.peaks.lap())
-    run.facts |= {
-        "step_s": [device],
-        "step_host_s": host,
-        "step": summarise(device, of="mean" if run.recipe.variant.cache else "median"),
-        "gauges": gauges.gauges(),
-    }
-    run.pair(host)
+    session.denoise(conditioning, [0], on_step, steps=count)
+    return Timings(
+        first_call_s=first_call[0],
+        stages={"denoise": Stage(seconds=host, peak=stages.peak_since())},
+        step_s=[device],
+        step_host_s=host,
+        step=summarise(device, of="mean" if session.recipe.variant.cache else "median"),
+        gauges=gauges.gauges(),
+        pairs=turns.pairs(host),
+    )
 
 
-def _denoiser_alone(run: Run) -> tuple[Any, Any]:
-    """The first video's inputs. What other stages hold leaves the device: a step needs none."""
-    import torch
-
-    inputs = run.first_inputs()
-    run.pipeline.vae = run.pipeline.text_encoder = None
-    gc.collect()
-    if run.device == "cuda":
-        torch.cuda.empty_cache()
-    return inputs
+# The reference's side ------------------------------------------------------------------------
 
 
-def pace(run: Run) -> None:
-    """Be the reference: a unit for every number that comes in, until the sweep ends it."""
-    listen = run.listen
-    assert listen is not None
-    run.prepare()
-    if run.recipe.measure.unit == "step":
-        _pace_steps(run, listen)
-        return
-    run.first_and_warm_up()
-    run.emit("ready")
+def serve(session: Session) -> None:
+    """Be the reference: a unit for every number that comes in, until the sweep ends the process."""
+    if session.recipe.measure.unit == "step":
+        _serve_steps(session)
+    first_video(session)
+    warm_up(session)
+    session.link.emit(ServerReady())
     while True:
-        _, _, seconds, _ = run.video([listen()])
-        run.emit("paced", seconds=sum(seconds.values()))
+        video = session.video([session.link.next_turn()])
+        session.link.emit(TurnTaken(sum(video.seconds.values())))
 
 
-def _pace_steps(run: Run, listen: Callable[[], int]) -> None:
-    timer, warmup = UnitTimer(run.device), run.recipe.measure.warmup
+def _serve_steps(session: Session) -> None:
+    from qbench.meters.clock import UnitTimer
 
-    def on_step(i: int) -> None:
+    timer, warmup, link = UnitTimer(session.device), session.recipe.measure.warmup, session.link
+
+    def on_step(step: int) -> None:
         _, seconds = timer.end()
-        if i == warmup:
-            run.emit("ready")
-        elif i > warmup:
-            run.emit("paced", seconds=seconds)
-        if i >= warmup:
-            listen()
+        if step == warmup:
+            link.emit(ServerReady())
+        elif step > warmup:
+            link.emit(TurnTaken(seconds))
+        if step >= warmup:
+            link.next_turn()
         timer.begin()
 
-    inputs, most = _denoiser_alone(run), run.pipeline.scheduler.config.num_train_timesteps
+    most = int(session.pipeline.scheduler.config.num_train_timesteps)
+    conditioning = session.encode([0])
+    session.keep_denoiser_alone()
     timer.begin()
     while True:
-        run.denoise(*inputs, on_step, steps=most)
+        session.denoise(conditioning, [0], on_step, steps=most)

@@ -2,137 +2,114 @@
 
 Started by the sweep (see `processes`). Everything that libraries print goes to the log. Whatever
 happens, the record that it leaves says what it came to; where the process dies, the sweep writes
-that record. `pace` is the process of the reference of interleaved runs, which leaves no record.
+that record. `serve` is the process of the reference of interleaved runs, which leaves no record.
 """
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+import time as clock
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from qbench.errors import InputError, Unsupported
-from qbench.results.record import Record
+from qbench.results.record import Record, Status
 from qbench.results.store import write
+from qbench.run import failures, recorder
+from qbench.run.events import Event, Link, RunEnded, ServerFailed, StageEntered, StepsDone
+from qbench.run.job import Job
+from qbench.run.recorder import Recorder
+from qbench.run.stages import Stages
 
-Emit = Callable[..., None]
-
-
-class Job(BaseModel):
-    """What the sweep hands to the process."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    draft: Record
-    folder: Path
-    reference: Path | None = None  # folder of the reference's finished run
-    paced: bool = False  # the sweep answers when a turn is asked for
+STEPS_EVERY_S = 0.2  # a run must not spend its time on saying how far it is
 
 
-def execute(job: Job, emit: Emit, listen: Callable[[], Any] | None = None) -> Record:
+class Line:
+    """A link over a connection. Steps are gathered."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._steps, self._last = 0, 0.0
+
+    def emit(self, event: Event) -> None:
+        now = clock.monotonic()
+        if isinstance(event, StepsDone):
+            self._steps += event.count
+            if now - self._last < STEPS_EVERY_S:
+                return
+        if self._steps:
+            self._connection.send(StepsDone(self._steps))
+            self._steps, self._last = 0, now
+        if not isinstance(event, StepsDone):
+            self._connection.send(event)
+
+    def reference_turn(self, number: int) -> float:
+        from qbench.run.events import TurnAsked
+
+        self.emit(TurnAsked(number))
+        return float(self._connection.recv())
+
+    def next_turn(self) -> int:
+        return int(self._connection.recv())
+
+
+def execute(job: Job, link: Link) -> Record:
     """Run the job and return the finished record, whatever it came to."""
-    from qbench.run.session import Run
-
-    run = Run(job, emit, listen)
+    stages = Stages(Recorder(job.draft), link)
     try:
-        run.all()
-        run.facts["status"] = "invalid" if run.facts.get("reason") else "ok"
-    except Unsupported as error:
-        run.stop("skipped", str(error))
-    except InputError as error:
-        run.stop("failed", str(error))
+        status, reason = _all(job, stages)
+        return recorder.ended(stages.recorder.record, status, reason)
     except Exception as error:
-        import traceback
+        failure = failures.understood(error)
+        if not failure.expected:
+            import traceback
 
-        traceback.print_exc()
-        if out_of_memory(error):
-            run.facts["facts"] |= needed_bytes(error)
-            run.stop("oom", memory_reason(error, run.facts["facts"]))
-        else:
-            run.stop("failed", one_line(error))
-    run.facts["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
-    return job.draft.model_copy(update=run.facts)
+            traceback.print_exc()
+        stages.recorder.facts(failure.facts)
+        record = stages.recorder.record
+        return recorder.ended(record, failure.status, failure.reason, stages.name)
 
 
-def one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+def _all(job: Job, stages: Stages) -> tuple[Status, str]:
+    """A run from start to end: status, and reason where its videos are none."""
+    from qbench.run import generate
+    from qbench.run.evaluate import evaluate
+    from qbench.run.session import prepare
+    from qbench.run.timing import time
 
-
-def out_of_memory(error: BaseException) -> bool:
-    words = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "out of memory" in words
-        or "can't allocate memory" in words
-        or "failed to allocate memory" in words
-    )
-
-
-def needed_bytes(error: BaseException) -> dict[str, float]:
-    """What was in use and what was asked for beyond it, where a GPU's allocator said so.
-
-    And what lay free in pieces, none of which was large enough.
-    """
-    size, units = r"([\d.]+) (KiB|MiB|GiB)", {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-    def said(where: str) -> float | None:
-        found = re.search(where, str(error))
-        return float(found[1]) * units[found[2]] if found else None
-
-    asked = said(f"Tried to allocate {size}")
-    held = said(f"allocated memory {size} is allocated by PyTorch")
-    if asked is None or held is None:
-        return {}
-    fragments = said(f"{size} is reserved by PyTorch but unallocated") or 0.0
-    return {"needed_bytes": asked + held, "fragments_bytes": fragments}
-
-
-def memory_reason(error: BaseException, facts: dict[str, float]) -> str:
-    if "needed_bytes" not in facts:
-        return one_line(error)
-    told = ". ".join(str(error).split(". ")[:2])  # past that torch gives advice
-    needed, lost = (facts[name] / 2**30 for name in ("needed_bytes", "fragments_bytes"))
-    text = f"needed {needed:.2f} GiB at once"
-    if lost >= 0.1:
-        text += f", with {lost:.2f} GiB more lost to fragments"
-    return f"{text}: {' '.join(told.split())}"
+    results = stages.recorder
+    session = prepare(job, stages)
+    timings = time(session)
+    results.put(**timings.fields(), stages={**results.record.stages, **timings.stages})
+    generate.profile(session)
+    if not session.compared:
+        return "ok", ""
+    outputs = generate.generate(session)
+    results.put(error_growth=generate.error_by_step(session))
+    generate.save_samples(session, outputs)
+    evaluation = evaluate(session, outputs)
+    results.put(videos=evaluation.videos, quality=evaluation.quality)
+    results.note(*evaluation.notes)
+    if evaluation.faults:
+        return "invalid", "; ".join(evaluation.faults)
+    return "ok", ""
 
 
 def run(job: str, connection: Connection) -> None:
     """Execute the job, given as JSON, and leave its record."""
-    parsed, emit = Job.model_validate_json(job), _emitter(connection)
-    emit("stage", stage="start")
-    record = execute(parsed, emit, connection.recv if parsed.paced else None)
+    parsed, line = Job.model_validate_json(job), Line(connection)
+    line.emit(StageEntered("start"))
+    record = execute(parsed, line)
     write(record, parsed.folder)
-    emit("end", status=record.status)
+    line.emit(RunEnded(record.status))
 
 
-def pace(job: str, connection: Connection) -> None:
-    """Be the reference of interleaved runs; see `pacing`."""
+def serve(job: str, connection: Connection) -> None:
+    """Be the reference of interleaved runs; see `reference_server`."""
     from qbench.run import timing
-    from qbench.run.session import Run
+    from qbench.run.session import prepare
 
-    timing.pace(Run(Job.model_validate_json(job), _emitter(connection), connection.recv))
-
-
-def _emitter(connection: Connection) -> Emit:
-    steps, last = 0, 0.0
-
-    def emit(event: str, **more: Any) -> None:
-        """Steps are gathered: a run must not spend its time on saying how far it is."""
-        nonlocal steps, last
-        steps += event == "step"
-        now = time.monotonic()
-        if steps and (event != "step" or now - last > 0.2):
-            connection.send({"event": "step", "count": steps})
-            steps, last = 0, now
-        if event != "step":
-            connection.send({"event": event, **more})
-
-    return emit
+    parsed, line = Job.model_validate_json(job), Line(connection)
+    try:
+        timing.serve(prepare(parsed, Stages(Recorder(parsed.draft), line)))
+    except Exception as error:
+        failure = failures.understood(error)
+        line.emit(ServerFailed(failure.reason, failure.status == "oom"))
+        raise

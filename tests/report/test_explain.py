@@ -18,7 +18,7 @@ from qbench.meters.roofline import Ceilings
 from qbench.recipe.schema import Decode, Variant
 from qbench.results import store
 from qbench.results.record import SCHEMA, Record
-from qbench.run.worker import memory_reason, needed_bytes
+from qbench.run.failures import memory_reason, needed_bytes
 
 
 def _denoiser(**sizes: int) -> Any:

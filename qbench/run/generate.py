@@ -1,0 +1,114 @@
+"""The videos past the timed ones, in batches; how errors grow by step; samples for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qbench.quality.outputs import FOLDER, Outputs
+
+if TYPE_CHECKING:
+    import torch
+
+    from qbench.quality.metrics.trajectory import ErrorGrowth
+    from qbench.run.session import Session
+
+SAMPLE_VIDEOS = 6  # kept as mp4 and on the contact sheet
+PROFILE = "profile.json"
+
+
+def generate(session: Session) -> Outputs:
+    """A video for every prompt: the timed ones are there, the others come in batches."""
+    timed = min(session.recipe.measure.repeats, len(session.prompts))
+    count = len(session.prompts)
+    batch = 1 if _one_by_one(session) else session.recipe.quality.batch
+    for start in range(timed, count, batch):
+        part = list(range(start, min(start + batch, count)))
+        session.stages.enter("more videos", part[-1] + 1, count)
+        # A compiler compiles for each size of a batch, so a last one is filled up to the others'.
+        filled = session.recipe.variant.compile is not None and start > timed
+        more = range(start - batch + len(part), start) if filled else []
+        video = session.video([*part, *more])
+        session.outputs.add(start, video.frames[: len(part)], video.latents[: len(part)])
+    return session.outputs
+
+
+def _one_by_one(session: Session) -> bool:
+    """A first-block cache decides for a whole batch at once, which users do not generate in."""
+    cache = session.recipe.variant.cache
+    return cache is not None and cache.by_content
+
+
+def error_by_step(session: Session) -> ErrorGrowth | None:
+    """Latents after every step: the reference keeps its own, a variant is compared with them."""
+    import torch
+
+    from qbench.quality.metrics import trajectory
+    from qbench.run.events import StepsDone
+
+    recipe, recorder = session.recipe, session.recorder
+    count = min(recipe.quality.trajectories, len(session.prompts))
+    reference = trajectory.load(session.job.reference) if session.job.reference else None
+    if not count or not (recipe.is_reference or reference is not None):
+        return None
+    numbers = list(range(1 if _one_by_one(session) else count))
+    session.stages.enter("error by step")
+    conditioning = session.encode(numbers)
+
+    def followed(forced: torch.Tensor | None) -> torch.Tensor:
+        """(steps, videos, ...), each step from the latents that `forced` gives it, if any."""
+        seen: list[torch.Tensor] = []
+
+        def exchange(step: int, latents: torch.Tensor) -> torch.Tensor:
+            seen.append(latents.float().cpu().clone())  # a loop may go on in place
+            return latents if forced is None else forced[step].to(latents.device, latents.dtype)
+
+        session.denoise(
+            conditioning, numbers, lambda _: session.link.emit(StepsDone()), exchange=exchange
+        )
+        return torch.stack(seen)
+
+    free = followed(None)
+    if recipe.is_reference:
+        trajectory.save(free, session.job.folder)
+        return None
+    assert reference is not None
+    if reference.shape[0] != free.shape[0] or reference.shape[1] < len(numbers):
+        recorder.note("error by step: the reference has other steps")
+        return None
+    reference = reference[:, : len(numbers)]
+    forced = followed(reference)
+    return trajectory.ErrorGrowth(
+        videos=len(numbers),
+        free=trajectory.error_by_step(free, reference),
+        forced=trajectory.error_by_step(forced, reference),
+    )
+
+
+def save_samples(session: Session, outputs: Outputs) -> None:
+    """What people look at, and no metric."""
+    from qbench import media
+
+    session.stages.enter("save")
+    folder = session.job.folder
+    kept = min(SAMPLE_VIDEOS, len(session.prompts))
+    frames, _ = outputs.read(0, kept)
+    (folder / "videos").mkdir(exist_ok=True)
+    for number in range(kept):
+        media.write_mp4(frames[number], folder / "videos" / f"{number:03d}.mp4", fps=8)
+    sheet = folder / "contact.png"
+    media.contact_sheet(frames, session.prompts[:kept], sheet)
+    session.recorder.files(outputs=FOLDER, contact_sheet=sheet.name, videos="videos")
+    session.stages.leave("save")
+
+
+def profile(session: Session) -> None:
+    """One more denoise step, under torch's profiler, for `qbench explain`."""
+    if not session.recipe.measure.profile or session.recipe.variant.engine:
+        return
+    from qbench.meters import profile as profiling
+
+    session.stages.enter("profile")
+    conditioning = session.encode([0])
+    taken = profiling.take(lambda: session.denoise(conditioning, [0], steps=1), session.device)
+    (session.job.folder / PROFILE).write_text(taken.model_dump_json(indent=1) + "\n")
+    session.recorder.files(profile=PROFILE)

@@ -1,0 +1,20 @@
+"""What the sweep hands to a run's process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from qbench.results.record import Record
+
+
+class Job(BaseModel):
+    """One run: what to measure, where to write, and what it is compared with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    draft: Record  # status "running"; the finished record is made from it
+    folder: Path
+    prompts: tuple[str, ...]  # as the sweep read them: a file may change meanwhile
+    reference: Path | None = None  # folder of the reference's finished run
+    interleaved: bool = False  # the sweep has the reference take its turns beside this run
