@@ -19,7 +19,7 @@ An expression names a folder below results/published, a recipe, and a figure (`F
 may narrow the records down by a field of the recipe (`measure.memory_limit_gib=12`), and relate two
 figures: `h200/peers diffusers-torchao step / fast step`, where the right side takes over the folder
 and, with one word, the recipe. A folder's JSON files are named by their path, a dotted path inside,
-and the form: `h100/text_encoder.json rows.0.peak.allocated_bytes GiB`.
+and the form: `h100/text_encoder.json rows[scheme=int8].peak.allocated_bytes GiB`.
 
 In a document that says `<!-- figures: all -->`, a measurement (a number with a unit) outside of
 marks is a fault too, unless `<!--: why -->0.7 GiB<!--/-->` says where it comes from.
@@ -100,7 +100,23 @@ class Row:
         known = [by_kind[part] for part in parts if part in by_kind]
         if not known:
             raise Fault(f"{self.record.run}: its profile has no {kind}")
-        return Figure(f"{sum(known) * 1000:.0f} ms", sum(known))
+        return _seconds(sum(known))
+
+    def kernel_share(self, kind: str) -> Figure:
+        total = sum(self.kernels(each).value or 0.0 for each in KERNELS)
+        return _share((self.kernels(kind).value or 0.0) / total)
+
+    def attention_rate(self) -> Figure:
+        """FLOP of a step's attention over the seconds that its kernels took."""
+        work, seconds = self.record.work, self.kernels("attention").value
+        if work is None or not seconds:
+            raise Fault(f"{self.record.run} has no FLOP count")
+        rate = work.attention_flop / seconds
+        return Figure(f"{rate / 1e12:.0f} TFLOP/s", rate)
+
+    def tflop(self, field: str) -> Figure:
+        value = getattr(self.record.work, field, None)
+        return Figure(tables.MISSING if value is None else f"{value / 1e12:.0f} TFLOP", value)
 
     def quality(self, name: str, form: str) -> Figure:
         metric = self.record.quality.get(name)
@@ -176,6 +192,11 @@ def _share(value: float | None) -> Figure:
     return Figure(tables.MISSING if value is None else f"{value:.0%}", value)
 
 
+def _clock(record: Record) -> Figure:
+    mhz = record.gauges.sm_clock_mhz if record.gauges else None
+    return Figure(tables.MISSING if mhz is None else f"{mhz:,.0f} MHz", mhz)
+
+
 FIGURES: dict[str, Callable[[Row], Figure]] = {
     "video": lambda row: _seconds(row.record.video_seconds()),
     "step": lambda row: _seconds(row.record.step_seconds()),
@@ -195,7 +216,15 @@ FIGURES: dict[str, Callable[[Row], Figure]] = {
     "attention": lambda row: row.kernels("attention"),
     "gemm": lambda row: row.kernels("gemm"),
     "other": lambda row: row.kernels("other"),
+    "attention-share": lambda row: row.kernel_share("attention"),
+    "gemm-share": lambda row: row.kernel_share("gemm"),
+    "other-share": lambda row: row.kernel_share("other"),
+    "attention-rate": Row.attention_rate,
+    "attention-flop": lambda row: row.tflop("attention_flop"),
+    "gemm-flop": lambda row: row.tflop("product_flop"),
+    "flop": lambda row: row.tflop("flop"),
     "throttled": Row.throttled,
+    "clock": lambda row: _clock(row.record),
     "psnr": lambda row: row.quality("psnr", "%.1f dB"),
     "psnr-interval": lambda row: row.interval("psnr", 1),
     "ssim": lambda row: row.quality("ssim", "%.4f"),
@@ -248,7 +277,11 @@ def _of_json(path: str, dotted: str, form: str) -> Figure:
     try:
         value = json.loads((PUBLISHED / path).read_text(encoding="utf-8"))
         for part in dotted.split("."):
-            value = value[int(part)] if isinstance(value, list) else value[part]
+            name, _, wanted = part.partition("[")
+            value = value[int(name)] if isinstance(value, list) else value[name]
+            if wanted:
+                fields = dict(field.split("=") for field in wanted.rstrip("]").split(","))
+                (value,) = [x for x in value if all(str(x[k]) == v for k, v in fields.items())]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise Fault(f"results/published/{path} {dotted}: {type(error).__name__} {error}") from None
     if isinstance(value, list):
@@ -258,11 +291,11 @@ def _of_json(path: str, dotted: str, form: str) -> Figure:
     forms: dict[str, Callable[[float], Figure]] = {
         "s": _seconds,
         "GiB": _bytes,
-        "%": _share,
+        "%": lambda v: Figure(f"{v:.1%}", v),
+        "percent": lambda v: Figure(f"{v:.1f}", v),
         "count": lambda v: Figure(f"{v:,.0f}", v),
         "dB": lambda v: Figure(f"{v:.1f} dB", v),
-        "TFLOP/s": lambda v: Figure(f"{v / 1e12:.0f} TFLOP/s", v),
-        "points": lambda v: Figure(f"{v:.1f}", v),
+        "TFLOP/s": lambda v: Figure(f"{v / 1e12:,.0f} TFLOP/s", v),
     }
     if form not in forms:
         raise Fault(f"{form!r} is not a form; there are {', '.join(forms)}")
@@ -299,13 +332,13 @@ def evaluate(expression: str) -> Figure:
 
 
 def _term(words: list[str]) -> Figure:
+    if words and words[0].endswith(".json") and len(words) == 3:
+        return _of_json(*words)
     fields = dict(word.split("=", 1) for word in words if "=" in word)
     named = [word for word in words if "=" not in word]
     if len(named) != 3:
         raise Fault(f"{' '.join(words)!r} is not a folder, a recipe and a figure")
     folder, recipe, figure = named
-    if folder.endswith(".json"):
-        return _of_json(folder, recipe, figure)
     if figure not in FIGURES:
         raise Fault(f"{figure!r} is not a figure; there are {', '.join(FIGURES)}")
     shown = FIGURES[figure](row_of(folder, recipe, fields))
@@ -318,10 +351,11 @@ class Table(BaseModel):
     """What a block says: whose records, which columns, which rows, each with its words."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    folder: str = Field(alias="from")
+    folder: str = Field("", alias="from")
     first: str = "variant"  # the heading of the first column
     columns: dict[str, str]  # heading: figures, or a folder and a figure, joined by blanks
-    rows: list[str] | dict[str, str]  # recipes, or recipes with the words that stand for them
+    # Recipes, with a folder before where it is another and fields behind; the words that are shown.
+    rows: list[str] | dict[str, str]
 
     def markdown(self) -> str:
         named = self.rows if isinstance(self.rows, dict) else {name: name for name in self.rows}
@@ -334,8 +368,11 @@ class Table(BaseModel):
     def _cell(self, name: str, column: str) -> str:
         """One cell; a `-` where its record has no such figure."""
         words = column.split()
-        folder = self.folder if words[0] in FIGURES else words.pop(0)
-        recipe, *fields = name.split()
+        fields = [word for word in name.split() if "=" in word]
+        *folders, recipe = [word for word in name.split() if "=" not in word]
+        folder = folders[0] if folders else self.folder
+        if words[0] not in FIGURES:
+            folder = words.pop(0)
         row = row_of(folder, recipe, dict(field.split("=", 1) for field in fields))
         shown = []
         for word in words:

@@ -84,9 +84,9 @@ def measure(frames: int, height: int, width: int, name: str) -> dict[str, Any]:
 
 
 def fit(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds a FLOP of products and of attention (neither below 0), and each size's seconds.
+    """Seconds a FLOP of GEMM and of attention (neither below 0), and each size's seconds.
 
-    Pointwise work grows with the tokens as products do, so it is in their rate.
+    Pointwise work grows with the tokens as GEMM does, so it is in that rate.
     """
     from scipy.optimize import nnls
 
@@ -98,13 +98,14 @@ def fit(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def chart(folder: Path) -> None:
-    """scaling.png beside scaling.json, and how well the FLOP model fits, on standard output."""
+    """scaling.png beside scaling.json, which gets the fitted FLOP model and how well it fits."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     facts = json.loads((folder / "scaling.json").read_text())
+    facts["fit"] = {}
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     for name, colour in zip(VARIANTS, ("#0072B2", "#D55E00"), strict=True):
         rows = [r for r in facts["rows"] if r["variant"] == name and "step_s" in r]
@@ -113,8 +114,14 @@ def chart(folder: Path) -> None:
         tokens = [row["tokens"] for row in rows]
         taken = np.array([statistics.median(row["step_s"]) for row in rows])
         off = np.abs(model / taken - 1).max()
+        facts["fit"][name] = {
+            "gemm_flop_per_s": 1 / rates[0],
+            "attention_flop_per_s": 1 / rates[1],
+            "largest_error": off,
+            "sizes": len(rows),
+        }
         print(
-            f"{name}: products and what goes with them {1e-12 / rates[0]:.0f} TFLOP/s, "
+            f"{name}: GEMM and what grows with it {1e-12 / rates[0]:.0f} TFLOP/s, "
             f"attention {1e-12 / rates[1]:.0f}; at most {off:.1%} off at {len(rows)} sizes"
         )
         axes.plot(tokens, taken * 1000, "o", color=colour, label=f"{name}, measured")
@@ -133,6 +140,7 @@ def chart(folder: Path) -> None:
     axes.legend(frameon=False)
     axes.set_ylim(bottom=0)
     figure.savefig(folder / "scaling.png", dpi=120)
+    (folder / "scaling.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What a tiled decode costs in quality, and why: the bundled VAE, tile by tile against untiled.
 
     python -m scripts.tiling [--side 256] [--tiles 64,128,192] [--videos 4]
+        [--out results/published/MACHINE/tiling-256.json]
 
 Videos of the rendered world are enlarged to `side` pixels, encoded, and decoded whole and in tiles
 (diffusers' own, a quarter of each overlapping the next). A tile differs from the same part of the
@@ -11,14 +12,17 @@ of the tile alone. In the last column they take the whole's, so what is left is 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from qbench import world
+from qbench.meters import environment
 from qbench.optimizations.vae import patch
 from qbench.pipelines import specs
 from qbench.quality.metrics.fidelity import psnr
@@ -81,6 +85,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256, help="pixels, a multiple of 64")
     parser.add_argument("--tiles", default="64,128,192", help="pixels, multiples of 32")
     parser.add_argument("--videos", type=int, default=4)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     tiles = [int(text) for text in args.tiles.split(",")]
     if args.side % 64 or any(pixels % 32 for pixels in tiles):
@@ -100,6 +105,7 @@ def main() -> None:
     whole, known = decoded(), moments_of(vae, latents)
     print(f"{args.videos} videos of {args.side}x{args.side}, PSNR to the untiled decode")
     print("| tiles | tiled | with the whole's moments |\n| --- | --- | --- |")
+    rows = []
     for pixels in tiles:
         tile(vae, pixels, pipeline.vae_scale_factor_spatial)
         plain = psnr(decoded(), whole).mean()
@@ -107,6 +113,18 @@ def main() -> None:
             shared = psnr(decoded(), whole).mean()
         vae.disable_tiling()
         print(f"| {pixels} | {plain:.1f} dB | {shared:.1f} dB |", flush=True)
+        rows.append(
+            {"tile": pixels, "psnr_db": float(plain), "whole_moments_psnr_db": float(shared)}
+        )
+    if args.out:
+        facts = {
+            "environment": environment.read("cpu").model_dump(),
+            "videos": args.videos,
+            "side": args.side,
+            "rows": rows,
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
