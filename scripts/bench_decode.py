@@ -1,6 +1,7 @@
 """The VAE's decode by each way that qbench has, and qbench's convolutions beside cuDNN's.
 
     python -m scripts.bench_decode [--model cogvideox-2b] [--device auto] [--repeats 4]
+        [--out results/published/MACHINE/decode.json]
 
 Prints for each way the seconds of the first decode and of the others, the peak of what torch handed
 out, and PSNR to the decode in FP32, of the same latents and random weights; with `--model
@@ -10,14 +11,17 @@ tiny-cogvideox` its own. On a Hopper GPU the decoder's main convolutions follow,
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from qbench.meters import environment
 from qbench.meters.clock import Clock, sample
 from qbench.meters.memory import PeakMeter
 from qbench.optimizations.kernels import vae_conv
@@ -56,7 +60,8 @@ def _vae(model: str, device: str) -> tuple[Any, torch.Tensor]:
     return vae.to(device), torch.randn(1, 16, 13, 60, 90, generator=generator).to(device)
 
 
-def decodes(model: str, device: str, repeats: int) -> None:
+def decodes(model: str, device: str, repeats: int) -> list[dict[str, Any]]:
+    rows = []
     vae, latents = _vae(model, device)
     exact = base.frames_of(vae.decode(latents).sample).cpu()
     latents = latents.bfloat16()
@@ -72,14 +77,17 @@ def decodes(model: str, device: str, repeats: int) -> None:
         line += f" [{min(times):.3f}, {max(times):.3f}]"
         if allocated:
             line += f", {allocated / 2**30:.2f} GiB"
-        print(
-            f"{line}, {psnr(base.frames_of(video).cpu(), exact).mean():.1f} dB to FP32",
-            flush=True,
-        )
+        close = float(psnr(base.frames_of(video).cpu(), exact).mean())
+        print(f"{line}, {close:.1f} dB to FP32", flush=True)
+        row = {"way": name, "first_s": first, "decode_s": times, "peak_allocated_bytes": allocated}
+        rows.append(row | {"psnr_to_fp32_db": close})
         del vae, video
+    return rows
 
 
-def convolution(inputs: int, outputs: int, frames: int, height: int, width: int, taps: int) -> None:
+def convolution(
+    inputs: int, outputs: int, frames: int, height: int, width: int, taps: int
+) -> dict[str, Any]:
     conv = torch.nn.Conv3d(inputs, outputs, (taps, 3, 3)).to("cuda", torch.bfloat16)
     weights = vae_conv.Weights(conv)
     packed, bias, padding = weights.packed(conv.weight), conv.bias, (0, 1, 1)
@@ -96,10 +104,17 @@ def convolution(inputs: int, outputs: int, frames: int, height: int, width: int,
     }
     flop = 2 * 9 * taps * inputs * outputs * frames * height * width
     print(f"{inputs} to {outputs}, {frames}x{height}x{width}, {taps}x3x3:", end=" ")
+    row: dict[str, Any] = {
+        "shape": f"{inputs}-{outputs}-{frames}x{height}x{width}-{taps}x3x3",
+        "flop": flop,
+    }
     for name, way in ways.items():
-        seconds = statistics.median(sample(way, "cuda", warmup=1, repeats=10))
+        times = sample(way, "cuda", warmup=1, repeats=10)
+        seconds = statistics.median(times)
+        row[name] = {"seconds": times, "flop_per_s": flop / seconds}
         print(f"{name} {seconds * 1e3:.2f} ms, {flop / seconds / 1e12:.0f} TFLOP/s", end="; ")
     print(flush=True)
+    return row
 
 
 def main() -> None:
@@ -111,15 +126,24 @@ def main() -> None:
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--out", type=Path, help="write the samples as JSON")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    decodes(args.model, device, args.repeats)
+    rows, convolutions = decodes(args.model, device, args.repeats), []
     if device == "cuda" and torch.cuda.get_device_capability() == (9, 0):
-        for shape in SHAPES:
-            convolution(*shape)
+        convolutions = [convolution(*shape) for shape in SHAPES]
+    if args.out:
+        facts = {
+            "environment": environment.read(device).model_dump(),
+            "model": args.model,
+            "rows": rows,
+            "convolutions": convolutions,
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

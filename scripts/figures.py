@@ -16,10 +16,11 @@ tests and CI run that. Two kinds of marks, both invisible in rendered Markdown:
     <!-- /figures -->
 
 An expression names a folder below results/published, a recipe, and a figure (`FIGURES` below). It
-may narrow the records down by a field of the recipe (`measure.memory_limit_gib=12`), and relate two
-figures: `h200/peers diffusers-torchao step / fast step`, where the right side takes over the folder
-and, with one word, the recipe. A folder's JSON files are named by their path, a dotted path inside,
-and the form: `h100/text_encoder.json rows[scheme=int8].peak.allocated_bytes GiB`.
+may narrow the records down by a field of the recipe (`measure.memory_limit_gib=12`), and divide,
+add or subtract figures: `h200/peers diffusers-torchao step / fast step`, where what comes later
+takes over the folder and, with one word, the recipe; `0.7GiB` is a constant. Of a JSON file it
+names the path, a dotted path inside, and the form:
+`h100/text_encoder.json rows[scheme=int8].peak.allocated_bytes GiB`.
 
 In a document that says `<!-- figures: all -->`, a measurement (a number with a unit) outside of
 marks is a fault too, unless `<!--: why -->0.7 GiB<!--/-->` says where it comes from.
@@ -52,12 +53,13 @@ BLOCK = re.compile(
     r"^<!-- figures\n(?P<spec>.*?)^-->\n(?P<text>.*?)^<!-- /figures -->$", re.M | re.S
 )
 GIVEN = re.compile(r"<!--: *[^>]*-->[^<]*<!--/-->")
+CONSTANT = re.compile(r"(\d+(?:\.\d+)?)GiB")
 ALL = "<!-- figures: all -->"
 COMMENT = re.compile(r"<!--.*?-->", re.S)
 CODE = re.compile(r"^```.*?^```|^ {4}.*?$|`[^`\n]*`", re.M | re.S)
 LINK = re.compile(r"\]\([^)]*\)")
-UNITS = r"ms|s|min|minutes|hours|GiB|MiB|GB|MB|dB|TFLOP/s|TFLOP|x|times|MHz|W|J"
-MEASUREMENT = re.compile(rf"(?<![\w.])\d[\d,.]*(?<![,.]) ?(?:{UNITS})(?![\w/])")
+UNITS = r"ms|s|min|minutes|hours|GiB|MiB|GB|MB|dB|TFLOP/s|TFLOP|MHz|W|J"
+MEASUREMENT = re.compile(rf"(?<![\w.])\d[\d,.]*(?<![,.])(?:x| ?(?:{UNITS}))(?![\w/])")
 
 
 class Fault(Exception):
@@ -101,6 +103,13 @@ class Row:
         if not known:
             raise Fault(f"{self.record.run}: its profile has no {kind}")
         return _seconds(sum(known))
+
+    def video_of(self, steps: int) -> Figure:
+        """A video of more steps than were run, as what they add: an estimate."""
+        video, step = self.record.video_seconds(), self.record.step_seconds()
+        if video is None or step is None:
+            return Figure(tables.MISSING)
+        return _seconds(video + (steps - int(self.record.generation["steps"])) * step)
 
     def kernel_share(self, kind: str) -> Figure:
         total = sum(self.kernels(each).value or 0.0 for each in KERNELS)
@@ -199,6 +208,7 @@ def _clock(record: Record) -> Figure:
 
 FIGURES: dict[str, Callable[[Row], Figure]] = {
     "video": lambda row: _seconds(row.record.video_seconds()),
+    "video-of-50": lambda row: row.video_of(50),
     "step": lambda row: _seconds(row.record.step_seconds()),
     "denoise": lambda row: row.stage("denoise"),
     "decode": lambda row: row.stage("decode"),
@@ -304,34 +314,43 @@ def _of_json(path: str, dotted: str, form: str) -> Figure:
 
 def evaluate(expression: str) -> Figure:
     """The figure of an expression. Raises Fault."""
-    sides = re.split(r" ([/-]) ", expression)
-    words = sides[0].split()
-    left = _term(words)
-    if len(sides) == 1:
-        return left
-    if len(sides) != 3:
-        raise Fault(f"{expression!r} relates more than two figures")
-    other = sides[2].split()
-    if len([word for word in other if "=" not in word]) < 3:  # taken over from the left side
-        named = [word for word in words if "=" not in word]
-        given = [word for word in other if "=" not in word]
-        fields = [w for w in other if "=" in w] or [w for w in words if "=" in w]
-        other = [*named[: 3 - len(given)], *given, *fields]
-    right = _term(other)
-    if left.value is None or not right.value:
-        raise Fault(f"{expression!r}: one side has no value")
-    if sides[1] == "/":
-        return Figure(f"{left.value / right.value:.2f}", left.value / right.value)
-    difference = left.value - right.value
+    first, *rest = re.split(r" ([/+-]) ", expression)
+    if not rest:
+        return _term(first.split())
+    left = _term(first.split())
+    value = _value(left, expression)
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        other = _value(_term(_completed(term.split(), first.split())), expression)
+        if sign == "/":
+            if len(rest) > 2 or not other:
+                raise Fault(f"{expression!r} is no ratio of two figures")
+            return Figure(f"{value / other:.2f}", value / other)
+        value += other if sign == "+" else -other
     unit = left.text.rpartition(" ")[2]
     if unit in ("ms", "s"):
-        return Figure(tables.time_text(difference), difference)
-    if unit.endswith("iB"):
-        return _bytes(difference)
-    return Figure(f"{difference:.2f}", difference)
+        return _seconds(value)
+    return _bytes(value) if unit.endswith("iB") else Figure(f"{value:.2f}", value)
+
+
+def _value(figure: Figure, expression: str) -> float:
+    if figure.value is None:
+        raise Fault(f"{expression!r}: a side has no value")
+    return figure.value
+
+
+def _completed(words: list[str], first: list[str]) -> list[str]:
+    """A term with the folder, recipe and fields that it leaves out taken over from the first."""
+    given = [word for word in words if "=" not in word]
+    if len(given) >= 3 or CONSTANT.fullmatch(words[0]) or words[0].endswith(".json"):
+        return words
+    named = [word for word in first if "=" not in word]
+    fields = [w for w in words if "=" in w] or [w for w in first if "=" in w]
+    return [*named[: 3 - len(given)], *given, *fields]
 
 
 def _term(words: list[str]) -> Figure:
+    if len(words) == 1 and (constant := CONSTANT.fullmatch(words[0])):
+        return _bytes(float(constant[1]) * 2**30)
     if words and words[0].endswith(".json") and len(words) == 3:
         return _of_json(*words)
     fields = dict(word.split("=", 1) for word in words if "=" in word)

@@ -1,0 +1,116 @@
+"""Attention alone, at the shape that a model gives it: every kernel that this machine has.
+
+    python -m scripts.bench_attention [--tokens 17776] [--heads 30] [--repeats 10]
+        [--out results/published/MACHINE/attention.json]
+
+Kernels take turns, so that drift of the clock hits all alike. Prints for each the median, FLOP/s
+(quantizing the inputs included), and its relative error to attention in FP32 over the first
+queries. The defaults are CogVideoX-2B's 49 frames of 480x720, with guidance. A kernel that cannot
+run here is a line with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from qbench.errors import Unsupported
+from qbench.meters import environment
+from qbench.meters.clock import sample
+from qbench.optimizations import attention
+
+TORCH = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+PACKAGES = ("fp8", "flash-3", "flash-4", "sage", "xformers")
+CHECKED = 512  # queries: the scores of all would take tens of gigabytes in FP32
+
+Run = Callable[[], torch.Tensor]
+
+
+def _torch(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+    with sdpa_kernel(TORCH[name]):
+        return functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+
+def _exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The first queries' attention in FP32, (batch, queries, heads, channels)."""
+    q, k, v = (x.float().transpose(1, 2) for x in (q[:, :CHECKED], k, v))
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+def runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Run]:
+    """Every kernel by its name; each computes (batch, tokens, heads, channels)."""
+    found: dict[str, Run] = {name: lambda n=name: _torch(n, q, k, v) for name in TORCH}
+    for name in PACKAGES if q.is_cuda else ():
+
+        def run(name: str = name) -> torch.Tensor:
+            return attention.load(name)(q, k, v)
+
+        found[name] = run
+    return found
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, value in (("batch", 2), ("tokens", 17776), ("heads", 30), ("channels", 64)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--out", type=Path, help="write the samples as JSON")
+    args = parser.parse_args()
+    shape = (args.batch, args.tokens, args.heads, args.channels)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(shape, generator=generator).bfloat16().to(args.device) for _ in "qkv")
+    exact, errors, failed, kept = _exact(q, k, v), {}, [], {}
+    for name, run in runs(q, k, v).items():
+        try:
+            got = run()[:, :CHECKED].float()
+        except (Unsupported, RuntimeError, ValueError) as error:
+            failed.append({"kernel": name, "reason": " ".join(str(error).split())})
+            print(f"{name}: cannot run here: {failed[-1]['reason'][:120]}")
+            continue
+        kept[name], errors[name] = run, float((got - exact).norm() / exact.norm())
+    times: dict[str, list[float]] = {name: [] for name in kept}
+    for turn in range(args.repeats + 1):
+        for name, run in kept.items():
+            (seconds,) = sample(run, args.device, warmup=0, repeats=1)
+            if turn:  # the first warms up
+                times[name].append(seconds)
+    flop = 4 * args.batch * args.heads * args.tokens**2 * args.channels
+    rows = []
+    for name, taken in sorted(times.items(), key=lambda item: statistics.median(item[1])):
+        rate = flop / statistics.median(taken)
+        row = {"kernel": name, "seconds": taken, "flop_per_s": rate, "relative_error": errors[name]}
+        rows.append(row)
+        print(
+            f"{name}: {statistics.median(taken) * 1e3:.3g} ms, {rate / 1e12:.3g} TFLOP/s, "
+            f"relative error {errors[name]:.2g}"
+        )
+    if args.out:
+        facts = {
+            "environment": environment.read(args.device).model_dump(),
+            "shape": dict(zip(("batch", "tokens", "heads", "channels"), shape, strict=True)),
+            "rows": rows,
+            "failed": failed,
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
