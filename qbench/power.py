@@ -93,7 +93,7 @@ def _pairs(ranking: Ranking, metric: str) -> list[tuple[Record, Record]]:
         and len(r.quality[metric].samples or []) >= FEW
     ]
     reference = ranking.reference
-    if not METRICS[metric].against and reference in having:
+    if not METRICS[metric].paired and reference in having:
         pairs = [(r, reference) for r in having if r is not reference]
     else:
         pairs = list(itertools.combinations(having, 2))

@@ -27,7 +27,7 @@ FEW = [
     "--set=measure.repeats=1",
     "--set=measure.warmup=0",
     "--set=measure.profile=false",
-    "--set=quality.metrics=[psnr, clip_score, following, flicker, fvd_reference]",
+    "--set=quality.metrics=[psnr, clip_score, adherence, flicker, fvd_reference]",
     "--set=quality.batch=12",
     "--device=cpu",
     "--quiet",

@@ -27,7 +27,6 @@ FAULTS = {
         2,
         "quanto has no scheme",
     ),
-    "unknown metric": ("quality:\n  metrics:\n  - psnr\n  - clipscore", 4, "'clip_score'"),
     "impossible": ("variant:\n  engine: onnxruntime\n  compile: {}", 3, "none to compile"),
     "path in name": ("about: x\nname: ../../etc/passwd", 2, "no path"),
     "tag": ("name: !!python/object/apply:os.system ['true']", 1, "YAML tags"),

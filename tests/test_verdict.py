@@ -5,14 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qbench.quality.evaluate import sampled
+from qbench.quality.metrics.catalogue import METRICS, margins
 from qbench.quality.statistics import Metric
 from qbench.quality.verdict import Candidate, Floor, Judged, Quality, judge
-from qbench.recipe.schema import Margins
+from qbench.recipe import schema
 
 N = 200
 RNG = np.random.default_rng(0)
 CLIP = RNG.normal(30, 3, N)
+
+
+def sampled(name: str, values: list[float]) -> Metric:
+    return METRICS[name].sampled(values)
+
+
+def margins_of(**sizes: float) -> dict[str, float]:
+    """What a verdict is given: the recipe's margins in each metric's unit."""
+    return margins(schema.Quality.model_validate({"margins": sizes}), REFERENCE)
+
+
 REFERENCE: Quality = {
     "clip_score": sampled("clip_score", list(CLIP)),
     "flicker": sampled("flicker", list(RNG.uniform(0.01, 0.03, N))),
@@ -30,7 +41,7 @@ def variant(loss: float = 0.0, psnr: float = 60.0, fvd: float = 0.1, n: int = N)
 
 
 def said(quality: Quality, floor: Floor | None = None, invalid: str = "") -> Judged:
-    return judge([Candidate("v", quality, invalid)], REFERENCE, floor or Floor(), Margins())[0]
+    return judge([Candidate("v", quality, invalid)], REFERENCE, floor or Floor(), margins_of())[0]
 
 
 def test_the_same_videos_are_indistinguishable() -> None:
@@ -52,7 +63,7 @@ def test_a_measured_floor_wider_than_a_display_counts_instead() -> None:
     assert said(variant(psnr=40), floor).text == "indistinguishable"
     assert said(variant(psnr=36), floor).text == "drift"
     # The floor itself is not judged by itself.
-    itself = judge([Candidate("compiled", variant(psnr=38))], REFERENCE, floor, Margins())[0]
+    itself = judge([Candidate("compiled", variant(psnr=38))], REFERENCE, floor, margins_of())[0]
     assert itself.text == "drift"
 
 
@@ -88,7 +99,7 @@ def test_videos_of_other_noise_are_named_as_such() -> None:
 def test_too_few_videos_leave_a_question_mark() -> None:
     few = variant(psnr=60, n=4)
     reference = {"clip_score": sampled("clip_score", list(CLIP[:4]))}
-    wide = Margins(clip_score=0.05)
+    wide = margins_of(clip_score=0.05)
     found = judge([Candidate("v", few)], reference, Floor(), wide)[0]
     assert found.text == "indistinguishable?"
     assert "too few videos" in found.because
@@ -106,7 +117,7 @@ def test_many_variants_do_not_make_chance_a_loss() -> None:
     def equal() -> Quality:
         return {"clip_score": sampled("clip_score", list(CLIP + rng.normal(0, 1, N)))}
 
-    tight = Margins(clip_score=0.01)
+    tight = margins_of(clip_score=0.01)
     every = [Candidate(str(i), equal()) for i in range(40)]
     together = judge(every, REFERENCE, Floor(), tight)
     alone = [judge([one], REFERENCE, Floor(), tight)[0] for one in every]

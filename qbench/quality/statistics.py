@@ -32,8 +32,10 @@ class Metric(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     value: float
     unit: str
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower", "zero"]  # zero: signed, and 0 is as the reference
     summary: Summary | None = None
+    low: float | None = None  # bounds of a 95 % interval of a figure that a whole set has
+    high: float | None = None
     samples: list[float] | None = None
     by_frame: list[float] | None = None  # mean over videos of each frame's figure
     note: str = ""

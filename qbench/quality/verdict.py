@@ -23,13 +23,14 @@ from dataclasses import dataclass, field
 
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.statistics import CONFIDENCE, Comparison, Metric, compare, holm
-from qbench.recipe.schema import Margins, Verdict
+from qbench.recipe.schema import Verdict
 
-COMPARED = ("clip_score", "clip_consistency", "following", "flicker")
+COMPARED = ("clip_score", "clip_consistency", "adherence", "flicker")
 BROKEN = 5.0  # margins
 SEED_FVD = 1.5  # times the distance of another seed's videos, itself one draw of many
 ALPHA = 1 - CONFIDENCE
 Quality = dict[str, Metric]
+Sizes = dict[str, float]  # metric -> margin, in the metric's unit
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,12 @@ class Judged:
 
 
 def judge(
-    candidates: Sequence[Candidate], reference: Quality, floor: Floor, margins: Margins
+    candidates: Sequence[Candidate], reference: Quality, floor: Floor, margins: Sizes
 ) -> list[Judged]:
-    """The verdicts on all variants of one ranking, corrected for their number."""
+    """The verdicts on all variants of one ranking, corrected for their number.
+
+    margins: by metric, in its own unit (`catalogue.margins`).
+    """
     found = [_comparisons(one.quality, reference, margins) for one in candidates]
     every = [comparison for comparisons in found for comparison in comparisons]
     worse = holm([comparison.worse_p for comparison in every])
@@ -104,7 +108,7 @@ def judge(
     ]
 
 
-def _comparisons(ours: Quality, reference: Quality, margins: Margins) -> tuple[Comparison, ...]:
+def _comparisons(ours: Quality, reference: Quality, margins: Sizes) -> tuple[Comparison, ...]:
     made = []
     for name in COMPARED:
         if name not in ours or name not in reference:
@@ -112,14 +116,11 @@ def _comparisons(ours: Quality, reference: Quality, margins: Margins) -> tuple[C
         a, b = ours[name].samples, reference[name].samples
         if not a or not b or len(a) != len(b):
             continue
-        margin = getattr(margins, name)
-        if name == "flicker":
-            margin *= reference[name].value or 1.0
-        made.append(compare(name, a, b, METRICS[name].better, margin))
+        made.append(compare(name, a, b, METRICS[name].better, margins[name]))
     return tuple(made)
 
 
-def _judged(one: Candidate, tests: tuple[Tested, ...], floor: Floor, margins: Margins) -> Judged:
+def _judged(one: Candidate, tests: tuple[Tested, ...], floor: Floor, margins: Sizes) -> Judged:
     alone: dict[str, tuple[Verdict, str]] = {
         "validity": ("broken", one.invalid) if one.invalid else ("indistinguishable", "")
     }
@@ -179,13 +180,13 @@ def _as_a_set(quality: Quality, floor: Floor) -> dict[str, tuple[Verdict, str]]:
     return {"fvd_reference": ("degraded", f"FVD {value:.3g}, {named} is {limit:.3g}")}
 
 
-def _closeness(quality: Quality, floor: Floor, margins: Margins) -> dict[str, tuple[Verdict, str]]:
+def _closeness(quality: Quality, floor: Floor, margins: Sizes) -> dict[str, tuple[Verdict, str]]:
     """Whether these are the reference's own videos, as far as a display or the floor can tell."""
     if "psnr" not in quality:
         return {}
     metric = quality["psnr"]
     low = metric.summary.low if metric.summary and metric.summary.low is not None else metric.value
-    limit, named = margins.psnr_db, "one level of a display"
+    limit, named = margins["psnr"], "one level of a display"
     floors = [one["psnr"].value for one in floor.same_noise.values() if "psnr" in one]
     if floors and min(floors) < limit:
         limit, named = min(floors), "the noise floor"

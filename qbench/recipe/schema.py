@@ -21,19 +21,6 @@ Weights = Literal["pretrained", "random"]  # random: true size, no download, no 
 Attention = Literal[
     "auto", "math", "flash", "efficient", "cudnn", "flash-3", "flash-4", "sage", "xformers", "fp8"
 ]
-Metric = Literal[
-    "clip_score",
-    "clip_consistency",
-    "psnr",
-    "ssim",
-    "lpips",
-    "latent_error",
-    "fvd_reference",
-    "kvd_reference",
-    "fvd_rendered",
-    "flicker",
-    "following",
-]
 Verdict = Literal["indistinguishable", "drift", "degraded", "broken"]
 Fault = Literal[
     "scale_doubled",
@@ -262,30 +249,45 @@ class Fvd(Strict):
     crop: Literal["none", "centre"] = "none"  # none stretches to the square, as FVD's authors do
 
 
-class Margins(Strict):
-    """Differences that do not matter: what a verdict calls as good as the reference.
+class Margin(Strict):
+    """A difference that does not matter.
 
-    psnr_db is what rounding to the 8 bits of a display allows: an error of one level, root mean
-    square. The others are losses of the mean over videos; flicker's is a share of the reference's.
+    size is in the metric's unit (`unit`), or a share of the reference's mean (`reference`) or of
+    the standard deviation over the reference's videos (`spread`).
     """
 
-    psnr_db: Annotated[float, Field(gt=0, le=100)] = 48.13
-    clip_score: Annotated[float, Field(gt=0)] = 0.5
-    clip_consistency: Annotated[float, Field(gt=0)] = 0.5
-    following: Annotated[float, Field(gt=0)] = 0.05
-    flicker: Annotated[float, Field(gt=0)] = 0.1
+    size: Annotated[float, Field(gt=0)]
+    of: Literal["unit", "reference", "spread"] = "unit"
+
+
+# What metrics and margins were called in recipes and records of earlier versions.
+RENAMED = {"following": "adherence", "psnr_db": "psnr"}
 
 
 class Quality(Strict):
-    """What is computed on the videos. The videos past `measure.repeats` come `batch` at a time."""
+    """What is computed on the videos. The videos past `measure.repeats` come `batch` at a time.
 
-    metrics: list[Metric] | None = None
+    The names of metrics and margins are those of the table of metrics, which checks them
+    (`catalogue.check`). A margin that is a number alone is in the metric's unit; flicker's is a
+    share of the reference's mean.
+    """
+
+    metrics: list[str] | None = None  # null is all of qbench's own
     batch: Annotated[int, Field(ge=1, le=4096)] = 8
     clip: str | None = None  # CLIP or SigLIP, a hub id or a folder; null is the model's own
     lpips: Literal["alex", "vgg"] = "alex"
     fvd: Fvd = Fvd()
-    margins: Margins = Margins()
+    margins: dict[str, Annotated[float, Field(gt=0)] | Margin] = {}  # those left out: the table's
     trajectories: Annotated[int, Field(ge=0, le=64)] = 2  # videos whose error is followed by step
+
+    @field_validator("metrics", "margins", mode="before")
+    @classmethod
+    def _renamed(cls, names: object) -> object:
+        if isinstance(names, list):
+            return [RENAMED.get(n, n) if isinstance(n, str) else n for n in names]
+        if isinstance(names, dict):
+            return {RENAMED.get(name, name): value for name, value in names.items()}
+        return names
 
 
 # What a recipe says about itself, where it is asked to run and for how long: it changes nothing

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qbench.quality.metrics.base import MetricSpec
+from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.statistics import Ratio, paired_difference, speed_up
 from qbench.results.ranking import Ranking, label
 from qbench.results.record import Record
 
+# In the order of the table of metrics; those of other packages after qbench's own.
+QUALITY = [spec for spec in METRICS.values() if spec.column]
 HEADERS = (
     "variant",
     "video",
@@ -19,16 +23,21 @@ HEADERS = (
     "speed-up (95 %)",
     "peak memory",
     "weights",
-    "PSNR",
-    "SSIM",
-    "LPIPS",
-    "CLIP",
-    "FVD",
-    "follows",
+    *(spec.column.heading for spec in QUALITY if spec.column),
     "verdict",
 )
 # On a terminal too narrow for all of them these go first; the report has them.
-SPARED = ("SSIM", "LPIPS", "first call", "of ceiling", "weights", "FVD", "step", "CLIP", "follows")
+SPARED = (
+    "SSIM",
+    "LPIPS",
+    "first call",
+    "of ceiling",
+    "weights",
+    "FVD",
+    "step",
+    "CLIP",
+    "adherence",
+)
 MISSING = "-"
 FEW = 3  # samples below which there is no interval
 
@@ -107,12 +116,7 @@ def _row(record: Record, ranking: Ranking) -> Row:
         _speed(record, ranking),
         _peak(record),
         bytes_text(record.weights_bytes),
-        _quality(record, "psnr", "{:.1f} dB"),
-        _quality(record, "ssim", "{:.4f}"),
-        _quality(record, "lpips", "{:.4f}"),
-        _quality(record, "clip_score", "{:.1f}"),
-        _quality(record, "fvd_reference", "{:.2f}"),
-        _quality(record, "following", "{:.0%}"),
+        *(_quality(record, spec) for spec in QUALITY),
         judged.text if (judged := ranking.judged.get(record.run)) else MISSING,
     )
     return Row(cells, record.status, record.reason)
@@ -139,9 +143,9 @@ def _speed(record: Record, ranking: Ranking) -> str:
     return f"{text} {'faster' if ratio.value > 1 else 'SLOWER'}"
 
 
-def _quality(record: Record, name: str, form: str) -> str:
-    metric = record.quality.get(name)
-    return form.format(metric.value) if metric else MISSING
+def _quality(record: Record, spec: MetricSpec) -> str:
+    metric = record.quality.get(spec.name)
+    return spec.column.form.format(metric.value) if metric and spec.column else MISSING
 
 
 def _peak(record: Record) -> str:

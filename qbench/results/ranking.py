@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qbench.quality.metrics import catalogue
 from qbench.quality.verdict import Candidate, Floor, Judged, judge
 from qbench.recipe.schema import Recipe
 from qbench.results.record import Record
@@ -47,7 +48,7 @@ class Ranking:
         candidates = [
             Candidate(r.run, r.quality, r.reason if r.status == "invalid" else "") for r in measured
         ]
-        margins = reference.recipe.quality.margins
+        margins = catalogue.margins(reference.recipe.quality, reference.quality)
         return {j.name: j for j in judge(candidates, reference.quality, floor, margins)}
 
     @cached_property

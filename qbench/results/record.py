@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from qbench.meters.environment import Environment
 from qbench.meters.flops import Work
@@ -17,7 +17,7 @@ from qbench.meters.nvml import Gauges
 from qbench.meters.roofline import Ceilings
 from qbench.quality.metrics.trajectory import ErrorGrowth
 from qbench.quality.statistics import Metric, Ratio, Summary
-from qbench.recipe.schema import Recipe
+from qbench.recipe.schema import RENAMED, Recipe
 
 SCHEMA = 4
 READABLE = (1, 2, 3, SCHEMA)  # each added fields with defaults, and changed none
@@ -104,6 +104,18 @@ class Record(Strict):
     error_growth: ErrorGrowth | None = None  # of the latents, step by step
     notes: list[str] = []  # what a reader of the figures must know
     files: dict[str, str] = {}  # by kind, relative to the record
+
+    @field_validator("quality", mode="before")
+    @classmethod
+    def _renamed(cls, quality: object) -> object:
+        """Versions 1 to 3 called prompt adherence `following`, `following_colour` ..."""
+        if not isinstance(quality, dict):
+            return quality
+        old, new = "following", RENAMED["following"]
+        return {
+            new + name.removeprefix(old) if str(name).startswith(old) else name: metric
+            for name, metric in quality.items()
+        }
 
     def step_seconds(self) -> float | None:
         """A denoise step: the median, or the mean where caching makes steps of two kinds.

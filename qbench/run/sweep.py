@@ -24,6 +24,7 @@ from qbench.meters import roofline
 from qbench.meters.environment import Environment
 from qbench.meters.roofline import Ceilings
 from qbench.pipelines import specs
+from qbench.quality.metrics import catalogue
 from qbench.recipe.files import load
 from qbench.recipe.schema import Recipe, digest
 from qbench.results import store
@@ -77,6 +78,7 @@ def plan(paths: list[Path], overrides: dict[str, str]) -> list[Planned]:
     for item in everything:
         model = specs.find(item.recipe.model)
         specs.check(model, item.recipe.generation)
+        catalogue.check(item.recipe.quality)
         prompts.chosen(item.recipe.prompts, model)
     return sorted(everything, key=lambda item: not item.recipe.is_reference)
 

@@ -30,9 +30,9 @@ def test_record_is_complete_and_round_trips(finished: Path, tmp_path: Path) -> N
     assert record.reference
     assert record.reference.recipe == "fp32"
     assert record.overrides["generation.steps"] == "2"
-    assert {"psnr", "ssim", "clip_score", "fvd_reference", "following"} <= set(record.quality)
+    assert {"psnr", "ssim", "clip_score", "fvd_reference", "adherence"} <= set(record.quality)
     assert len(record.quality["psnr"].samples or []) == 2
-    assert "not comparable" in record.quality["following"].note
+    assert "not comparable" in record.quality["adherence"].note
 
 
 def test_stages_of_a_video_add_up_to_its_latency(finished: Path) -> None:

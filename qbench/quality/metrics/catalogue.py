@@ -1,103 +1,251 @@
-"""What each quality figure is: unit, direction, range, what it reads, and where it comes from."""
+"""The table of metrics: qbench's own, and those of installed packages that offer more."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
 
-from qbench.quality.statistics import Metric, summarise
+from qbench.errors import InputError, nearest
+from qbench.quality.metrics.base import Column, MetricSpec
+from qbench.quality.statistics import Metric
+from qbench.recipe.schema import Margin, Quality
 
+GROUP = "qbench.metrics"  # entry points, each a MetricSpec named as the entry
 SMALL_WORLD = "valid for tiny-cogvideox only, not comparable with published scores"
 FRAMES = "frames in [0, 1]"
 PAIRED = "frames in [0, 1], the reference's of the same prompt and noise"
+HERE = "qbench.quality.metrics"
+
+_OWN = (
+    MetricSpec(
+        name="psnr",
+        unit="dB",
+        better="higher",
+        range="[0, 100], capped",
+        what="closeness to the reference's video",
+        reads=PAIRED,
+        source="10 log10 of 1 over the mean squared error of the whole video",
+        module=f"{HERE}.fidelity",
+        paired=True,
+        column=Column("PSNR", "{:.1f} dB"),
+        # One level of an 8-bit display, root mean square: the videos look the same.
+        margin=Margin(size=48.13),
+    ),
+    MetricSpec(
+        name="ssim",
+        unit="0-1",
+        better="higher",
+        range="[-1, 1]",
+        what="structural similarity to the reference's video",
+        reads=PAIRED,
+        source="Wang et al. 2004, window 11, sigma 1.5",
+        module=f"{HERE}.fidelity",
+        paired=True,
+        column=Column("SSIM", "{:.4f}"),
+    ),
+    MetricSpec(
+        name="lpips",
+        unit="distance",
+        better="lower",
+        range="[0, about 1]",
+        what="perceptual distance to the reference's video",
+        reads=PAIRED,
+        source="Zhang et al. 2018, version 0.1, mean over frames",
+        module=f"{HERE}.lpips",
+        paired=True,
+        column=Column("LPIPS", "{:.4f}"),
+    ),
+    MetricSpec(
+        name="latent_error",
+        unit="relative",
+        better="lower",
+        range="[0, inf)",
+        what="final latents against the reference's",
+        reads="final latents",
+        source="norm of the difference over the reference's norm",
+        module=f"{HERE}.fidelity",
+        paired=True,
+    ),
+    MetricSpec(
+        name="clip_score",
+        unit="0-100",
+        better="higher",
+        range="[0, 100]",
+        what="fit of frames and prompt, mean over frames",
+        reads=f"{FRAMES}, resized and cropped as the model's own processor does; the prompt",
+        source="Hessel et al. 2021, scaled as torchmetrics",
+        module=f"{HERE}.clip_score",
+        column=Column("CLIP", "{:.1f}"),
+        margin=Margin(size=0.5),
+        sees=frozenset({"content"}),
+    ),
+    MetricSpec(
+        name="clip_consistency",
+        unit="0-100",
+        better="higher",
+        range="[-100, 100]",
+        what="likeness of neighbouring frames to CLIP",
+        reads=FRAMES,
+        source="cosine of consecutive CLIP embeddings, Esser et al. 2023",
+        module=f"{HERE}.clip_score",
+        margin=Margin(size=0.5),
+    ),
+    MetricSpec(
+        name="fvd_reference",
+        unit="distance",
+        better="lower",
+        range="[0, inf)",
+        what="Fréchet distance to the reference's videos",
+        reads="features of all videos, at least 2",
+        source="Unterthiner et al. 2018",
+        module=f"{HERE}.distances",
+        paired=True,
+        per_video=False,
+        column=Column("FVD", "{:.2f}"),
+        sees=frozenset({"content"}),
+    ),
+    MetricSpec(
+        name="kvd_reference",
+        unit="distance",
+        better="lower",
+        range="around 0 and up",
+        what="kernel distance to the reference's videos, unbiased: around 0 where there is none",
+        reads="features of all videos, at least 2",
+        source="Unterthiner et al. 2018; cubic kernel of Binkowski et al. 2018",
+        module=f"{HERE}.distances",
+        paired=True,
+        per_video=False,
+    ),
+    MetricSpec(
+        name="fvd_rendered",
+        unit="distance",
+        better="lower",
+        range="[0, inf)",
+        what="Fréchet distance to rendered clips of the same prompts",
+        reads="features of all videos, at least 2",
+        source="Unterthiner et al. 2018",
+        module=f"{HERE}.distances",
+        per_video=False,
+    ),
+    MetricSpec(
+        name="flicker",
+        unit="0-1",
+        better="lower",
+        range="[0, 2]",
+        what="what changes from frame to frame and back",
+        reads=FRAMES,
+        source="mean absolute second difference over time",
+        module=f"{HERE}.temporal",
+        margin=Margin(size=0.1, of="reference"),
+    ),
+    MetricSpec(
+        name="adherence",
+        unit="share",
+        better="higher",
+        range="[0, 1]",
+        what="prompt adherence: videos that show all that the prompt names, by the probe",
+        reads="17 frames of 64x64",
+        source="qbench's own probe of the rendered world",
+        module=f"{HERE}.adherence",
+        column=Column("adherence", "{:.0%}"),
+        margin=Margin(size=0.05),
+        sees=frozenset({"content"}),
+    ),
+)
 
 
-@dataclass(frozen=True)
-class About:
-    """One figure. `against`: whether it needs the reference's videos."""
+class Table(Mapping[str, MetricSpec]):
+    """Name -> spec. Those of other packages are loaded when they are asked for by name."""
 
-    unit: str
-    better: Literal["higher", "lower"]
-    range: str
-    what: str
-    reads: str
-    source: str
-    against: bool = False
+    def __init__(self, own: tuple[MetricSpec, ...]) -> None:
+        self.own = {spec.name: spec for spec in own}
 
+    def __getitem__(self, name: str) -> MetricSpec:
+        if name in self.own:
+            return self.own[name]
+        return _loaded(self._others()[name])
 
-METRICS: dict[str, About] = {
-    "clip_score": About(
-        "0-100", "higher", "[0, 100]", "fit of frames and prompt, mean over frames",
-        f"{FRAMES}, resized and cropped as the model's own processor does; the prompt",
-        "Hessel et al. 2021, scaled as torchmetrics",
-    ),
-    "clip_consistency": About(
-        "0-100", "higher", "[-100, 100]", "likeness of neighbouring frames to CLIP",
-        FRAMES, "cosine of consecutive CLIP embeddings, Esser et al. 2023",
-    ),
-    "psnr": About(
-        "dB", "higher", "[0, 100], capped", "closeness to the reference's video",
-        PAIRED, "10 log10 of 1 over the mean squared error of the whole video", True,
-    ),
-    "ssim": About(
-        "0-1", "higher", "[-1, 1]", "structural similarity to the reference's video",
-        PAIRED, "Wang et al. 2004, window 11, sigma 1.5", True,
-    ),
-    "lpips": About(
-        "distance", "lower", "[0, about 1]", "perceptual distance to the reference's video",
-        PAIRED, "Zhang et al. 2018, version 0.1, mean over frames", True,
-    ),
-    "latent_error": About(
-        "relative", "lower", "[0, inf)", "final latents against the reference's",
-        "final latents", "norm of the difference over the reference's norm", True,
-    ),
-    "fvd_reference": About(
-        "distance", "lower", "[0, inf)", "Fréchet distance to the reference's videos",
-        "features of all videos, at least 2", "Unterthiner et al. 2018", True,
-    ),
-    "kvd_reference": About(
-        "distance", "lower", "around 0 and up",
-        "kernel distance to the reference's videos, unbiased (so around 0 where there is none)",
-        "features of all videos, at least 2",
-        "Unterthiner et al. 2018; cubic kernel of Binkowski et al. 2018", True,
-    ),
-    "fvd_rendered": About(
-        "distance", "lower", "[0, inf)", "Fréchet distance to rendered clips of the same prompts",
-        "features of all videos, at least 2", "Unterthiner et al. 2018",
-    ),
-    "flicker": About(
-        "0-1", "lower", "[0, 2]", "what changes from frame to frame and back",
-        FRAMES, "mean absolute second difference over time",
-    ),
-    "following": About(
-        "share", "higher", "[0, 1]", "videos that show all that the prompt names, by the probe",
-        "17 frames of 64x64", "qbench's own probe of the rendered world",
-    ),
-}  # fmt: skip
-# Come along with the figures above rather than being asked for.
-DERIVED: dict[str, About] = {
-    "fvd_null": About(
-        "distance", "lower", "[0, inf)", "Fréchet distance of two halves of the reference's videos",
-        "features of all videos, at least 4", "as fvd_reference: what no difference looks like",
-    ),
-    "kvd_null": About(
-        "distance", "lower", "near 0", "kernel distance of two halves of the reference's videos",
-        "features of all videos, at least 4", "as kvd_reference",
-    ),
-}  # fmt: skip
+    def __iter__(self) -> Iterator[str]:
+        yield from self.own
+        yield from (name for name in self._others() if name not in self.own)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _others(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def about(name: str) -> About:
-    return METRICS.get(name) or DERIVED[name]
+def _loaded(point: EntryPoint) -> MetricSpec:
+    package = point.dist.name if point.dist else point.value
+    try:
+        spec = point.load()
+    except Exception as error:  # another package's code may fail in any way
+        raise InputError(f"metric {point.name!r} of {package} does not load: {error}") from error
+    if not isinstance(spec, MetricSpec) or spec.name != point.name:
+        raise InputError(f"metric {point.name!r} of {package} is not a MetricSpec of that name")
+    return spec
 
 
-def sampled(name: str, values: list[float], note: str = "") -> Metric:
-    """The figure of videos that each have one."""
-    summary = summarise(values)
-    return figure(name, summary.mean, note, summary=summary, samples=values)
+METRICS = Table(_OWN)
 
 
-def figure(name: str, value: float, note: str, **more: Any) -> Metric:
-    """A figure with the catalogue's unit and direction."""
-    what = about(name)
-    return Metric(value=value, unit=what.unit, better=what.better, note=note, **more)
+def find(name: str) -> MetricSpec:
+    """The metric of this name. Raises InputError with the nearest name where there is none."""
+    if name not in METRICS:
+        raise InputError(f"unknown metric {name!r}{nearest(name, METRICS)}")
+    return METRICS[name]
+
+
+def chosen(quality: Quality) -> list[MetricSpec]:
+    """The metrics that a recipe asks for; with none named, all of qbench's own."""
+    if quality.metrics is None:
+        return list(METRICS.own.values())
+    return [find(name) for name in dict.fromkeys(quality.metrics)]
+
+
+def margin(spec: MetricSpec, quality: Quality) -> Margin | None:
+    """The margin that a recipe sets for this metric, else the metric's own.
+
+    A number by itself is in the metric's unit, or a share of the reference's mean where that is
+    how the metric's own margin is given.
+    """
+    said = quality.margins.get(spec.name, spec.margin)
+    if not isinstance(said, float):
+        return said
+    if spec.margin and spec.margin.of == "reference":
+        return Margin(size=said, of="reference")
+    return Margin(size=said)
+
+
+def margins(quality: Quality, reference: Mapping[str, Metric]) -> dict[str, float]:
+    """Every metric's margin in the metric's own unit, given the reference's figures.
+
+    One that is a share of what the reference has is left out where the reference has it not.
+    """
+    found = {}
+    for name in {**METRICS.own, **quality.margins}:
+        said = margin(METRICS[name], quality) if name in METRICS else None
+        figure = reference.get(name)
+        if said is None:
+            continue
+        if said.of == "unit":
+            found[name] = said.size
+        elif said.of == "reference" and figure is not None:
+            found[name] = said.size * (abs(figure.value) or 1.0)
+        elif said.of == "spread" and figure is not None and figure.summary is not None:
+            found[name] = said.size * (figure.summary.sigma or 1.0)
+    return found
+
+
+def check(quality: Quality) -> None:
+    """Raises InputError, which begins with the field, for a metric or a margin that is none."""
+    for place, names in (("metrics", quality.metrics or ()), ("margins", quality.margins)):
+        for name in names:
+            try:
+                spec = find(name)
+            except InputError as error:
+                raise InputError(f"quality.{place}: {error}") from None
+            if place == "margins" and spec.margin is None:
+                known = [known.name for known in METRICS.own.values() if known.margin]
+                raise InputError(f"quality.margins: {name!r} has no margin{nearest(name, known)}")

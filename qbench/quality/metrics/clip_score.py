@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from qbench.quality.metrics.base import Batch, Context, MetricSpec
+from qbench.quality.metrics.catalogue import SMALL_WORLD
+from qbench.quality.statistics import Metric
+
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # the numbers that image processors write
+
+
+def meter(specs: Sequence[MetricSpec], context: Context) -> Clip:
+    return Clip(specs, context)
+
+
+class Clip:
+    """CLIP score and consistency, of the same embeddings."""
+
+    def __init__(self, specs: Sequence[MetricSpec], context: Context) -> None:
+        source = context.quality.clip or context.model.clip
+        self._scorer = ClipScorer(source, context.device)
+        self._note = SMALL_WORLD if context.model.world else f"by {source}"
+        self._samples: dict[MetricSpec, list[float]] = {spec: [] for spec in specs}
+        self._by_frame: list[torch.Tensor] = []  # (batch, frames)
+        if cut := self._scorer.cut(context.prompts):
+            context.notes.append(
+                f"clip_score: {cut} of {len(context.prompts)} prompts were cut at "
+                f"{self._scorer.tokens} tokens, the end of the text tower"
+            )
+
+    def update(self, batch: Batch) -> None:
+        frames = self._scorer.frames(batch.frames)
+        for spec, samples in self._samples.items():
+            if spec.name == "clip_score":
+                scores = clip_score(frames, self._scorer.texts(batch.prompts)).cpu()
+                self._by_frame.append(scores)
+                values = scores.mean(1)
+            else:
+                values = clip_consistency(frames)
+            samples += [float(value) for value in values]
+
+    def result(self) -> dict[str, Metric]:
+        made = {spec.name: spec.sampled(v, self._note) for spec, v in self._samples.items()}
+        if "clip_score" in made:
+            by_frame = torch.cat(self._by_frame).mean(0).tolist()
+            made["clip_score"] = made["clip_score"].model_copy(update={"by_frame": by_frame})
+        return made
 
 
 class ClipScorer:

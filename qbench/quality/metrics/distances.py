@@ -6,43 +6,46 @@ variant is compared with the same reference, whose features are then computed on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
 from qbench import world
 from qbench.pipelines.specs import Model
-from qbench.quality.metrics import fvd
-from qbench.quality.metrics.catalogue import SMALL_WORLD, figure
-from qbench.quality.metrics.features import Extractor
-from qbench.quality.outputs import Outputs
+from qbench.quality.metrics import features, fvd
+from qbench.quality.metrics.base import Batch, Context, MetricSpec, Shape
+from qbench.quality.metrics.catalogue import SMALL_WORLD
 from qbench.quality.statistics import Metric
-from qbench.recipe.schema import digest
+from qbench.recipe.schema import Quality, digest
 
-if TYPE_CHECKING:
-    from qbench.quality.evaluate import Batch
-
-FRECHET = ("fvd_reference", "kvd_reference")
 RENDER_SEED = 4242
 PART = 64  # rendered clips looked at together
 OWN, RENDERED = "own", "rendered"  # features kept, (videos, size) each
 
 
-class Distances:
-    """FVD and KVD to the reference and to rendered clips, with what two halves of one set give."""
+def meter(specs: Sequence[MetricSpec], context: Context) -> Distances:
+    return Distances(specs, context)
 
-    def __init__(
-        self,
-        names: list[str],
-        extractor: Extractor,
-        prompts: list[str],
-        outputs: Outputs,
-        reference: Outputs | None,
-        model: Model,
-    ) -> None:
-        self._names, self._extractor, self._prompts = names, extractor, prompts
-        self._outputs, self._compared, self._world = outputs, reference is not None, model.world
-        self._key = f"{extractor.digest()}-{digest([RENDER_SEED, *prompts])}"
+
+def lacking(name: str, quality: Quality, model: Model, shape: Shape | None) -> str:
+    if name == "fvd_rendered" and not model.world:
+        return "knows the bundled model's world alone"
+    if reason := features.why_not(quality.fvd, model):
+        return reason
+    return features.unfit(quality.fvd, model, shape) if shape else ""
+
+
+class Distances:
+    """FVD and KVD to the reference's videos and to rendered clips."""
+
+    def __init__(self, specs: Sequence[MetricSpec], context: Context) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        extractor = features.load(context.quality.fvd, context.model, context.device)
+        reference = context.reference
+        self._extractor, self._prompts = extractor, context.prompts
+        self._outputs, self._compared = context.outputs, reference is not None
+        self._world = context.model.world
+        self._key = f"{extractor.digest()}-{digest([RENDER_SEED, *context.prompts])}"
         self._kept = reference.features(self._key) if reference is not None else {}
         self._moments = fvd.Moments(extractor.size)
         self._ours: list[torch.Tensor] = []
@@ -67,25 +70,20 @@ class Distances:
             note += f", fewer than {fvd.FEW}: too few for its size to mean much"
         note += f"; {SMALL_WORLD}" if self._world else ""
         values, keep = {}, {OWN: ours}
-        theirs = ours
         if self._compared:
             theirs = self._kept[OWN] if OWN in self._kept else torch.cat(self._theirs)
-            if "fvd_reference" in self._names:
+            if "fvd_reference" in self._specs:
                 values["fvd_reference"] = fvd.frechet_distance(self._moments, fvd.moments(theirs))
-            if "kvd_reference" in self._names:
+            if "kvd_reference" in self._specs:
                 values["kvd_reference"] = fvd.kernel_distance(ours, theirs)
-        if count >= 4 and set(FRECHET) & set(self._names):
-            one, other = fvd.halves(theirs)
-            values["fvd_null"] = fvd.frechet_distance(fvd.moments(one), fvd.moments(other))
-            values["kvd_null"] = fvd.kernel_distance(one, other)
-        if "fvd_rendered" in self._names:
+        if "fvd_rendered" in self._specs:
             rendered = self._kept.get(RENDERED)
             rendered = self._rendered() if rendered is None else rendered
             keep[RENDERED] = rendered
             if len(rendered) >= 2:
                 values["fvd_rendered"] = fvd.frechet_distance(self._moments, fvd.moments(rendered))
         self._outputs.keep_features(self._key, keep)
-        return {name: figure(name, value, note) for name, value in values.items()}
+        return {name: self._specs[name].figure(value, note) for name, value in values.items()}
 
     def _rendered(self) -> torch.Tensor:
         """Features of clips rendered for the same prompts, some at a time."""

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
+from qbench.quality.metrics.base import Batch, Context, MetricSpec, PerVideo
+
 PSNR_CAP = 100.0  # dB; identical videos would be infinite, which no mean survives
+
+
+def meter(specs: Sequence[MetricSpec], context: Context) -> PerVideo:
+    compute: dict[str, Callable[[Batch], torch.Tensor]] = {
+        "psnr": lambda batch: psnr(*batch.pair()),
+        "ssim": lambda batch: ssim(*batch.pair()),
+        "latent_error": lambda batch: latent_error(*batch.latent_pair()),
+    }
+    return PerVideo({spec: compute[spec.name] for spec in specs})
 
 
 def psnr(videos: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

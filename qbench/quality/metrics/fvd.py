@@ -88,8 +88,3 @@ def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     cross = kernel(a, b)
     between = off_diagonal(cross) if len(a) == len(b) else cross.mean()
     return (off_diagonal(kernel(a, a)) + off_diagonal(kernel(b, b)) - 2 * between).item()
-
-
-def halves(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every other video: two sets between which there is no difference but chance."""
-    return features[0::2], features[1::2]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from qbench.pipelines.specs import Model
+from qbench.quality import weights
+from qbench.quality.metrics.base import Context, MetricSpec, PerVideo, Shape
 from qbench.quality.metrics.fidelity import same_shape
+from qbench.recipe.schema import Quality
 
 Net = Literal["alex", "vgg"]
 # (out, in, kernel, stride, padding) of each convolution, "pool", and "tap" after the ReLU of
@@ -27,6 +32,20 @@ VGG: tuple[Layer, ...] = (
 )  # fmt: skip
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 SMALLEST = {"alex": 32, "vgg": 16}  # side in pixels below which a pooling layer runs empty
+
+
+def meter(specs: Sequence[MetricSpec], context: Context) -> PerVideo:
+    network = load_lpips(context.quality.lpips, context.device)
+    return PerVideo(dict.fromkeys(specs, lambda batch: lpips(network, *batch.pair())))
+
+
+def lacking(name: str, quality: Quality, model: Model, shape: Shape | None) -> str:
+    net = quality.lpips
+    if reason := weights.missing(f"lpips-{net}"):
+        return reason
+    if shape is not None and min(shape[-2:]) < (least := SMALLEST[net]):
+        return f"{net} reads frames of {least} pixels and more"
+    return ""
 
 
 class LPIPS(nn.Module):
@@ -77,8 +96,6 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
 
 def load_lpips(net: Net, device: torch.device | str = "cpu") -> LPIPS:
     """The network with the fetched weights. Raises InputError where they are not here."""
-    from qbench.quality import weights
-
     network = LPIPS(net)
     network.load_state_dict(weights.load(f"lpips-{net}"))
     return network.eval().requires_grad_(False).to(device)

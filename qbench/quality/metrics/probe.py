@@ -1,6 +1,6 @@
 """The probe: a small 3D network that names the attributes of a clip of the rendered world.
 
-Its answers are the prompt-following figures and its features serve FVD. Both are valid for
+Its answers are the prompt-adherence figures and its features serve FVD. Both are valid for
 tiny-cogvideox only and cannot be compared with published scores.
 """
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+
+from qbench.quality.metrics.base import Context, MetricSpec, PerVideo
+
+
+def meter(specs: Sequence[MetricSpec], context: Context) -> PerVideo:
+    return PerVideo(dict.fromkeys(specs, lambda batch: flicker(batch.frames)))
 
 
 def flicker(videos: torch.Tensor) -> torch.Tensor:

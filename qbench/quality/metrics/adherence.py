@@ -1,0 +1,57 @@
+"""Prompt adherence in the rendered world: whether the probe sees what the prompt names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from qbench import world
+from qbench.pipelines.specs import BUNDLED, Model
+from qbench.quality.metrics.base import Batch, Context, MetricSpec, Shape
+from qbench.quality.metrics.catalogue import SMALL_WORLD
+from qbench.quality.metrics.probe import load_probe
+from qbench.quality.statistics import Metric
+from qbench.recipe.schema import Quality
+
+
+def meter(specs: Sequence[MetricSpec], context: Context) -> Adherence:
+    return Adherence(specs[0], context.device)
+
+
+def lacking(name: str, quality: Quality, model: Model, shape: Shape | None) -> str:
+    if not model.world:
+        return "knows the bundled model's world alone"
+    if shape not in (None, (world.FRAMES, 3, world.SIDE, world.SIDE)):
+        return f"the probe reads {world.FRAMES} frames of {world.SIDE}x{world.SIDE}"
+    return ""
+
+
+class Adherence:
+    """The share of videos that show all that their prompts name, and each attribute's share."""
+
+    def __init__(self, spec: MetricSpec, device: str) -> None:
+        self._spec = spec
+        self._probe = load_probe(BUNDLED / "probe", device)
+        self._right: dict[str, list[float]] = {name: [] for name in world.ATTRIBUTES}
+
+    @torch.no_grad()
+    def update(self, batch: Batch) -> None:
+        scenes = [world.parse(prompt) for prompt in batch.prompts]
+        known = [i for i, scene in enumerate(scenes) if scene is not None]
+        if not known:
+            return
+        answers = self._probe(batch.frames[known])
+        truth = torch.tensor([scene.indices() for scene in scenes if scene is not None])
+        for i, (name, logits) in enumerate(answers.items()):
+            self._right[name] += (logits.argmax(1).cpu() == truth[:, i]).float().tolist()
+
+    def result(self) -> dict[str, Metric]:
+        every = [float(all(one)) for one in zip(*self._right.values(), strict=True)]
+        if not every:
+            return {}
+        found = {self._spec.name: self._spec.sampled(every, SMALL_WORLD)}
+        for name, values in self._right.items():
+            share = sum(values) / len(values)
+            found[f"{self._spec.name}_{name}"] = self._spec.figure(share, SMALL_WORLD)
+        return found
