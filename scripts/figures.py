@@ -242,7 +242,7 @@ FIGURES: dict[str, Callable[[Row], Figure]] = {
     "clip": lambda row: row.quality("clip_score", "%.2f"),
     "clip-gain": lambda row: row.gain("clip_score", 2),
     "fvd": lambda row: row.quality("fvd_reference", "%.2f"),
-    "adherence": lambda row: _share(row.quality("following", "%g").value),
+    "adherence": lambda row: _share(row.quality("adherence", "%g").value),
     "verdict": Row.verdict,
     "videos": lambda row: Figure(f"{row.record.videos:,}", row.record.videos),
     "n": lambda row: Figure(str(len(row.record.latency_s) or sum(map(len, row.record.step_s)))),
