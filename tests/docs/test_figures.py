@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import figures
+from scripts.figures import __main__ as command
+from scripts.figures import chart, documents, values
 
 TABLE = """<!-- figures
 from: h100/videos
@@ -15,11 +16,15 @@ rows: {fast: "**fast**", bf16: plain}
 """
 
 
-@pytest.mark.parametrize("document", figures.documents(), ids=lambda path: path.name)
+@pytest.mark.parametrize("document", documents.documents(), ids=lambda path: path.name)
 def test_document_agrees_with_its_records(document: Path) -> None:
-    new, faults = figures.drawn(document)
+    new, faults = documents.drawn(document)
     assert not faults
     assert new == document.read_text(encoding="utf-8")
+
+
+def test_chart_shows_what_the_records_say() -> None:
+    assert chart.faults() == []
 
 
 def test_wrong_figure_is_named_with_its_line(
@@ -29,7 +34,7 @@ def test_wrong_figure_is_named_with_its_line(
     document.write_text("One\n\nIt takes <!--= h100/videos fast video -->12.0 s<!--/-->.\n")
     monkeypatch.setattr("sys.argv", ["figures", str(document)])
     with pytest.raises(SystemExit, match="1"):
-        figures.main()
+        command.main()
     shown = capsys.readouterr().err
     assert "page.md:3: the records say" in shown
     assert "-->14.4 s<!--/-->" in shown
@@ -38,19 +43,19 @@ def test_wrong_figure_is_named_with_its_line(
 def test_table_holds_the_records_own_figures(tmp_path: Path) -> None:
     document = tmp_path / "page.md"
     document.write_text(TABLE)
-    new, faults = figures.drawn(document)
+    new, faults = documents.drawn(document)
     assert not faults
     assert "| **fast** | 14.4 s | 2.36x |" in new  # one video each: no interval
     assert "| plain | 34 s | reference |" in new
     document.write_text(new)
-    assert figures.drawn(document) == (new, [])
+    assert documents.drawn(document) == (new, [])
 
 
 def test_expressions_relate_figures_and_choose_by_field() -> None:
-    ratio = figures.evaluate("h200/peers diffusers-torchao step / fast step")
+    ratio = values.evaluate("h200/peers diffusers-torchao step / fast step")
     assert ratio.value == pytest.approx(0.48427 / 0.26107, rel=0.01)
     assert ratio.text == "1.85"
-    fragments = figures.evaluate("h100/cards bf16 measure.memory_limit_gib=12 fragments")
+    fragments = values.evaluate("h100/cards bf16 measure.memory_limit_gib=12 fragments")
     assert fragments.value == pytest.approx(1138166333.44)
 
 
@@ -69,7 +74,7 @@ def test_expressions_relate_figures_and_choose_by_field() -> None:
 def test_mark_that_cannot_be_drawn_is_one_line(tmp_path: Path, mark: str, says: str) -> None:
     document = tmp_path / "page.md"
     document.write_text(mark)
-    new, faults = figures.drawn(document)
+    new, faults = documents.drawn(document)
     assert len(faults) == 1
     assert says in faults[0]
     assert new == mark
@@ -80,4 +85,4 @@ def test_measurements_with_a_stated_source_need_no_record(tmp_path: Path) -> Non
     document.write_text(
         "<!-- figures: all -->\n49x480x720 on a card of <!--: its size -->24 GiB<!--/-->, `8 ms`.\n"
     )
-    assert figures.drawn(document)[1] == []
+    assert documents.drawn(document)[1] == []

@@ -1,44 +1,13 @@
-"""Draw the figures in the documents from published records, or check that the two agree.
-
-    python -m scripts.figures [--write] [DOCUMENT...]
-
-Without `--write` every figure that differs from its record is named, and the exit code is 1; the
-tests and CI run that. Two kinds of marks, both invisible in rendered Markdown:
-
-    Runs in <!--= h100/videos fast video -->14.4 s<!--/--> on an H100.
-
-    <!-- figures
-    from: h100/videos
-    columns: {video: video, peak memory: peak}
-    rows: [fast, bf16]
-    -->
-    ... the table, written by this script ...
-    <!-- /figures -->
-
-An expression names a folder below results/published, a recipe, and a figure (`FIGURES` below). It
-may narrow the records down by a field of the recipe (`measure.memory_limit_gib=12`), and divide,
-add or subtract figures: `h200/peers diffusers-torchao step / fast step`, where what comes later
-takes over the folder and, with one word, the recipe; `0.7GiB` is a constant. Of a JSON file it
-names the path, a dotted path inside, and the form:
-`h100/text_encoder.json rows[scheme=int8].peak.allocated_bytes GiB`.
-
-In a document that says `<!-- figures: all -->`, a measurement (a number with a unit) outside of
-marks is a fault too, unless `<!--: why -->0.7 GiB<!--/-->` says where it comes from.
-"""
+"""Figures of published records, by the expressions that the documents' marks hold."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qbench.report import charts, tables
 from qbench.results import ranking as ranked
@@ -46,20 +15,9 @@ from qbench.results import store
 from qbench.results.ranking import Ranking
 from qbench.results.record import Record
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PUBLISHED = ROOT / "results" / "published"
-INLINE = re.compile(r"<!--= *(?P<expression>[^>]*?) *-->(?P<text>[^<]*)<!--/-->")
-BLOCK = re.compile(
-    r"^<!-- figures\n(?P<spec>.*?)^-->\n(?P<text>.*?)^<!-- /figures -->$", re.M | re.S
-)
-GIVEN = re.compile(r"<!--: *[^>]*-->[^<]*<!--/-->")
 CONSTANT = re.compile(r"(\d+(?:\.\d+)?)GiB")
-ALL = "<!-- figures: all -->"
-COMMENT = re.compile(r"<!--.*?-->", re.S)
-CODE = re.compile(r"^```.*?^```|^ {4}.*?$|`[^`\n]*`", re.M | re.S)
-LINK = re.compile(r"\]\([^)]*\)")
-UNITS = r"ms|s|min|minutes|hours|GiB|MiB|GB|MB|dB|TFLOP/s|TFLOP|MHz|W|J"
-MEASUREMENT = re.compile(rf"(?<![\w.])\d[\d,.]*(?<![,.])(?:x| ?(?:{UNITS}))(?![\w/])")
 
 
 class Fault(Exception):
@@ -364,128 +322,3 @@ def _term(words: list[str]) -> Figure:
     if shown.text == tables.MISSING and shown.value is None:
         raise Fault(f"{' '.join(words)}: the record has none")
     return shown
-
-
-class Table(BaseModel):
-    """What a block says: whose records, which columns, which rows, each with its words."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    folder: str = Field("", alias="from")
-    first: str = "variant"  # the heading of the first column
-    columns: dict[str, str]  # heading: figures, or a folder and a figure, joined by blanks
-    # Recipes, with a folder before where it is another and fields behind; the words that are shown.
-    rows: list[str] | dict[str, str]
-
-    def markdown(self) -> str:
-        named = self.rows if isinstance(self.rows, dict) else {name: name for name in self.rows}
-        lines = [
-            [words, *(self._cell(name, column) for column in self.columns.values())]
-            for name, words in named.items()
-        ]
-        return tables.grid([self.first, *self.columns], lines) + "\n"
-
-    def _cell(self, name: str, column: str) -> str:
-        """One cell; a `-` where its record has no such figure."""
-        words = column.split()
-        fields = [word for word in name.split() if "=" in word]
-        *folders, recipe = [word for word in name.split() if "=" not in word]
-        folder = folders[0] if folders else self.folder
-        if words[0] not in FIGURES:
-            folder = words.pop(0)
-        row = row_of(folder, recipe, dict(field.split("=", 1) for field in fields))
-        shown = []
-        for word in words:
-            if word not in FIGURES:
-                raise Fault(f"{word!r} is not a figure; there are {', '.join(FIGURES)}")
-            try:
-                shown.append(FIGURES[word](row).text)
-            except Fault:
-                shown.append("")
-        return " ".join(filter(None, shown)) or tables.MISSING
-
-
-def drawn(document: Path) -> tuple[str, list[str]]:
-    """The document with its figures drawn anew, and a line for each mark that cannot be."""
-    text, name = document.read_text(encoding="utf-8"), _name(document)
-    faults: list[str] = []
-
-    def fail(at: re.Match[str], why: object) -> str:
-        line = text.count("\n", 0, text.find(at.group())) + 1
-        faults.append(f"{name}:{line}: {why}")
-        return at.group()
-
-    def inline(at: re.Match[str]) -> str:
-        try:
-            figure = evaluate(at["expression"])
-        except Fault as fault:
-            return fail(at, fault)
-        # A line that begins with a comment would be taken for HTML and not be rendered.
-        if at.start() == 0 or at.string[at.start() - 1] == "\n":
-            return fail(at, "a mark may not begin a line")
-        return f"<!--= {at['expression']} -->{figure.text}<!--/-->"
-
-    def block(at: re.Match[str]) -> str:
-        try:
-            table = Table.model_validate(yaml.safe_load(at["spec"]))
-            return f"<!-- figures\n{at['spec']}-->\n\n{table.markdown()}\n<!-- /figures -->"
-        except Fault as fault:
-            return fail(at, fault)
-        except (ValidationError, yaml.YAMLError) as error:
-            return fail(at, " ".join(str(error).split()))
-
-    new = INLINE.sub(inline, BLOCK.sub(block, text))
-    if ALL in text:
-        faults += [f"{name}:{line}" for line in _unmarked(new)]
-    return new, faults
-
-
-def _unmarked(text: str) -> list[str]:
-    """Measurements outside of marks, with their line numbers."""
-
-    def blank(at: re.Match[str]) -> str:
-        return re.sub(r"[^\n]", " ", at.group())
-
-    for pattern in (BLOCK, INLINE, GIVEN, COMMENT, CODE, LINK):
-        text = pattern.sub(blank, text)
-    return [
-        f"{number}: {found.group()!r} is not drawn from a record"
-        for number, line in enumerate(text.splitlines(), 1)
-        for found in MEASUREMENT.finditer(line)
-    ]
-
-
-def _name(document: Path) -> Path:
-    return document.relative_to(ROOT) if document.is_relative_to(ROOT) else document
-
-
-def documents() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("documents", type=Path, nargs="*")
-    parser.add_argument("--write", action="store_true", help="draw what differs anew")
-    args = parser.parse_args()
-    wrong = []
-    for document in [path.resolve() for path in args.documents] or documents():
-        new, faults = drawn(document)
-        old = document.read_text(encoding="utf-8")
-        if new != old and args.write:
-            document.write_text(new, encoding="utf-8")
-        elif new != old:
-            pairs = zip(old.splitlines(), new.splitlines(), strict=False)
-            changed = [(n, b) for n, (a, b) in enumerate(pairs, 1) if a != b]
-            faults += [
-                f"{_name(document)}:{n}: the records say: {line}" for n, line in changed[:20]
-            ]
-        wrong += faults
-    for line in wrong:
-        print(line, file=sys.stderr)
-    raise SystemExit(1 if wrong else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,81 @@
+"""README's chart: seconds a video of CogVideoX-2B on an H100, each bar with its verdict.
+
+What was plotted is kept in the PNG's own metadata, so that it can be compared with the records.
+"""
+
+from __future__ import annotations
+
+import json
+
+from scripts.figures.values import ROOT, evaluate, row_of
+
+FILE = ROOT / "docs" / "assets" / "cogvideox-2b-h100.png"
+PLOTTED = "qbench figures"  # the name of the metadata
+SPEED, QUALITY = "h100/videos", "h100/quality"
+ROWS = {
+    "fast-cached": "fast-cached",
+    "fast": "fast",
+    "half-steps": "half the steps",
+    "exact": "exact",
+    "fp8-dynamic": "FP8, torchao",
+    "int8-dynamic": "INT8, torchao",
+    "bf16": "BF16, diffusers",
+}
+COLOURS = {
+    "indistinguishable": "#009E73",
+    "drift": "#0072B2",
+    "degraded": "#E69F00",
+    "broken": "#D55E00",
+}
+OTHER = "#999999"
+UNMEASURED = ("exact",)  # for quality, as a whole
+
+
+def plotted() -> list[list[object]]:
+    """Words, seconds, their text, and the verdict of each bar, from top to bottom."""
+    rows: list[list[object]] = []
+    for recipe, words in ROWS.items():
+        video = evaluate(f"{SPEED} {recipe} video")
+        verdict = "not measured"
+        if recipe not in UNMEASURED:
+            verdict = row_of(QUALITY, recipe, {}).verdict().text
+        rows.append([words, video.value, video.text, verdict])
+    return rows
+
+
+def draw() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = plotted()
+    figure, axes = plt.subplots(figsize=(8, 3.1), layout="constrained")
+    for place, (_, seconds, text, verdict) in enumerate(rows):
+        colour = COLOURS.get(str(verdict).rstrip("?"), OTHER)
+        axes.barh(place, float(str(seconds)), color=colour, height=0.68)
+        axes.text(float(str(seconds)) + 0.3, place, f"{text}  {verdict}", va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), [str(row[0]) for row in rows], fontsize=10)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(float(str(row[1])) for row in rows) * 1.2)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    axes.tick_params(left=False, bottom=False, labelbottom=False)
+    axes.set_title(
+        "CogVideoX-2B on one H100: seconds a video (49 frames of 480x720); verdict on quality",
+        fontsize=9.5,
+        loc="left",
+    )
+    FILE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FILE, dpi=120, metadata={PLOTTED: json.dumps(rows), "Software": ""})
+    plt.close(figure)
+
+
+def faults() -> list[str]:
+    """A line if the chart shows something else than the records say."""
+    from PIL import Image
+
+    with Image.open(FILE) as image:
+        shown = json.loads(image.info.get(PLOTTED, "null"))
+    if shown == json.loads(json.dumps(plotted())):
+        return []
+    return [f"{FILE.relative_to(ROOT)}: drawn from other records; --write draws it anew"]

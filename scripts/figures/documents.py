@@ -1,0 +1,120 @@
+"""The marks in the documents: tables and inline figures, drawn anew from their records."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qbench.report import tables
+from scripts.figures.values import FIGURES, ROOT, Fault, evaluate, row_of
+
+INLINE = re.compile(r"<!--= *(?P<expression>[^>]*?) *-->(?P<text>[^<]*)<!--/-->")
+BLOCK = re.compile(
+    r"^<!-- figures\n(?P<spec>.*?)^-->\n(?P<text>.*?)^<!-- /figures -->$", re.M | re.S
+)
+GIVEN = re.compile(r"<!--: *[^>]*-->[^<]*<!--/-->")
+ALL = "<!-- figures: all -->"
+COMMENT = re.compile(r"<!--.*?-->", re.S)
+CODE = re.compile(r"^```.*?^```|^ {4}.*?$|`[^`\n]*`", re.M | re.S)
+LINK = re.compile(r"\]\([^)]*\)")
+UNITS = r"ms|s|min|minutes|hours|GiB|MiB|GB|MB|dB|TFLOP/s|TFLOP|MHz|W|J"
+MEASUREMENT = re.compile(rf"(?<![\w.])\d[\d,.]*(?<![,.])(?:x| ?(?:{UNITS}))(?![\w/])")
+
+
+class Table(BaseModel):
+    """What a block says: whose records, which columns, which rows, each with its words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    folder: str = Field("", alias="from")
+    first: str = "variant"  # the heading of the first column
+    columns: dict[str, str]  # heading: figures, or a folder and a figure, joined by blanks
+    # Recipes, with a folder before where it is another and fields behind; the words that are shown.
+    rows: list[str] | dict[str, str]
+
+    def markdown(self) -> str:
+        named = self.rows if isinstance(self.rows, dict) else {name: name for name in self.rows}
+        lines = [
+            [words, *(self._cell(name, column) for column in self.columns.values())]
+            for name, words in named.items()
+        ]
+        return tables.grid([self.first, *self.columns], lines) + "\n"
+
+    def _cell(self, name: str, column: str) -> str:
+        """One cell; a `-` where its record has no such figure."""
+        words = column.split()
+        fields = [word for word in name.split() if "=" in word]
+        *folders, recipe = [word for word in name.split() if "=" not in word]
+        folder = folders[0] if folders else self.folder
+        if words[0] not in FIGURES:
+            folder = words.pop(0)
+        row = row_of(folder, recipe, dict(field.split("=", 1) for field in fields))
+        shown = []
+        for word in words:
+            if word not in FIGURES:
+                raise Fault(f"{word!r} is not a figure; there are {', '.join(FIGURES)}")
+            try:
+                shown.append(FIGURES[word](row).text)
+            except Fault:
+                shown.append("")
+        return " ".join(filter(None, shown)) or tables.MISSING
+
+
+def drawn(document: Path) -> tuple[str, list[str]]:
+    """The document with its figures drawn anew, and a line for each mark that cannot be."""
+    text, name = document.read_text(encoding="utf-8"), name_of(document)
+    faults: list[str] = []
+
+    def fail(at: re.Match[str], why: object) -> str:
+        line = text.count("\n", 0, text.find(at.group())) + 1
+        faults.append(f"{name}:{line}: {why}")
+        return at.group()
+
+    def inline(at: re.Match[str]) -> str:
+        try:
+            figure = evaluate(at["expression"])
+        except Fault as fault:
+            return fail(at, fault)
+        # A line that begins with a comment would be taken for HTML and not be rendered.
+        if at.start() == 0 or at.string[at.start() - 1] == "\n":
+            return fail(at, "a mark may not begin a line")
+        return f"<!--= {at['expression']} -->{figure.text}<!--/-->"
+
+    def block(at: re.Match[str]) -> str:
+        try:
+            table = Table.model_validate(yaml.safe_load(at["spec"]))
+            return f"<!-- figures\n{at['spec']}-->\n\n{table.markdown()}\n<!-- /figures -->"
+        except Fault as fault:
+            return fail(at, fault)
+        except (ValidationError, yaml.YAMLError) as error:
+            return fail(at, " ".join(str(error).split()))
+
+    new = INLINE.sub(inline, BLOCK.sub(block, text))
+    if ALL in text:
+        faults += [f"{name}:{line}" for line in _unmarked(new)]
+    return new, faults
+
+
+def _unmarked(text: str) -> list[str]:
+    """Measurements outside of marks, with their line numbers."""
+
+    def blank(at: re.Match[str]) -> str:
+        return re.sub(r"[^\n]", " ", at.group())
+
+    for pattern in (BLOCK, INLINE, GIVEN, COMMENT, CODE, LINK):
+        text = pattern.sub(blank, text)
+    return [
+        f"{number}: {found.group()!r} is not drawn from a record"
+        for number, line in enumerate(text.splitlines(), 1)
+        for found in MEASUREMENT.finditer(line)
+    ]
+
+
+def name_of(document: Path) -> Path:
+    return document.relative_to(ROOT) if document.is_relative_to(ROOT) else document
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "results/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
