@@ -51,7 +51,7 @@ def _vae(model: str, device: str) -> tuple[Any, torch.Tensor]:
     if model == "tiny-cogvideox":
         from qbench.pipelines import specs
 
-        vae = specs.load(specs.find(model), "fp32", "cpu").vae.float()
+        vae = specs.load(specs.find(model), "fp32", "cpu").pipe.vae.float()
         return vae.to(device), torch.randn(1, 16, 5, 8, 8, generator=generator).to(device)
     from diffusers import AutoencoderKLCogVideoX
 

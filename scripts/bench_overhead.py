@@ -52,28 +52,27 @@ def main() -> None:
         {"name": "overhead", "reference": None, "variant": {"dtype": arguments.dtype}}
     )
     run = lone_session(wanted, device, Path("."))
-    pipeline, generation = run.pipeline, run.generation
+    video, generation = run.pipeline, run.generation
+    pipeline = video.pipe
     text = prompts.load(specs.find("tiny-cogvideox").prompts).prompts
 
     def bare(number: int) -> float:
-        latents = run.family.noise(pipeline, generation, number).to(
-            device, pipeline.transformer.dtype
-        )
+        latents = video.noise(generation, number).to(device, pipeline.transformer.dtype)
         if device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
         with torch.no_grad():
-            embeds = run.family.encode(pipeline, generation, [text[number]])
+            embeds = video.encode(generation, [text[number]])
             final = pipeline(
-                prompt_embeds=embeds[0],
-                negative_prompt_embeds=embeds[1],
+                prompt_embeds=embeds.positive,
+                negative_prompt_embeds=embeds.negative,
                 latents=latents,
                 num_inference_steps=generation.steps,
                 guidance_scale=generation.guidance,
                 output_type="latent",
             ).frames
-            video = pipeline.decode_latents(final.to(pipeline.vae.dtype))
-            (video.float() / 2 + 0.5).clamp(0, 1)
+            shown = pipeline.decode_latents(final.to(pipeline.vae.dtype))
+            (shown.float() / 2 + 0.5).clamp(0, 1)
         if device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start

@@ -125,22 +125,20 @@ def _relative_error(variant: Variant, device: str) -> float:
         dtype = changed.dtype if changed else "bf16"
         offloaded = changed is not None and changed.memory.offload is not None
         pipeline = specs.load(model, dtype, device, offloaded=offloaded)  # as a run does
-        kinds = specs.family(pipeline)
-        run = specs.resolve(pipeline, model, Generation(steps=STEPS))
-        noise = kinds.noise(pipeline, run, SEED)
+        run = pipeline.resolve(model, Generation(steps=STEPS))
+        noise = pipeline.noise(run, SEED)
         if changed:
             axes.apply(pipeline, changed, device, STEPS)
-        embeddings = kinds.encode(pipeline, run, ["a red star moves left on a navy background"])
+        embeddings = pipeline.encode(run, ["a red star moves left on a navy background"])
         if changed and changed.engine:
-            both = torch.cat([embeddings[1], embeddings[0]])
-            twice = torch.cat([noise] * 2).to(both)
-            times = torch.full((2,), 500, device=both.device)
             with tempfile.TemporaryDirectory() as folder:
-                engines.build(pipeline, (twice, both, times), changed, Path(folder))
+                engines.build(pipeline, run, embeddings, noise, changed, Path(folder))
         videos, decoded = [], variant.decode != Decode()
         for _ in range(2 if changed else 1):
-            latents = kinds.denoise(pipeline, run, embeddings, noise, lambda _: None)
-            videos.append(kinds.decode(pipeline, run, latents) if decoded else latents)
+            latents = pipeline.denoise(
+                run, embeddings, noise, lambda _: None, generators=pipeline.generators([SEED])
+            )
+            videos.append(pipeline.decode(run, latents) if decoded else latents)
         return [video.float().cpu() for video in videos]
 
     plain, found = made(None)[0], made(variant)

@@ -62,7 +62,8 @@ def measure(frames: int, height: int, width: int, name: str) -> dict[str, Any]:
         torch.randn(2, TEXT, 4096, device="cuda").bfloat16(),
         torch.full((2,), 500, device="cuda"),
     )
-    counted = flops.count(module, inputs, 2)
+    names = ("hidden_states", "encoder_hidden_states", "timestep")
+    counted = flops.count(module, [dict(zip(names, inputs, strict=True))], 2)
     variant = VARIANTS[name]
     if variant.quantize:
         quantization.apply(module, variant.quantize)

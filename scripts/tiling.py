@@ -90,7 +90,7 @@ def main() -> None:
     tiles = [int(text) for text in args.tiles.split(",")]
     if args.side % 64 or any(pixels % 32 for pixels in tiles):
         parser.error("sides are multiples of 64 and tiles of 32, or they do not add up")
-    pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
+    pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").pipe
     vae = pipeline.vae.float()
     chosen = world.scenes()[:: len(world.scenes()) // args.videos][: args.videos]
     clips = world.render_scenes(chosen, seed=0)

@@ -9,7 +9,7 @@ import torch
 
 from qbench.errors import InputError
 from qbench.optimizations import axes, support
-from qbench.pipelines import cogvideox, specs
+from qbench.pipelines import specs
 from qbench.recipe.files import load
 from qbench.recipe.schema import Generation, Variant
 
@@ -17,18 +17,18 @@ STEPS = 10
 
 
 def _video(pipeline: Any, run: Any) -> torch.Tensor:
-    embeddings = cogvideox.encode(pipeline, run, ["a red star moves left on a navy background"])
-    noise = cogvideox.noise(pipeline, run, 3)
-    return cogvideox.denoise(pipeline, run, embeddings, noise, lambda _: None)
+    embeddings = pipeline.encode(run, ["a red star moves left on a navy background"])
+    noise, own = pipeline.noise(run, 3), pipeline.generators([3])
+    return pipeline.denoise(run, embeddings, noise, lambda _: None, generators=own)
 
 
 def _prepared(cache: dict[str, Any] | None) -> tuple[Any, Any, list[int]]:
     """A pipeline with the cache, its settings, and a count of what its last block computes."""
     model = specs.find("tiny-cogvideox")
     pipeline = specs.load(model, "fp32", "cpu")
-    run = specs.resolve(pipeline, model, Generation(steps=STEPS))
+    run = pipeline.resolve(model, Generation(steps=STEPS))
     calls = [0]
-    last = specs.denoiser(pipeline).transformer_blocks[-1].attn1.to_out[0]
+    last = pipeline.denoiser.transformer_blocks[-1].attn1.to_out[0]
     last.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     axes.apply(pipeline, Variant.model_validate({"cache": cache}), "cpu", STEPS)
     return pipeline, run, calls
@@ -68,8 +68,8 @@ def test_a_threshold_of_nothing_caches_nothing() -> None:
 def test_step_share_is_a_share_of_the_steps() -> None:
     model = specs.find("tiny-cogvideox")
     pipeline = specs.load(model, "fp32", "cpu")
-    assert specs.resolve(pipeline, model, Generation(), 0.5).steps == 10
-    assert specs.resolve(pipeline, model, Generation(steps=3), 0.1).steps == 1
+    assert pipeline.resolve(model, Generation(), 0.5).steps == 10
+    assert pipeline.resolve(model, Generation(steps=3), 0.1).steps == 1
 
 
 def test_a_cache_takes_its_own_field_alone(tmp_path: Any) -> None:
@@ -85,7 +85,7 @@ def test_a_cache_takes_its_own_field_alone(tmp_path: Any) -> None:
 def test_the_last_step_is_computed_in_full(kind: str, interval: int) -> None:
     """Its output is the video: the first block's attention runs, on both halves of the batch."""
     pipeline, run, _ = _prepared({"kind": kind, "interval": interval})
-    module = specs.denoiser(pipeline)
+    module = pipeline.denoiser
     rows: list[int] = []
     computed: list[tuple[int, ...]] = []
     module.proj_out.register_forward_hook(lambda *_: computed.append(tuple(rows)))

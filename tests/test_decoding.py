@@ -49,12 +49,13 @@ def test_a_split_group_norm_is_as_close_as_torchs(
 
 def _decoded(fields: dict[str, Any]) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """The bundled pipeline with a variant, and what its VAE decodes without that and with it."""
-    pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
+    video = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
+    pipeline = video.pipe
     latents = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     latents = latents.to(pipeline.vae.dtype)
     with torch.no_grad():
         plain = pipeline.vae.decode(latents).sample
-        axes.apply(pipeline, Variant.model_validate(fields), "cpu", steps=1)
+        axes.apply(video, Variant.model_validate(fields), "cpu", steps=1)
         changed = pipeline.vae.decode(latents).sample
     assert not torch.equal(changed, plain)
     return pipeline, plain, changed
@@ -76,7 +77,7 @@ def test_tiles_of_a_small_vae_add_up_to_the_frame() -> None:
 
 def _makes_the_very_video(way: Decode, frames: int) -> None:
     """Two videos of odd and even numbers of latent frames, with sides that nothing divides."""
-    vae = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").vae.float()
+    vae = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").pipe.vae.float()
     latents = torch.randn(2, 16, frames, 9, 7, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = vae.decode(latents).sample
@@ -107,7 +108,7 @@ def test_strips_decode_the_very_video_that_the_whole_is(
 def test_they_go_with_tiles_and_with_weights_that_come_as_a_layer_is_called(way: str) -> None:
     from accelerate import cpu_offload
 
-    vae = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").vae.float()
+    vae = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").pipe.vae.float()
     memory.apply(SimpleNamespace(vae=vae), Memory(vae_tiling=True), "cpu")
     latents = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

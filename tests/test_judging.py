@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,14 +148,14 @@ def test_power_plans_from_these_records(planted: tuple[Path, Ranking]) -> None:
 
 def test_faults_do_what_their_names_say() -> None:
     pipeline = specs.load(specs.KNOWN["tiny-cogvideox"], "fp32", "cpu")
-    blocks = list(pipeline.transformer.transformer_blocks)
+    blocks = pipeline.repeated_blocks()
     before = blocks[4].ff.net[2].weight.clone()
     faults.apply(pipeline, "scale_doubled")
     assert torch.equal(blocks[4].ff.net[2].weight, 2 * before)
     video = torch.rand(1, 17, 3, 4, 4)
-    pipeline.decode_latents = lambda latents: video.transpose(1, 2)
+    pipeline.decode = lambda run, latents: video
     faults.apply(pipeline, "last_frames_repeated")
-    frames = pipeline.decode_latents(None).transpose(1, 2)
+    frames = pipeline.decode(None, None)
     assert torch.equal(frames[:, :13], video[:, :13])
     assert all(torch.equal(frames[:, i], video[:, 12]) for i in range(13, 17))
 
@@ -221,15 +220,13 @@ def test_a_compiler_meets_one_size_of_batch_and_the_videos_are_the_same(
     )
     sizes: list[int] = []
     run = lone_session(wanted, "cpu", tmp_path)
-    plain = run.family.denoise
+    plain = run.pipeline.denoise
 
-    def denoise(
-        pipeline: Any, generation: Any, embeddings: Any, latents: Any, *more: Any, **named: Any
-    ) -> Any:
+    def denoise(generation: Any, embeddings: Any, latents: Any, *more: Any, **named: Any) -> Any:
         sizes.append(len(latents))
-        return plain(pipeline, generation, embeddings, latents, *more, **named)
+        return plain(generation, embeddings, latents, *more, **named)
 
-    run.family = SimpleNamespace(**vars(run.family) | {"denoise": denoise})
+    run.pipeline.denoise = denoise
     timing.time(run)
     generate.generate(run)
     assert sizes == [1, 1, 3, 3 if compiled else 2]

@@ -155,7 +155,7 @@ def test_offload_brings_the_weights_of_every_fp8_layer() -> None:
     """
     from accelerate import cpu_offload
 
-    module = specs.denoiser(specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu"))
+    module = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").denoiser
     axes._fuse_qkv(module)
     quantization.apply(module, Quantize(backend="qbench", scheme="fp8_dynamic_row"))
     cogvideox.set_attention(module, _exact)
@@ -168,7 +168,7 @@ def test_offload_brings_the_weights_of_every_fp8_layer() -> None:
 
 def test_fp8_layers_hold_a_byte_a_weight_and_nothing_of_their_making() -> None:
     pipeline = specs.load(specs.find("tiny-cogvideox"), "bf16", "cpu")
-    module = specs.denoiser(pipeline)
+    module = pipeline.denoiser
     before = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
     variant = Variant(
         dtype="bf16",
@@ -196,7 +196,7 @@ def test_a_model_of_fp8_layers_has_the_dtype_that_it_computes_in() -> None:
 def test_fp8_layers_leave_the_device_with_their_block(compiled: bool) -> None:
     """Group offload with a stream takes parameters back and forgets buffers (diffusers 0.42)."""
     pipeline = specs.load(specs.find("tiny-cogvideox"), "bf16", "cuda")
-    module = specs.denoiser(pipeline)
+    module = pipeline.denoiser
     inputs = _inputs(module)
     expected = _call(module, *inputs)
     variant = {
@@ -273,7 +273,7 @@ def test_our_processor_is_diffusers_own_with_another_kernel(rotary: bool, fused:
 def test_a_denoiser_in_fp8_throughout_stays_close() -> None:
     """Attention and linears together, by their models: the arithmetic of recipes/fast.yaml."""
     pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
-    module = specs.denoiser(pipeline)
+    module = pipeline.denoiser
     expected = _step(module)
     wanted = Quantize(backend="qbench", scheme="fp8_dynamic_row")
     axes.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu", steps=1)
@@ -388,10 +388,10 @@ def test_the_fused_decode_is_as_close_to_fp32_as_the_plain_one() -> None:
     errors = {}
     latents = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0)).cuda()
     with torch.no_grad():
-        whole = specs.load(specs.find("tiny-cogvideox"), "fp32", "cuda").vae.float()
+        whole = specs.load(specs.find("tiny-cogvideox"), "fp32", "cuda").pipe.vae.float()
         exact = whole.decode(latents).sample
         for fused in (False, True):
-            pipeline = specs.load(specs.find("tiny-cogvideox"), "bf16", "cuda")
+            pipeline = specs.load(specs.find("tiny-cogvideox"), "bf16", "cuda").pipe
             patch.apply(pipeline, Decode(fused=fused))
             made = pipeline.vae.decode(latents.bfloat16()).sample
             errors[fused] = _error(made, exact)

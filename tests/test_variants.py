@@ -20,7 +20,7 @@ from qbench.recipe.schema import Quantize, Variant
 
 
 def _denoiser(dtype: Any = "fp32") -> Any:
-    return specs.denoiser(specs.load(specs.find("tiny-cogvideox"), dtype, "cpu"))
+    return specs.load(specs.find("tiny-cogvideox"), dtype, "cpu").denoiser
 
 
 def _inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -114,7 +114,7 @@ def test_torchao_leaves_inductors_global_settings_alone() -> None:
 def test_torchs_kernel_is_chosen_for_the_denoiser_alone(kernel: str) -> None:
     """T5's attention has a bias that flash fails on: around the denoiser nothing may change."""
     pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
-    module = specs.denoiser(pipeline)
+    module = pipeline.denoiser
     seen = {}
 
     def look(name: str) -> Any:
@@ -126,10 +126,10 @@ def test_torchs_kernel_is_chosen_for_the_denoiser_alone(kernel: str) -> None:
     before = look("before")
     before()
     module.transformer_blocks[0].attn1.register_forward_hook(look("denoiser"))
-    pipeline.text_encoder.register_forward_hook(look("text encoder"))
+    pipeline.pipe.text_encoder.register_forward_hook(look("text encoder"))
     axes.apply(pipeline, Variant(attention=kernel), "cpu", steps=2)
     with torch.no_grad():
-        pipeline.encode_prompt(["a red star"], do_classifier_free_guidance=False)
+        pipeline.pipe.encode_prompt(["a red star"], do_classifier_free_guidance=False)
     error = _error(module, torch.float32)
     look("after")()
     assert seen["denoiser"] == (kernel == "math", kernel == "flash", False)
@@ -169,10 +169,9 @@ def test_layers_that_torchao_takes_for_block_scaled_keep_their_type() -> None:
 def test_regional_compilation_keeps_the_function() -> None:
     pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
     compilation.apply(pipeline, schema.Compile(scope="blocks"), hooked=False)
-    assert _error(specs.denoiser(pipeline), torch.float32) < 1e-5
+    assert _error(pipeline.denoiser, torch.float32) < 1e-5
     compiled = [
-        block._compiled_call_impl is not None
-        for block in specs.denoiser(pipeline).transformer_blocks
+        block._compiled_call_impl is not None for block in pipeline.denoiser.transformer_blocks
     ]
     assert all(compiled)
 
@@ -242,26 +241,31 @@ def test_tracked_engine_matches_and_a_wrong_one_is_refused(tmp_path: Path) -> No
     """ONNX Runtime against the module; then the same engine with its output scaled by 1.1."""
     pytest.importorskip("onnxruntime")
     from qbench.engines import EngineDenoiser, onnx, onnxruntime
+    from qbench.engines.inputs import signature
     from qbench.engines.verify import parity
 
-    module, inputs = _denoiser(), _inputs(torch.float32)
-    path = onnx.export(module, inputs, tmp_path / "denoiser.onnx")
-    engine = onnxruntime.load(module, path)
-    assert parity(module, engine, inputs, exact=True)["parity_relative_error"] < 1e-4
+    video = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
+    run = video.resolve(specs.find("tiny-cogvideox"), schema.Generation())
+    first = video.encode(run, ["a red star"]), video.noise(run, 0)
+    module, signed = video.denoiser, signature(video, run, *first)
+    calls = [call for step in video.captured(run, *first, steps=2) for call in step]
+    path = onnx.export(module, signed, signed.tensors((), calls[0]), tmp_path / "denoiser.onnx")
+    engine = onnxruntime.load(module, signed, path)
+    assert parity(module, engine, calls, exact=True)["parity_relative_error"] < 1e-4
     assert engine.config is module.config
     assert engine.stored_bytes == pytest.approx(4 * 9_673_024, rel=0.1)
     # Another batch than the one that was exported.
-    wide = tuple(torch.cat([value] * 2) for value in inputs)
-    assert parity(module, engine, wide, exact=True)["parity_relative_error"] < 1e-4
-    wrong = EngineDenoiser(module, lambda *x: 1.1 * engine._run(*x), 0)
+    wide = {name: torch.cat([value] * 2) for name, value in calls[0].items()}
+    assert parity(module, engine, [wide], exact=True)["parity_relative_error"] < 1e-4
+    wrong = EngineDenoiser(module, signed, lambda x: 1.1 * engine._run(x), 0)
     with pytest.raises(RuntimeError, match="computes something else"):
-        parity(module, wrong, inputs, exact=True)
-    broken = EngineDenoiser(module, lambda *x: engine._run(*x) * float("nan"), 0)
+        parity(module, wrong, calls, exact=True)
+    broken = EngineDenoiser(module, signed, lambda x: engine._run(x) * float("nan"), 0)
     with pytest.raises(RuntimeError, match="computes something else"):
-        parity(module, broken, inputs, exact=True)
-    small = onnxruntime.load(module, onnxruntime.quantize(path))
+        parity(module, broken, calls, exact=True)
+    small = onnxruntime.load(module, signed, onnxruntime.quantize(path))
     assert small.stored_bytes < engine.stored_bytes / 3
-    assert parity(module, small, inputs, exact=False)["parity_relative_error"] < 0.1
+    assert parity(module, small, calls, exact=False)["parity_relative_error"] < 0.1
 
 
 def test_lock_of_a_killed_build_is_forgotten_and_that_of_a_running_one_is_kept(

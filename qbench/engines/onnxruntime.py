@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qbench.engines import EngineDenoiser
-from qbench.engines.onnx import INPUTS
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from torch import Tensor
+
+    from qbench.engines import Run
+    from qbench.engines.inputs import Signature
+    from qbench.pipelines.base import Module
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -33,7 +41,7 @@ def quantize(path: Path) -> Path:
     return target
 
 
-def load(module: Any, path: Path) -> EngineDenoiser:
+def load(module: Module, signature: Signature, path: Path) -> EngineDenoiser:
     """A session behind the module's interface.
 
     Raises RuntimeError where ONNX Runtime fell back to another provider, which it does in silence.
@@ -51,33 +59,38 @@ def load(module: Any, path: Path) -> EngineDenoiser:
             f"ONNX Runtime runs on {session.get_providers()[0]}, not {PROVIDERS[kind]}"
         )
     stored = sum(item.stat().st_size for item in path.parent.glob(f"{path.name}*"))
-    run = _on_cpu(session) if kind == "cpu" else _on_cuda(session, module)
-    return EngineDenoiser(module, run, stored)
+    run = _on_cpu(session) if kind == "cpu" else _on_cuda(session, signature.names[0])
+    return EngineDenoiser(module, signature, run, stored)
 
 
-def _on_cpu(session: Any) -> Any:
+def _on_cpu(session: InferenceSession) -> Run:
     import torch
 
-    def run(*inputs: Any) -> Any:
-        feed = {
-            name: value.contiguous().numpy() for name, value in zip(INPUTS, inputs, strict=True)
-        }
+    taken = {item.name for item in session.get_inputs()}
+
+    def run(inputs: Mapping[str, Tensor]) -> Tensor:
+        # An input that the graph does not depend on is not among the session's.
+        feed = {name: value.contiguous().numpy() for name, value in inputs.items() if name in taken}
         return torch.from_numpy(session.run(None, feed)[0])
 
     return run
 
 
-def _on_cuda(session: Any, module: Any) -> Any:
+def _on_cuda(session: InferenceSession, first: str) -> Run:
     import numpy as np
     import torch
 
     kinds = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
+    taken = {item.name for item in session.get_inputs()}
 
-    def run(*inputs: Any) -> Any:
-        output = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
+    def run(inputs: Mapping[str, Tensor]) -> Tensor:
+        output = torch.empty_like(inputs[first], memory_format=torch.contiguous_format)
         binding = session.io_binding()
-        held = [value.contiguous() for value in inputs]
-        for name, value in zip(INPUTS, held, strict=True):
+        held = {name: value.contiguous() for name, value in inputs.items() if name in taken}
+        for name, value in held.items():
+            if value.device.type == "cpu":  # a time step of no dimension, as some loops pass it
+                binding.bind_cpu_input(name, value.numpy())
+                continue
             kind = kinds[value.dtype]
             binding.bind_input(name, "cuda", 0, kind, tuple(value.shape), value.data_ptr())
         kind = kinds[output.dtype]

@@ -6,12 +6,18 @@ Both have one Python API. Networks are strongly typed: precision is what the exp
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qbench.engines import EngineDenoiser
-from qbench.engines.onnx import INPUTS
 from qbench.errors import Unsupported
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qbench.engines.inputs import Signature
+    from qbench.pipelines.base import Module
 
 
 def _library() -> Any:
@@ -25,7 +31,9 @@ def _library() -> Any:
     )
 
 
-def build(path: Path, inputs: tuple[Any, ...], largest_batch: int = 256) -> bytes:
+def build(
+    path: Path, signature: Signature, example: Mapping[str, Tensor], largest_batch: int = 256
+) -> bytes:
     """A serialized plan for batches of the example's size up to `largest_batch`.
 
     The plan is bound to this GPU's architecture and to this version of TensorRT.
@@ -41,10 +49,11 @@ def build(path: Path, inputs: tuple[Any, ...], largest_batch: int = 256) -> byte
         raise Unsupported(f"TensorRT cannot read the exported model: {faults[:300]}")
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
-    for name, value in zip(INPUTS, inputs, strict=True):
-        one, usual = tuple(value.shape[1:]), tuple(value.shape)
-        most = (max(largest_batch, usual[0]), *one)
-        profile.set_shape(name, (1, *one), usual, most)
+    taken = {network.get_input(i).name for i in range(network.num_inputs)}
+    for name in taken & signature.batched:
+        usual = tuple(example[name].shape)
+        one, most = (1, *usual[1:]), (max(largest_batch, usual[0]), *usual[1:])
+        profile.set_shape(name, one, usual, most)
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -52,7 +61,7 @@ def build(path: Path, inputs: tuple[Any, ...], largest_batch: int = 256) -> byte
     return bytes(plan)
 
 
-def load(module: Any, plan: bytes, inputs: tuple[Any, ...]) -> EngineDenoiser:
+def load(module: Module, signature: Signature, plan: bytes) -> EngineDenoiser:
     """The plan behind the module's interface, computing on torch's current stream."""
     import torch
 
@@ -64,24 +73,30 @@ def load(module: Any, plan: bytes, inputs: tuple[Any, ...]) -> EngineDenoiser:
     context = engine.create_execution_context()
     if context is None:
         raise Unsupported("TensorRT could not set up the engine on this GPU")
-    dtypes = {name: getattr(torch, _torch_name(engine.get_tensor_dtype(name))) for name in INPUTS}
+    tensors = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    dtypes = {
+        name: getattr(torch, _torch_name(engine.get_tensor_dtype(name)))
+        for name in tensors
+        if name in signature.names
+    }
+    first = signature.names[0]
 
-    def run(*values: Any) -> Any:
+    def run(inputs: Mapping[str, Tensor]) -> Tensor:
         held = {
-            name: value.to(dtypes[name]).contiguous()
-            for name, value in zip(INPUTS, values, strict=True)
+            name: inputs[name].to(module.device, dtype).contiguous()
+            for name, dtype in dtypes.items()
         }
         for name, value in held.items():
             context.set_input_shape(name, tuple(value.shape))
             context.set_tensor_address(name, value.data_ptr())
-        output = torch.empty_like(held[INPUTS[0]])
+        output = torch.empty_like(held[first])
         context.set_tensor_address("sample", output.data_ptr())
         if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise RuntimeError("TensorRT reported that the engine did not run")
         return output
 
     run.keeps = (runtime, engine)  # type: ignore[attr-defined]  # alive as long as the context
-    return EngineDenoiser(module, run, len(plan))
+    return EngineDenoiser(module, signature, run, len(plan))
 
 
 def _torch_name(dtype: Any) -> str:

@@ -1,25 +1,40 @@
-"""Does an engine compute what the module computes? On the real shape, or it proves nothing."""
+"""Does an engine compute what the module computes? On the pipeline's own inputs, or not proved."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qbench.engines import EngineDenoiser
+    from qbench.pipelines.base import Module
 
 # Allowed ||engine - module|| / ||module||. A faithful engine only reorders arithmetic; a quantized
 # one differs by design, and there the check is against outputs that are not related at all.
 FAITHFUL, QUANTIZED = 0.02, 0.5
 
 
-def parity(module: Any, engine: Any, inputs: tuple[Any, ...], exact: bool) -> dict[str, float]:
-    """Relative error of the engine on `inputs`. Raises RuntimeError beyond what is allowed."""
+def parity(
+    module: Module, engine: EngineDenoiser, calls: Sequence[Mapping[str, object]], exact: bool
+) -> dict[str, float]:
+    """The largest relative error of the engine over `calls`, the keyword inputs of some steps.
+
+    Each half of a batch is compared by itself: guidance amplifies the difference of the two.
+    Raises RuntimeError beyond what is allowed.
+    """
     import torch
 
+    worst, allowed = 0.0, FAITHFUL if exact else QUANTIZED
     with torch.no_grad():
-        expected = module(*inputs, return_dict=False)[0].float()
-        found = engine(*inputs, return_dict=False)[0].float()
-    error = ((found - expected).norm() / expected.norm()).item()
-    allowed = FAITHFUL if exact else QUANTIZED
-    if not error <= allowed:  # also where it is NaN
-        raise RuntimeError(
-            f"the engine computes something else: relative error {error:.3g}, allowed {allowed}"
-        )
-    return {"parity_relative_error": error}
+        for inputs in calls:
+            expected = module(**inputs, return_dict=False)[0].float()
+            found = engine(**inputs, return_dict=False)[0].float()  # type: ignore[index]
+            for ours, theirs in zip(found, expected, strict=True):
+                error = ((ours - theirs).norm() / theirs.norm()).item()
+                if not error <= allowed:  # also where it is NaN
+                    raise RuntimeError(
+                        f"the engine computes something else: relative error {error:.3g}, "
+                        f"allowed {allowed}"
+                    )
+                worst = max(worst, error)
+    return {"parity_relative_error": worst, "parity_calls": len(calls)}

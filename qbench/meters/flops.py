@@ -6,6 +6,7 @@ of any size is counted in seconds on any machine.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -33,20 +34,24 @@ class Work(BaseModel):
         return sum(self.linear_flop.get(name, 0.0) for name in linears) / self.flop
 
 
-def count(module: Any, inputs: tuple[Any, ...], element_bytes: int) -> Work:
-    """Count one call of a diffusers module on meta copies of `inputs`.
+def count(module: Any, calls: Sequence[Mapping[str, object]], element_bytes: int) -> Work:
+    """Count a step of a diffusers module: its calls, each by meta copies of its keyword inputs.
 
     Raises RuntimeError where the module cannot be built from its configuration.
     """
     import torch
+    from torch.utils._pytree import tree_map
     from torch.utils.flop_counter import FlopCounterMode
+
+    def on_meta(value: object) -> object:
+        if not isinstance(value, torch.Tensor):
+            return value
+        dtype = torch.float32 if value.is_floating_point() else value.dtype
+        return torch.empty(value.shape, dtype=dtype, device="meta")
 
     with torch.device("meta"):
         twin = type(module).from_config(module.config).eval()
-        # The time stays a number: rotary and sinusoidal embeddings make tables of it.
-        copies = [torch.empty(x.shape, dtype=x.dtype, device="meta") for x in inputs]
     twin = twin.to(torch.float32)
-    copies = [x.float() if x.is_floating_point() else x for x in copies]
     rows: dict[str, float] = {}
 
     def note(name: str) -> Any:
@@ -61,7 +66,8 @@ def count(module: Any, inputs: tuple[Any, ...], element_bytes: int) -> Work:
             layer.register_forward_hook(note(name))
     traffic, attention = _traffic_mode(), _attention_mode()
     with torch.no_grad(), FlopCounterMode(display=False) as counter, traffic, attention:
-        twin(*copies)
+        for call in calls:
+            twin(**tree_map(on_meta, dict(call)))
     weights = sum(p.numel() for p in twin.parameters())
     return Work(
         product_flop=float(counter.get_total_flops()),

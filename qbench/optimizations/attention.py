@@ -9,28 +9,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qbench.errors import Unsupported
+
+if TYPE_CHECKING:
+    from qbench.pipelines.base import VideoPipeline
 
 TORCH = ("math", "flash", "efficient", "cudnn")
 Kernel = Callable[[Any, Any, Any], Any]  # q, k, v and result: (batch, tokens, heads, channels)
 
 
-def apply(pipeline: Any, kernel: str) -> None:
+def apply(video: VideoPipeline, kernel: str) -> None:
     """Have the denoiser compute attention by this kernel alone, and nothing around it."""
     if kernel == "auto":
         return
-    from qbench.pipelines.specs import denoiser, family
-
-    module = denoiser(pipeline)
+    module = video.denoiser
     if kernel in TORCH:
         _only(module, kernel)
         return
     head_dim = module.config.attention_head_dim
     if kernel == "fp8" and head_dim != 64:
         raise Unsupported(f"attention: fp8 takes heads of 64 channels; this model has {head_dim}")
-    family(pipeline).set_attention(module, load(kernel))
+    video.set_attention(load(kernel))
 
 
 def _only(module: Any, kernel: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qbench.recipe.schema import Variant
 
+if TYPE_CHECKING:
+    from qbench.pipelines.base import VideoPipeline
 
-def apply(pipeline: Any, variant: Variant, device: str, steps: int) -> dict[str, Any]:
+
+def apply(video: VideoPipeline, variant: Variant, device: str, steps: int) -> dict[str, Any]:
     """All that does not need the compiler to run, in place. Compiling itself happens at first use.
 
     `steps` is how many denoise steps a video takes, which a cache may count from.
@@ -15,25 +18,24 @@ def apply(pipeline: Any, variant: Variant, device: str, steps: int) -> dict[str,
     """
     from qbench.optimizations import attention, caching, compilation, memory, quantization
     from qbench.optimizations.vae import patch
-    from qbench.pipelines.specs import denoiser
 
     facts: dict[str, Any] = {}
     if variant.fault:
         from qbench.optimizations import faults
 
-        faults.apply(pipeline, variant.fault)
+        faults.apply(video, variant.fault)
     if variant.fuse_qkv:
-        _fuse_qkv(denoiser(pipeline))
+        _fuse_qkv(video.denoiser)
     if variant.quantize and not variant.engine:
-        facts |= quantization.apply(denoiser(pipeline), variant.quantize)
-    attention.apply(pipeline, variant.attention)
+        facts |= quantization.apply(video.denoiser, variant.quantize)
+    attention.apply(video, variant.attention)
     if variant.compile:
         hooked = variant.cache is not None or variant.memory.offload == "group"
-        compilation.apply(pipeline, variant.compile, hooked)
+        compilation.apply(video, variant.compile, hooked)
     if variant.cache:
-        caching.apply(pipeline, variant.cache, steps)
-    patch.apply(pipeline, variant.decode)
-    memory.apply(pipeline, variant.memory, device)
+        caching.apply(video, variant.cache, steps)
+    patch.apply(video.pipe, variant.decode)
+    memory.apply(video, variant.memory, device)
     return facts
 
 

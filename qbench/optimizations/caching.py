@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qbench.recipe.schema import Cache
+
+if TYPE_CHECKING:
+    from qbench.pipelines.base import VideoPipeline
 
 # Timesteps, of 1000, in which work may be reused: the first steps change fastest (PAB, Zhao 2024,
 # figure 2; FasterCache, Lv 2024). The last step is always computed in full, whatever the method's
@@ -16,18 +19,17 @@ FASTER_WEIGHT = 0.3  # of the newer of two cached attentions
 FULL_STEPS = 3  # TaylorSeer computes so many before it predicts
 
 
-def apply(pipeline: Any, wanted: Cache, steps: int) -> None:
+def apply(video: VideoPipeline, wanted: Cache, steps: int) -> None:
     """Put the hooks on the denoiser, for videos of so many denoise steps.
 
     The pipeline resets them at the end of each video.
     """
     from qbench.errors import Unsupported
-    from qbench.pipelines.specs import denoiser
 
-    module = denoiser(pipeline)
+    module = video.denoiser
     if not hasattr(module, "enable_cache"):
         raise Unsupported(f"cache: diffusers' hooks know no blocks of a {type(module).__name__}")
-    module.enable_cache(_config(pipeline, wanted, steps))
+    module.enable_cache(_config(video.pipe, wanted, steps))
 
 
 def _config(pipeline: Any, wanted: Cache, steps: int) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qbench.recipe.schema import Compile
+
+if TYPE_CHECKING:
+    from qbench.pipelines.base import VideoPipeline
 
 BATCH_SIZES = 4  # at most, in a run: one video, a batch, a smaller one, those followed by step
 
 
-def apply(pipeline: Any, wanted: Compile, hooked: bool) -> None:
+def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> None:
     """Wrap in place; the compiler itself runs at the first call.
 
     Regional compilation compiles one block and reuses it for its twins. diffusers' own helper needs
@@ -21,9 +24,7 @@ def apply(pipeline: Any, wanted: Compile, hooked: bool) -> None:
     """
     import torch
 
-    from qbench.pipelines.specs import denoiser, family
-
-    module = denoiser(pipeline)
+    module = video.denoiser
     how: dict[str, Any] = {
         "mode": wanted.mode,
         "dynamic": False,
@@ -32,7 +33,7 @@ def apply(pipeline: Any, wanted: Compile, hooked: bool) -> None:
     if wanted.scope == "model":
         module.compile(**how)
         return
-    parts = family(pipeline).compiled_parts(module)
+    parts = video.compiled_parts()
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, len(parts) * BATCH_SIZES)
     limits.fail_on_recompile_limit_hit = True

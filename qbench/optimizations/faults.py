@@ -6,45 +6,47 @@ Each does what its name says to the live pipeline, and nothing else in the progr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qbench.recipe.schema import Fault
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def apply(pipeline: Any, fault: Fault) -> None:
+    from qbench.pipelines.base import Resolved, VideoPipeline
+
+
+def apply(video: VideoPipeline, fault: Fault) -> None:
     """Plant the fault in the denoiser, or in the frames that the pipeline decodes."""
-    from qbench.pipelines.specs import denoiser, family
-
-    kinds = family(pipeline)
-    frames = {
+    frames: dict[str, Callable[[Tensor], Tensor]] = {
         "last_frames_repeated": _last_repeated,
-        "channels_swapped": lambda video: video.flip(2),
-        "black": lambda video: video * 0 - 1,
+        "channels_swapped": lambda shown: shown.flip(2),
+        "black": lambda shown: shown * 0,
     }
     if fault in frames:
-        _change_frames(pipeline, frames[fault])
+        _change_frames(video, frames[fault])
         return
-    module = denoiser(pipeline)
-    blocks = kinds.repeated_blocks(module)
+    module = video.denoiser
+    blocks = video.repeated_blocks()
     middle = blocks[len(blocks) // 2]
     if fault == "scale_doubled":
         _double(middle)
     elif fault == "block_skipped":
-        middle.forward = kinds.pass_through
+        video.skip(middle)
     elif fault == "norms_fp8":
         _round_norms(module)
     else:
         raise ValueError(f"no such fault: {fault}")
 
 
-def _change_frames(pipeline: Any, change: Callable[[Any], Any]) -> None:
-    """Have `change` applied to what the VAE decodes: (batch, frames, 3, h, w) in [-1, 1]."""
-    plain = pipeline.decode_latents
+def _change_frames(video: VideoPipeline, change: Callable[[Tensor], Tensor]) -> None:
+    """Have `change` applied to what the VAE decodes: (batch, frames, 3, h, w) in [0, 1]."""
+    plain = video.decode
 
-    def decode_latents(latents: Any) -> Any:
-        return change(plain(latents).transpose(1, 2)).transpose(1, 2)
+    def decode(run: Resolved, latents: Tensor) -> Tensor:
+        return change(plain(run, latents))
 
-    pipeline.decode_latents = decode_latents
+    video.decode = decode  # type: ignore[method-assign]
 
 
 def _last_repeated(video: Any) -> Any:

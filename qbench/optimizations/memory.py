@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qbench.recipe.schema import Memory
+
+if TYPE_CHECKING:
+    from qbench.pipelines.base import VideoPipeline
 
 
 def prepare(wanted: Memory, device: str) -> None:
@@ -15,7 +18,8 @@ def prepare(wanted: Memory, device: str) -> None:
         torch.cuda.memory._set_allocator_settings("expandable_segments:True")
 
 
-def apply(pipeline: Any, wanted: Memory, device: str) -> None:
+def apply(video: VideoPipeline, wanted: Memory, device: str) -> None:
+    pipeline = video.pipe
     if wanted.vae_tiling:
         _tile(pipeline.vae)
     if wanted.vae_slicing:
@@ -25,7 +29,7 @@ def apply(pipeline: Any, wanted: Memory, device: str) -> None:
     elif wanted.offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
     elif wanted.offload == "group":
-        _offload_groups(pipeline, device)
+        _offload_groups(video, device)
 
 
 def _tile(vae: Any) -> None:
@@ -45,7 +49,7 @@ def _tile(vae: Any) -> None:
             setattr(vae, f"tile_overlap_factor_{side}", 1 / 4)
 
 
-def _offload_groups(pipeline: Any, device: str) -> None:
+def _offload_groups(video: VideoPipeline, device: str) -> None:
     """Blocks of the denoiser and layers of the text encoder come ahead of their turn, on a stream.
 
     The VAE, a twentieth of their size, stays on the device.
@@ -53,16 +57,12 @@ def _offload_groups(pipeline: Any, device: str) -> None:
     import torch
     from diffusers.hooks import apply_group_offloading
 
-    from qbench.pipelines.specs import denoiser
-
     how: dict[str, Any] = {
         "onload_device": torch.device(device),
         "offload_device": torch.device("cpu"),
         "use_stream": True,
     }
-    denoiser(pipeline).enable_group_offload(
-        **how, offload_type="block_level", num_blocks_per_group=1
-    )
-    if pipeline.text_encoder is not None:
-        apply_group_offloading(pipeline.text_encoder, **how, offload_type="leaf_level")
-    pipeline.vae.to(device)
+    video.denoiser.enable_group_offload(**how, offload_type="block_level", num_blocks_per_group=1)
+    for encoder in video.text_encoders():
+        apply_group_offloading(encoder, **how, offload_type="leaf_level")
+    video.pipe.vae.to(device)

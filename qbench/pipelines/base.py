@@ -1,148 +1,402 @@
-"""What the drivers of all families share."""
+"""The contract of a text-to-video pipeline: what a run needs of it, whatever its family.
+
+A family is a subclass of `VideoPipeline`. Each stage is a call of diffusers' own pipeline, so what
+is timed is what users run. diffusers' conventions are the defaults (`_repeated_blocks`, its
+registry of transformer blocks, its attention dispatcher); a family overrides what differs.
+docs/extending/pipeline.md says how to add one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
-from qbench.errors import InputError
-from qbench.pipelines.specs import Model, Resolved
-from qbench.recipe.schema import Generation
+from qbench.errors import InputError, Unsupported, nearest
+from qbench.pipelines import attention, capture, noise
+from qbench.pipelines.sizes import Grid
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from qbench.pipelines.specs import Model
+    from qbench.recipe.schema import Generation
+
+# diffusers' pipelines and modules, whose parts and configurations are attributes without types.
+Pipe = Any
+Module = Any
+Config = Mapping[str, object]  # a part's configuration, as in its config.json
+Configs = Mapping[str, Config]  # by part: transformer or unet, vae, scheduler
+OnStep = Callable[[int], None]
+Exchange = Callable[[int, "Tensor"], "Tensor"]
 
 
-def check_sides(wanted: Generation, step: int) -> None:
-    """Refuse a height or a width that is no multiple of `step`. Raises InputError."""
-    for name, value in (("height", wanted.height), ("width", wanted.width)):
-        if value and value % step:
-            near = max(step, round(value / step) * step)
-            raise InputError(
-                f"generation.{name}: {value} is not a multiple of {step}; the nearest is {near}"
-            )
+class Denoiser(Protocol):
+    """What stands at a pipeline's `transformer` or `unet`: diffusers' module, or an engine."""
+
+    config: Config
+    dtype: torch.dtype
+    device: torch.device
+
+    def cache_context(self, name: str, **where: object) -> AbstractContextManager[None]: ...
+
+    @property
+    def __call__(self) -> Callable[..., object]: ...
 
 
-def resolved(
-    pipeline: Any,
-    model: Model,
-    wanted: Generation,
-    own: tuple[int, int, int],
-    schedulers: dict[str, Any],
-    text_tokens: int,
-) -> Resolved:
-    """Generation with nothing left to default; a scheduler that was asked for is put in place.
+@dataclass(frozen=True)
+class Resolved:
+    """Generation with nothing left to default, as the record stores it."""
 
-    own: frames, height and width where neither recipe nor model says any.
+    frames: int
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    scheduler: str
+    seed: int
+    text_tokens: int
+    surroundings: str  # dtype of the VAE, which is the same for every variant
+    dynamic_cfg: bool = False
+
+    @property
+    def guided(self) -> bool:
+        """Whether each step also denoises for the negative prompt (classifier-free guidance)."""
+        return self.guidance > 1
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the text encoders made of some prompts; the first axis of every tensor is the prompt.
+
+    Negative parts are None without classifier-free guidance, masks and pooled vectors where the
+    family has none.
     """
-    frames, height, width = (
-        asked or default
-        for asked, default in zip(
-            (wanted.frames, wanted.height, wanted.width), model.size or own, strict=True
-        )
-    )
-    kind = wanted.scheduler or model.scheduler
-    if kind:
-        pipeline.scheduler = schedulers[kind].from_config(pipeline.scheduler.config)
-    return Resolved(
-        frames=frames,
-        height=height,
-        width=width,
-        steps=wanted.steps or model.steps,
-        guidance=model.guidance if wanted.guidance is None else wanted.guidance,
-        scheduler=type(pipeline.scheduler).__name__,
-        seed=wanted.seed,
-        text_tokens=text_tokens,
-        surroundings=str(pipeline.vae.dtype).removeprefix("torch."),
-    )
+
+    positive: Tensor  # (prompts, tokens, channels)
+    negative: Tensor | None = None
+    positive_mask: Tensor | None = None  # (prompts, tokens)
+    negative_mask: Tensor | None = None
+    positive_pooled: Tensor | None = None  # (prompts, channels)
+    negative_pooled: Tensor | None = None
 
 
-def uneven(pipeline: Any, steps: int) -> str | None:
-    """A sentence where diffusers' scheduler leaves noise in the video at this number of steps.
+class VideoPipeline(ABC):
+    """A live diffusers pipeline of one family, driven stage by stage."""
 
-    With 'trailing' spacing its timesteps lie total/steps apart, but each step goes down by the
-    whole part of that: of 1000, 15 steps lie 66.7 apart, go down by 66, and the last ends above 0.
-    """
-    config = pipeline.scheduler.config
-    total = config.num_train_timesteps
-    if config.get("timestep_spacing") != "trailing" or round(total / steps) <= total // steps:
+    pipeline_class: ClassVar[str]  # its `_class_name` in model_index.json
+    part: ClassVar[str] = "transformer"  # where diffusers keeps the denoiser
+    # diffusers' classes of the parts that `weights: random` builds and a folder must hold.
+    parts: ClassVar[Mapping[str, str]]
+    schedulers: ClassVar[Mapping[str, str]] = {}  # a recipe's name -> diffusers' class
+    exports: ClassVar[bool] = True  # whether engines can be built of its denoiser
+    # Whether guidance calls the denoiser twice a step, not once with both halves in one batch.
+    separate_guidance: ClassVar[bool] = False
+    dynamic_cfg: ClassVar[bool] = False  # whether its pipeline has `use_dynamic_cfg`
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+
+    # What a family must say ----------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def grid(cls, configs: Configs) -> Grid:
+        """The sizes and frame counts that a pipeline with these configurations can make."""
+
+    @classmethod
+    def random_configs(cls, model: str) -> Configs | None:
+        """Configurations of a known model's parts at true size, or None where it knows none."""
         return None
-    divisors = (n for n in range(total, 0, -1) if total % n == 0)
-    near = min(divisors, key=lambda n: abs(n - steps))  # of two alike the larger
-    return (
-        f"generation.steps: at {steps} steps of {total} timesteps diffusers' scheduler ends before "
-        f"the last and leaves noise in the video; the nearest number that divides them is {near}"
-    )
 
+    @abstractmethod
+    def latents_shape(self, run: Resolved) -> tuple[int, ...]:
+        """The shape of one video's latents, (1, ...)."""
 
-def seeded(shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Noise made on the CPU from one seed, so that it is the same on every device."""
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+    @abstractmethod
+    def embeddings_shape(self, run: Resolved, prompts: int) -> tuple[int, int, int]:
+        """(prompts, tokens, channels) of `Conditioning.positive`."""
 
+    @abstractmethod
+    def text_tokens(self) -> int:
+        """How many tokens of a prompt the denoiser sees."""
 
-def any_embeddings(
-    pipeline: Any, module: Any, shape: tuple[int, ...], guided: bool
-) -> tuple[Any, Any]:
-    """Noise in place of embeddings, for a pipeline with no text encoder (`weights: random`)."""
-    device = pipeline._execution_device
-    made = [torch.randn(shape, device=device).to(module.dtype) for _ in range(2)]
-    return made[0], made[1] if guided else None
+    @abstractmethod
+    def encode_text(self, run: Resolved, prompts: list[str]) -> Conditioning:
+        """The prompts through the pipeline's own text encoders, in any dtype."""
 
+    @abstractmethod
+    def decode(self, run: Resolved, latents: Tensor) -> Tensor:
+        """(batch, frames, 3, height, width) in [0, 1], float32, on the pipeline's device."""
 
-def loop(
-    pipeline: Any,
-    run: Resolved,
-    embeddings: tuple[Any, Any],
-    latents: torch.Tensor,
-    steps: int | None,
-    **callback: Any,
-) -> torch.Tensor:
-    """Final latents of the pipeline's own loop, called with what all families take alike."""
-    positive, negative = embeddings
-    return pipeline(
-        prompt_embeds=positive,
-        negative_prompt_embeds=negative,
-        latents=latents.to(positive.device, positive.dtype),
-        num_frames=run.frames,
-        height=run.height,
-        width=run.width,
-        num_inference_steps=steps or run.steps,
-        guidance_scale=run.guidance,
-        output_type="latent",
-        **callback,
-    ).frames
+    # Parts ---------------------------------------------------------------------------------------
 
+    @property
+    def denoiser(self) -> Module:
+        """The part that a recipe optimises: diffusers' module, or the engine in its place."""
+        return getattr(self.pipe, self.part)
 
-class Processor:
-    """What is alike in diffusers' attention processors, around a kernel of another's.
+    @denoiser.setter
+    def denoiser(self, module: Denoiser) -> None:
+        # Not register_modules: that insists on a torch module, which an engine is not.
+        setattr(self.pipe, self.part, module)
 
-    The kernel's q, k, v and result: (batch, tokens, heads, channels).
-    """
+    @property
+    def config(self) -> Config:
+        """The denoiser's configuration."""
+        config: Config = self.denoiser.config
+        return config
 
-    def __init__(self, kernel: Callable[[Any, Any, Any], Any]) -> None:
-        self.kernel = kernel
+    def text_encoders(self) -> list[Module]:
+        """The text encoders that the pipeline holds; none with `weights: random`."""
+        names = sorted(name for name in self.pipe.components if name.startswith("text_encoder"))
+        held = [getattr(self.pipe, name) for name in names]
+        return [module for module in held if module is not None]
 
-    def heads(self, attn: Any, x: torch.Tensor) -> list[torch.Tensor]:
-        """Query, key and value of self-attention over `x`, query and key normed.
+    def keep_denoiser_alone(self) -> None:
+        """Let go of the VAE and the text encoders: a denoise step needs none of them."""
+        encoders = [name for name in self.pipe.components if name.startswith("text_encoder")]
+        for name in ("vae", *encoders):
+            setattr(self.pipe, name, None)
 
-        Where the layer holds one linear for the three (`to_qkv`), that one is called.
-        """
-        if getattr(attn, "fused_projections", False):
-            qkv = attn.to_qkv
-            cuts = getattr(qkv, "CUTS", False)
-            parts = qkv(x, pieces=3) if cuts else qkv(x).chunk(3, dim=-1)
+    def configs(self) -> dict[str, Config]:
+        """The configurations of the live parts."""
+        names = (self.part, "vae", "scheduler")
+        return {name: getattr(self.pipe, name).config for name in names}
+
+    def repeated_blocks(self) -> list[Module]:
+        """The blocks that the denoiser is a stack of. Raises Unsupported where none is known."""
+        from diffusers.hooks._helpers import TransformerBlockRegistry
+
+        module = self.denoiser
+        names = getattr(module, "_repeated_blocks", None)
+        if names:
+            found = [layer for layer in module.modules() if type(layer).__name__ in names]
         else:
-            parts = attn.to_q(x), attn.to_k(x), attn.to_v(x)
-        q, k, v = (part.unflatten(-1, (attn.heads, -1)) for part in parts)
-        q = q if attn.norm_q is None else attn.norm_q(q)
-        k = k if attn.norm_k is None else attn.norm_k(k)
-        return [q, k, v]
+            TransformerBlockRegistry._register()
+            kinds = tuple(TransformerBlockRegistry._registry)
+            found = [layer for layer in module.modules() if isinstance(layer, kinds)]
+        if not found:
+            raise Unsupported(f"diffusers names no repeated blocks of a {type(module).__name__}")
+        return found
 
-    def attended(self, attn: Any, q: Any, k: Any, v: Any) -> torch.Tensor:
-        """The kernel's result through the layer's last projection."""
-        out: torch.Tensor = attn.to_out[1](attn.to_out[0](self.kernel(q, k, v).flatten(2)))
-        return out
+    def compiled_parts(self) -> list[Module]:
+        """What regional compilation compiles: the blocks, all alike, so one program serves all."""
+        return self.repeated_blocks()
+
+    def skip(self, block: Module) -> None:
+        """Have one of `repeated_blocks` return what it is given."""
+        from diffusers.hooks._helpers import TransformerBlockRegistry
+
+        known = TransformerBlockRegistry.get(type(block))
+
+        def forward(*args: object, **kwargs: object) -> object:
+            def given(name: str) -> object:
+                return known._get_parameter_from_args_kwargs(name, args, kwargs)
+
+            hidden = given(known.hidden_states_argument_name)
+            if known.return_encoder_hidden_states_index is None:
+                return hidden
+            text = given(known.encoder_hidden_states_argument_name)
+            return (hidden, text) if known.return_hidden_states_index == 0 else (text, hidden)
+
+        block.forward = forward
+
+    def set_attention(self, kernel: attention.Kernel) -> None:
+        """Have self-attention computed by `kernel`, of (batch, tokens, heads, channels).
+
+        Through diffusers' attention dispatcher; a family whose processors do not use it overrides.
+        """
+        attention.dispatch(self.denoiser, kernel)
+
+    # Stages --------------------------------------------------------------------------------------
+
+    def resolve(self, model: Model, generation: Generation, step_share: float = 1.0) -> Resolved:
+        """Fill what the recipe left null from the model's and the pipeline's own defaults.
+
+        A scheduler that was asked for is put in place. Raises InputError for sizes, frames and
+        settings that this pipeline cannot have.
+        """
+        frames, height, width = self.grid(self.configs()).resolve(generation, model.size)
+        self._set_scheduler(generation.scheduler or model.scheduler)
+        if generation.dynamic_cfg and not self.dynamic_cfg:
+            raise InputError(
+                f"generation.dynamic_cfg: diffusers' {self.pipeline_class} has no dynamic guidance"
+            )
+        steps = generation.steps or model.steps
+        return Resolved(
+            frames=frames,
+            height=height,
+            width=width,
+            steps=max(1, round(steps * step_share)),
+            guidance=model.guidance if generation.guidance is None else generation.guidance,
+            scheduler=type(self.pipe.scheduler).__name__,
+            seed=generation.seed,
+            text_tokens=self.text_tokens(),
+            surroundings=str(self.pipe.vae.dtype).removeprefix("torch."),
+            dynamic_cfg=generation.dynamic_cfg,
+        )
+
+    def _set_scheduler(self, name: str | None) -> None:
+        import diffusers
+
+        if name is None:
+            return
+        if name not in self.schedulers:
+            hint = nearest(name, self.schedulers) or "; leave it out for the pipeline's own"
+            raise InputError(f"generation.scheduler: {self.pipeline_class} has no {name!r}{hint}")
+        wanted = getattr(diffusers, self.schedulers[name])
+        self.pipe.scheduler = wanted.from_config(self.pipe.scheduler.config)
+
+    def noise(self, run: Resolved, seed: int) -> Tensor:
+        """One video's initial latents, (1, ...), float32, on the CPU, from one seed."""
+        return noise.initial(self.latents_shape(run), seed)
+
+    @staticmethod
+    def generators(seeds: Sequence[int]) -> list[Generator]:
+        """One CPU generator a video, for the noise that a scheduler adds between steps."""
+        return noise.generators(seeds)
+
+    @torch.no_grad()
+    def encode(self, run: Resolved, prompts: list[str]) -> Conditioning:
+        """Embeddings of the prompts and of the negative prompt, in the denoiser's dtype.
+
+        A pipeline with no text encoder (`weights: random`) gets noise of the right shape.
+        """
+        if not self.text_encoders():
+            return self.random_conditioning(run, prompts)
+        made = self.encode_text(run, prompts)
+        dtype = self.denoiser.dtype
+        parts = {
+            name: value.to(dtype) if value is not None and value.is_floating_point() else value
+            for name, value in vars(made).items()
+        }
+        return Conditioning(**parts)
+
+    def random_conditioning(self, run: Resolved, prompts: Sequence[str]) -> Conditioning:
+        """Noise of the shape that `encode` gives, the same at every call."""
+        shape = self.embeddings_shape(run, len(prompts))
+        where = {"device": self.pipe._execution_device, "dtype": self.denoiser.dtype}
+        positive, negative = (noise.initial(shape, seed).to(**where) for seed in (0, 1))
+        return Conditioning(positive, negative if run.guided else None)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        run: Resolved,
+        conditioning: Conditioning,
+        latents: Tensor,
+        on_step: OnStep,
+        *,
+        generators: Sequence[Generator],
+        steps: int | None = None,
+        exchange: Exchange | None = None,
+    ) -> Tensor:
+        """Final latents of the pipeline's own loop; `on_step(i)` is called as each step ends.
+
+        generators: one for each video of the batch, from `generators`; the scheduler's noise.
+        `exchange(i, latents)` sees the latents after step i and says which the loop goes on with.
+        """
+        with noise.seeded(self.pipe.scheduler, generators):
+            result: Tensor = self.pipe(
+                **self.arguments(run, conditioning),
+                **self.callback(on_step, exchange),
+                latents=latents.to(self.pipe._execution_device, self.latents_dtype()),
+                num_inference_steps=steps or run.steps,
+                output_type="latent",
+            ).frames
+        return result
+
+    def latents_dtype(self) -> torch.dtype:
+        """The dtype in which the pipeline's loop holds latents."""
+        return self.denoiser.dtype
+
+    def arguments(self, run: Resolved, conditioning: Conditioning) -> dict[str, object]:
+        """Keywords of the pipeline's own call, but for latents, steps and callback."""
+        return {
+            "prompt_embeds": conditioning.positive,
+            "negative_prompt_embeds": conditioning.negative,
+            "num_frames": run.frames,
+            "height": run.height,
+            "width": run.width,
+            "guidance_scale": run.guidance,
+        }
+
+    def callback(self, on_step: OnStep, exchange: Exchange | None) -> dict[str, object]:
+        """Keywords of the pipeline's own call that have it report its steps."""
+
+        def at_end(_: object, step: int, __: object, values: dict[str, Tensor]) -> object:
+            on_step(step)
+            if exchange is not None:
+                values["latents"] = exchange(step, values["latents"])
+            return values
+
+        return {"callback_on_step_end": at_end}
+
+    # What the denoiser is given ------------------------------------------------------------------
+
+    def captured(
+        self,
+        run: Resolved,
+        conditioning: Conditioning,
+        latents: Tensor,
+        steps: int = 1,
+        compute: bool = True,
+    ) -> list[list[capture.Inputs]]:
+        """The denoiser's keyword inputs, as the pipeline's own loop passes them: by step, by call.
+
+        With classifier-free guidance a step is one call with both halves, or two calls, as the
+        family has it. Without `compute` the denoiser is not run, and every prediction is zero.
+        """
+        module = self.denoiser
+        recorder = capture.Recorder(module, compute)
+        self.denoiser = recorder
+        try:
+            own = noise.generators(range(len(latents)))
+            self.denoise(run, conditioning, latents, recorder.end_step, generators=own, steps=steps)
+        finally:
+            self.denoiser = module
+        return recorder.steps
+
+    def example_inputs(
+        self, run: Resolved, conditioning: Conditioning, latents: Tensor
+    ) -> capture.Inputs:
+        """The keyword inputs of the first call of the first step; nothing is computed."""
+        return self.captured(run, conditioning, latents, compute=False)[0][0]
+
+    def step_inputs(self, run: Resolved) -> list[capture.Inputs]:
+        """The inputs of every call of one video's step, with noise for values."""
+        conditioning = self.random_conditioning(run, [""])
+        return self.captured(run, conditioning, self.noise(run, 0), compute=False)[0]
+
+    def uneven(self, steps: int) -> str | None:
+        """A sentence where diffusers' scheduler leaves noise in the video at this number of steps.
+
+        With 'trailing' spacing its timesteps lie total/steps apart, but each step goes down by the
+        whole part of that: of 1000, 15 steps lie 66.7 apart, go down by 66, and the last ends above
+        0.
+        """
+        config = self.pipe.scheduler.config
+        total = config.num_train_timesteps
+        by_whole_parts = type(self.pipe.scheduler).__name__ in (
+            "DDIMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
+        )  # fmt: skip
+        trailing = config.get("timestep_spacing") == "trailing"
+        if not (trailing and by_whole_parts) or round(total / steps) <= total // steps:
+            return None
+        divisors = (n for n in range(total, 0, -1) if total % n == 0)
+        near = min(divisors, key=lambda n: abs(n - steps))  # of two alike the larger
+        return (
+            f"generation.steps: at {steps} steps of {total} timesteps diffusers' scheduler ends "
+            "before the last and leaves noise in the video; the nearest number that divides them "
+            f"is {near}"
+        )
 
 
-def frames_of(video: torch.Tensor) -> torch.Tensor:
+def frames_of(video: Tensor) -> Tensor:
     """A VAE's (batch, 3, frames, h, w) in [-1, 1] as (batch, frames, 3, h, w) in [0, 1]."""
     return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)

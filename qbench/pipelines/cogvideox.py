@@ -1,164 +1,165 @@
-"""Driving a CogVideoXPipeline in separate stages: text_encode, denoise, decode.
-
-Each stage is a call of the pipeline itself, so what is timed is what users run.
-"""
+"""CogVideoX: joint attention over text and video, latents of (batch, frames, channels, h, w)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from qbench.errors import InputError
-from qbench.pipelines import base
-from qbench.pipelines.specs import Model, Resolved, denoiser
-from qbench.recipe.schema import Generation
+from qbench.pipelines import attention
+from qbench.pipelines.base import (
+    Conditioning,
+    Config,
+    Configs,
+    Module,
+    Resolved,
+    VideoPipeline,
+    frames_of,
+)
+from qbench.pipelines.sizes import Grid
 
-EXPORTS = True  # to ONNX, for engines
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qbench.pipelines.attention import Kernel, Layer
+
+# What differs from the defaults of diffusers' classes, which are CogVideoX-2B's.
+_LARGE = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
+_DENOISERS: dict[str, Config] = {
+    "cogvideox-2b": {},
+    "cogvideox-5b": _LARGE,
+    "cogvideox1.5-5b": _LARGE
+    | {
+        "patch_size_t": 2,
+        "patch_bias": False,
+        "sample_frames": 81,
+        "sample_height": 300,
+        "sample_width": 300,
+        "max_text_seq_length": 224,
+    },
+}
+_SCHEDULER = {
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+# CogVideoX1.5's `sample_height` of 300 sizes its rotary tables; its makers generate at this.
+_SIZE_OF_1_5 = (81, 768, 1360)
 
 
-def resolve(pipeline: Any, model: Model, wanted: Generation) -> Resolved:
-    config = denoiser(pipeline).config
-    spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
-    own = (config.sample_frames, config.sample_height * spatial, config.sample_width * spatial)
-    from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+class CogVideoX(VideoPipeline):
+    """CogVideoX 1.0 and 1.5, text to video."""
 
-    check(wanted, spatial, temporal, config.patch_size)
-    schedulers = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
-    return base.resolved(pipeline, model, wanted, own, schedulers, config.max_text_seq_length)
+    pipeline_class = "CogVideoXPipeline"
+    parts: ClassVar = {
+        "transformer": "CogVideoXTransformer3DModel",
+        "vae": "AutoencoderKLCogVideoX",
+        "scheduler": "CogVideoXDDIMScheduler",
+    }
+    schedulers: ClassVar = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}
+    dynamic_cfg = True
 
-
-def check(wanted: Generation, spatial: int, temporal: int, patch: int) -> None:
-    """Refuse sizes that the VAE and the patches cannot make. Raises InputError."""
-    base.check_sides(wanted, spatial * patch)
-    frames = wanted.frames
-    if frames and (frames - 1) % temporal:
-        near = round((frames - 1) / temporal) * temporal + 1
-        raise InputError(
-            f"generation.frames: {frames} is not {temporal}k + 1; the nearest is {near}"
+    @classmethod
+    def grid(cls, configs: Configs) -> Grid:
+        denoiser, vae = configs["transformer"], configs["vae"]
+        spatial = 2 ** (len(_ints(vae.get("block_out_channels", (0,) * 4))) - 1)
+        ratio = _int(vae.get("temporal_compression_ratio", 4))
+        own = (
+            _int(denoiser.get("sample_frames", 49)),
+            _int(denoiser.get("sample_height", 60)) * spatial,
+            _int(denoiser.get("sample_width", 90)) * spatial,
+        )
+        return Grid(
+            own=_SIZE_OF_1_5 if denoiser.get("patch_size_t") else own,
+            side=spatial * _int(denoiser.get("patch_size", 2)),
+            made=lambda frames: frames_made(frames, ratio),
+            fixed=bool(denoiser.get("use_learned_positional_embeddings")),
         )
 
+    @classmethod
+    def random_configs(cls, model: str) -> Configs | None:
+        if model not in _DENOISERS:
+            return None
+        return {"transformer": _DENOISERS[model], "vae": {}, "scheduler": _SCHEDULER}
 
-def check_folder(folder: Path, wanted: Generation) -> None:
-    """`check` from a folder's configuration alone, before anything is loaded."""
-    vae = json.loads((folder / "vae" / "config.json").read_text())
-    denoiser_config = json.loads((folder / "transformer" / "config.json").read_text())
-    spatial = 2 ** (len(vae["block_out_channels"]) - 1)
-    check(
-        wanted,
-        spatial,
-        int(vae["temporal_compression_ratio"]),
-        denoiser_config["patch_size"],
-    )
+    def latents_shape(self, run: Resolved) -> tuple[int, ...]:
+        spatial = self.pipe.vae_scale_factor_spatial
+        config = self.denoiser.config
+        frames = self._latent_frames(run)
+        if config.patch_size_t:
+            frames += -frames % config.patch_size_t
+        return (1, frames, config.in_channels, run.height // spatial, run.width // spatial)
 
+    def _latent_frames(self, run: Resolved) -> int:
+        """Without the frames that temporal patches are padded with."""
+        return (run.frames - 1) // int(self.pipe.vae_scale_factor_temporal) + 1
 
-def noise(pipeline: Any, run: Resolved, seed: int) -> torch.Tensor:
-    """(1, latent frames, channels, height, width), float32, made on the CPU from one seed."""
-    spatial, temporal = pipeline.vae_scale_factor_spatial, pipeline.vae_scale_factor_temporal
-    config = denoiser(pipeline).config
-    frames = (run.frames - 1) // temporal + 1
-    if config.patch_size_t:
-        frames += -frames % config.patch_size_t
-    shape = (1, frames, config.in_channels, run.height // spatial, run.width // spatial)
-    return base.seeded(shape, seed)
+    def embeddings_shape(self, run: Resolved, prompts: int) -> tuple[int, int, int]:
+        return prompts, run.text_tokens, self.denoiser.config.text_embed_dim
 
+    def text_tokens(self) -> int:
+        return int(self.denoiser.config.max_text_seq_length)
 
-def embeddings_shape(pipeline: Any, run: Resolved, prompts: int) -> tuple[int, int, int]:
-    """(prompts, tokens, channels) of what `encode` returns."""
-    return prompts, run.text_tokens, denoiser(pipeline).config.text_embed_dim
+    def encode_text(self, run: Resolved, prompts: list[str]) -> Conditioning:
+        positive, negative = self.pipe.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=run.guided,
+            max_sequence_length=run.text_tokens,
+            device=self.pipe._execution_device,
+        )
+        return Conditioning(positive, negative if run.guided else None)
 
+    def arguments(self, run: Resolved, conditioning: Conditioning) -> dict[str, object]:
+        return super().arguments(run, conditioning) | {"use_dynamic_cfg": run.dynamic_cfg}
 
-@torch.no_grad()
-def encode(pipeline: Any, run: Resolved, prompts: list[str]) -> tuple[Any, Any]:
-    """Prompt and negative-prompt embeddings in the denoiser's dtype.
+    @torch.no_grad()
+    def decode(self, run: Resolved, latents: Tensor) -> Tensor:
+        padding = latents.shape[1] - self._latent_frames(run)
+        return frames_of(self.pipe.decode_latents(latents[:, padding:].to(self.pipe.vae.dtype)))
 
-    A pipeline with no text encoder (`weights: random`) gets noise of the right shape.
-    """
-    if pipeline.text_encoder is None:
-        shape = embeddings_shape(pipeline, run, len(prompts))
-        return base.any_embeddings(pipeline, denoiser(pipeline), shape, run.guided)
-    positive, negative = pipeline.encode_prompt(
-        prompts,
-        do_classifier_free_guidance=run.guided,
-        max_sequence_length=run.text_tokens,
-        device=pipeline._execution_device,
-    )
-    dtype = denoiser(pipeline).dtype
-    return positive.to(dtype), negative.to(dtype) if run.guided else None
+    def set_attention(self, kernel: Kernel) -> None:
+        set_attention(self.denoiser, kernel)
 
 
-@torch.no_grad()
-def denoise(
-    pipeline: Any,
-    run: Resolved,
-    embeddings: tuple[Any, Any],
-    latents: torch.Tensor,
-    on_step: Callable[[int], None],
-    steps: int | None = None,
-    exchange: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Final latents of the pipeline's own loop; `on_step(i)` is called as each step ends.
-
-    `exchange(i, latents)` sees the latents after step i and says which the loop goes on with.
-    """
-
-    def at_end(_: Any, step: int, __: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        on_step(step)
-        if exchange is not None:
-            kwargs["latents"] = exchange(step, kwargs["latents"])
-        return kwargs
-
-    return base.loop(pipeline, run, embeddings, latents, steps, callback_on_step_end=at_end)
-
-
-@torch.no_grad()
-def decode(pipeline: Any, run: Resolved, latents: torch.Tensor) -> torch.Tensor:
-    """(batch, frames, 3, height, width) in [0, 1], float32, on the pipeline's device."""
-    padding = latents.shape[1] - ((run.frames - 1) // pipeline.vae_scale_factor_temporal + 1)
-    video = pipeline.decode_latents(latents[:, padding:].to(pipeline.vae.dtype))
-    return base.frames_of(video)
-
-
-def arguments(latents: Any, embeddings: Any, timestep: Any) -> tuple[Any, ...]:
-    """The denoiser's inputs in the order in which it takes them."""
-    return latents, embeddings, timestep
-
-
-def repeated_blocks(module: Any) -> list[Any]:
-    """The blocks that the denoiser is a stack of."""
-    return list(module.transformer_blocks)
-
-
-def compiled_parts(module: Any) -> list[Any]:
-    """What regional compilation compiles: its blocks, alike, so the first one's program does."""
-    return repeated_blocks(module)
-
-
-def pass_through(hidden_states: Any, encoder_hidden_states: Any, *_: Any, **__: Any) -> Any:
-    """What a block returns that does nothing."""
-    return hidden_states, encoder_hidden_states
-
-
-def set_attention(module: Any, kernel: Callable[[Any, Any, Any], Any]) -> None:
-    """Have every block compute attention by `kernel`, of (batch, tokens, heads, channels)."""
-    for block in repeated_blocks(module):
+def set_attention(module: Module, kernel: Kernel) -> None:
+    """Have every block attend by `kernel`: its processors call torch's past the dispatcher."""
+    for block in module.transformer_blocks:
         block.attn1.set_processor(Processor(kernel))
 
 
-class Processor(base.Processor):
+def frames_made(frames: int, ratio: int) -> int:
+    """How many frames the VAE decodes of the latents for so many.
+
+    It takes latent frames two by two, an odd one with the first two. Upsampling over time doubles
+    the frames of such a part, but for the first of an odd number, so an even number of latent
+    frames comes out `ratio - 1` frames longer than it was made for.
+    """
+    latents = (frames - 1) // ratio + 1
+    return ratio * (latents - latents % 2) + latents % 2
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _ints(value: object) -> list[int]:
+    assert isinstance(value, (list, tuple))
+    return list(value)
+
+
+class Processor(attention.Processor):
     """CogVideoX's joint attention over text and video, as diffusers' own processor computes it."""
 
     def __call__(
         self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        attn: Layer,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         if attention_mask is not None:
             raise ValueError("CogVideoX's pipelines pass no attention mask, nor can this processor")
         text = encoder_hidden_states.size(1)
@@ -170,10 +171,9 @@ class Processor(base.Processor):
         return out[:, text:], out[:, :text]
 
 
-def _rotated(x: torch.Tensor, text: int, rotary: Any) -> torch.Tensor:
+def _rotated(x: Tensor, text: int, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary position embedding of the video's tokens; the text's have none."""
     from diffusers.models.embeddings import apply_rotary_emb
 
-    video: Any = apply_rotary_emb(x[:, text:].transpose(1, 2), rotary)
-    video = video.transpose(1, 2)
-    return torch.cat([x[:, :text], video], dim=1)
+    video: Any = apply_rotary_emb(x[:, text:].transpose(1, 2), rotary)  # type: ignore[arg-type]
+    return torch.cat([x[:, :text], video.transpose(1, 2)], dim=1)

@@ -6,12 +6,16 @@ import functools
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qbench.errors import InputError, Unsupported, nearest
+from qbench.pipelines import families
 from qbench.recipe.schema import Dtype, Generation, Weights, digest
+
+if TYPE_CHECKING:
+    from qbench.pipelines.base import Configs, Pipe, VideoPipeline
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
 
@@ -109,26 +113,6 @@ KNOWN: dict[str, Model] = {
 }
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """Generation with nothing left to default, as the record stores it."""
-
-    frames: int
-    height: int
-    width: int
-    steps: int
-    guidance: float
-    scheduler: str
-    seed: int
-    text_tokens: int
-    surroundings: str  # dtype of the text encoder and the VAE
-
-    @property
-    def guided(self) -> bool:
-        """Whether each step also denoises for the negative prompt (classifier-free guidance)."""
-        return self.guidance > 1
-
-
 def find(name: str) -> Model:
     """The model of a known name, a folder, or a hub id such as 'zai-org/CogVideoX-2b'."""
     if name in KNOWN:
@@ -149,26 +133,15 @@ def find(name: str) -> Model:
 
 def check(model: Model, wanted: Generation) -> None:
     """Refuse what this model cannot generate, where its folder can tell before it is loaded."""
-    from qbench.pipelines import cogvideox, text_to_video_sd
-
+    if not model.local:
+        return
     folder = Path(model.source)
-    for part, kinds in (("transformer", cogvideox), ("unet", text_to_video_sd)):
-        if (folder / part / "config.json").is_file() and (folder / "vae").is_dir():
-            kinds.check_folder(folder, wanted)
-
-
-def family(pipeline: Any) -> Any:
-    """The module of functions that drives pipelines of this class."""
-    from qbench.pipelines import cogvideox, text_to_video_sd
-
-    families: dict[str, Any] = {
-        "CogVideoXPipeline": cogvideox,
-        "TextToVideoSDPipeline": text_to_video_sd,
-    }
-    name = type(pipeline).__name__
-    if name not in families:
-        raise Unsupported(f"no driver for a {name}; qbench drives {', '.join(families)}")
-    return families[name]
+    index = json.loads((folder / "model_index.json").read_text())
+    family = families.of_class(index.get("_class_name", "pipeline without a class"))
+    files = {name: folder / name / "config.json" for name in (family.part, "vae")}
+    if all(path.is_file() for path in files.values()):
+        configs = {name: json.loads(path.read_text()) for name, path in files.items()}
+        family.grid(configs).resolve(wanted, model.size)
 
 
 def load(
@@ -177,7 +150,7 @@ def load(
     device: str,
     weights: Weights = "pretrained",
     offloaded: bool = False,
-) -> Any:
+) -> VideoPipeline:
     """The pipeline on `device`: its denoiser in `dtype`, the rest in the model's own dtype.
 
     Where it will be `offloaded` only the denoiser goes there, to be quantized: the whole would not
@@ -187,21 +160,19 @@ def load(
     import torch
     from diffusers import DiffusionPipeline
 
-    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    if weights == "random":
-        from qbench.pipelines import random_weights
+    from qbench.pipelines import random_weights
 
-        surroundings = kinds[_surroundings(model, device)]
-        pipeline = random_weights.pipeline(model, kinds[dtype], surroundings, device)
-        return _placed(pipeline, device, offloaded)
+    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    rest = kinds[_surroundings(model, device)]
+    dtypes = {"default": rest, "transformer": kinds[dtype], "unet": kinds[dtype]}
+    if weights == "random":
+        family, configs = _sizes(model)
+        pipe = random_weights.pipeline(family, configs, dtypes, device)
+        return _placed(pipe, device, offloaded)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
+        pipe = DiffusionPipeline.from_pretrained(
             model.source,
-            dtype={
-                "default": kinds[_surroundings(model, device)],
-                "transformer": kinds[dtype],
-                "unet": kinds[dtype],
-            },
+            dtype=dtypes,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=model.local,
@@ -209,14 +180,39 @@ def load(
     except OSError as error:
         reason = " ".join(str(error).split())[:300]
         raise Unsupported(f"model {model.source} could not be loaded: {reason}") from error
-    return _placed(pipeline, device, offloaded)
+    return _placed(pipe, device, offloaded)
 
 
-def _placed(pipeline: Any, device: str, offloaded: bool) -> Any:
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to("cpu" if offloaded else device)
-    denoiser(pipeline).to(device)
-    return pipeline
+def _sizes(model: Model) -> tuple[type[VideoPipeline], Configs]:
+    """The family and the configurations of a model's parts, of which no weights are read."""
+    if model.local:
+        folder = Path(model.source)
+        index = json.loads((folder / "model_index.json").read_text())
+        family = families.of_class(index.get("_class_name", "pipeline without a class"))
+        files = {
+            name: "scheduler_config.json" if name == "scheduler" else "config.json"
+            for name in family.parts
+        }
+        return family, {
+            name: json.loads((folder / name / file).read_text()) for name, file in files.items()
+        }
+    for name in families.known():
+        family = families.of_class(name)
+        configs = family.random_configs(model.name)
+        if configs is not None:
+            return family, configs
+    raise InputError(
+        f"weights: random: the size of {model.source} is not known without its folder"
+        f"{nearest(model.name, KNOWN)}"
+    )
+
+
+def _placed(pipe: Pipe, device: str, offloaded: bool) -> VideoPipeline:
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to("cpu" if offloaded else device)
+    video = families.wrap(pipe)
+    video.denoiser.to(device)
+    return video
 
 
 def _surroundings(model: Model, device: str) -> Dtype:
@@ -224,20 +220,3 @@ def _surroundings(model: Model, device: str) -> Dtype:
 
     fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "fp32" if model.surroundings == "bf16" and not fast else model.surroundings
-
-
-def denoiser(pipeline: Any) -> Any:
-    """The part that a recipe optimises."""
-    return pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
-
-
-def replace_denoiser(pipeline: Any, module: Any) -> None:
-    name = "transformer" if hasattr(pipeline, "transformer") else "unet"
-    # Not register_modules: that insists on a torch module, which an engine is not.
-    setattr(pipeline, name, module)
-
-
-def resolve(pipeline: Any, model: Model, wanted: Generation, step_share: float = 1.0) -> Resolved:
-    """Fill what the recipe left null from the model's and the pipeline's own defaults."""
-    found: Resolved = family(pipeline).resolve(pipeline, model, wanted)
-    return replace(found, steps=max(1, round(found.steps * step_share)))

@@ -205,6 +205,8 @@ class Generation(Strict):
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     scheduler: Literal["ddim", "dpm"] | None = None
+    # CogVideoX's pipeline can raise guidance from 1 to `guidance` over the steps.
+    dynamic_cfg: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qbench.errors import Unsupported
 from qbench.quality.outputs import FOLDER, Outputs
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from qbench.meters.flops import Work
-    from qbench.pipelines.specs import Model, Resolved
+    from qbench.pipelines.base import Conditioning, Resolved, VideoPipeline
+    from qbench.pipelines.specs import Model
 
 RANDOM_NOTE = (
     "weights: random: latency and memory only, for they do not depend on the values of weights; "
@@ -48,52 +49,55 @@ class Session:
     """The pipeline, what it generates, and where its figures go."""
 
     def __init__(
-        self, job: Job, stages: Stages, model: Model, pipeline: Any, generation: Resolved
+        self,
+        job: Job,
+        stages: Stages,
+        model: Model,
+        pipeline: VideoPipeline,
+        generation: Resolved,
     ) -> None:
-        from qbench.pipelines import specs
-
         self.job, self.recipe, self.model = job, job.draft.recipe, model
         self.device = job.draft.environment.device
         self.stages, self.recorder, self.link = stages, stages.recorder, stages.link
         self.pipeline, self.generation = pipeline, generation
-        self.family = specs.family(pipeline)
         self.prompts = list(job.prompts)
         self.outputs = Outputs(job.folder / FOLDER)
 
+    def seeds(self, numbers: list[int]) -> list[int]:
+        """The seeds of the videos with these numbers: the same for every variant."""
+        first = self.generation.seed + self.recipe.variant.seed_offset
+        return [first + number for number in numbers]
+
     def noise(self, numbers: list[int]) -> torch.Tensor:
-        """Initial noise of the videos with these numbers: the same for every variant."""
+        """Initial noise of the videos with these numbers, float32, on the CPU."""
         import torch
 
-        first = self.generation.seed + self.recipe.variant.seed_offset
-        seeds = [first + number for number in numbers]
-        return torch.cat(
-            [self.family.noise(self.pipeline, self.generation, seed) for seed in seeds]
-        )
+        seeds = self.seeds(numbers)
+        return torch.cat([self.pipeline.noise(self.generation, seed) for seed in seeds])
 
-    def encode(self, numbers: list[int]) -> Any:
+    def encode(self, numbers: list[int]) -> Conditioning:
         """Embeddings of the prompts with these numbers, and those of the negative prompt."""
         prompts = [self.prompts[number] for number in numbers]
-        return self.family.encode(self.pipeline, self.generation, prompts)
+        return self.pipeline.encode(self.generation, prompts)
 
     def denoise(
         self,
-        conditioning: Any,
+        conditioning: Conditioning,
         numbers: list[int],
         on_step: Callable[[int], None] = lambda _: None,
         steps: int | None = None,
         exchange: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Final latents of the videos with these numbers, from their own noise."""
-        latents: torch.Tensor = self.family.denoise(
-            self.pipeline,
+        return self.pipeline.denoise(
             self.generation,
             conditioning,
             self.noise(numbers),
             on_step,
+            generators=self.pipeline.generators(self.seeds(numbers)),
             steps=steps,
             exchange=exchange,
         )
-        return latents
 
     def video(self, numbers: list[int]) -> Video:
         """Generate the videos with these numbers as one batch."""
@@ -113,22 +117,10 @@ class Session:
         latents = self.denoise(conditioning, numbers, on_step)
         seconds["denoise"] = stages.end_part("denoise")
         stages.name = "decode"
-        frames = self.family.decode(self.pipeline, self.generation, latents)
+        frames = self.pipeline.decode(self.generation, latents)
         seconds["decode"] = stages.end_part("decode")
         stages.name = outer
         return Video(frames.cpu(), latents.float().cpu(), seconds, steps.seconds())
-
-    def example_inputs(self, conditioning: Any) -> tuple[torch.Tensor, ...]:
-        """What the pipeline gives its denoiser for one video, in its order."""
-        import torch
-
-        positive, negative = conditioning
-        both = [negative, positive] if negative is not None else [positive]
-        latents = self.noise([0] * len(both)).to(positive.device, positive.dtype)
-        middle = int(self.pipeline.scheduler.config.num_train_timesteps) // 2
-        timestep = torch.full((len(both),), middle, device=positive.device)
-        inputs: tuple[torch.Tensor, ...] = self.family.arguments(latents, torch.cat(both), timestep)
-        return inputs
 
     @property
     def compared(self) -> bool:
@@ -137,12 +129,12 @@ class Session:
 
     def keep_denoiser_alone(self) -> None:
         """What other stages hold leaves the device: a step needs none of it."""
-        self.pipeline.vae = self.pipeline.text_encoder = None
+        self.pipeline.keep_denoiser_alone()
         self._emptied()
 
     def release(self) -> None:
         """Give the pipeline's memory back. Nothing can be generated after this."""
-        self.pipeline = None
+        del self.pipeline
         self._emptied()
 
     def _emptied(self) -> None:
@@ -176,7 +168,7 @@ def _check_support(job: Job) -> None:
 
 
 def _load(job: Job, stages: Stages) -> Session:
-    from qbench.pipelines import base, specs
+    from qbench.pipelines import specs
 
     recipe, device = job.draft.recipe, job.draft.environment.device
     variant, recorder = recipe.variant, stages.recorder
@@ -187,7 +179,7 @@ def _load(job: Job, stages: Stages) -> Session:
     pipeline = specs.load(
         model, variant.dtype, device, recipe.weights, variant.memory.offload is not None
     )
-    generation = specs.resolve(pipeline, model, recipe.generation, variant.step_share)
+    generation = pipeline.resolve(model, recipe.generation, variant.step_share)
     session = Session(job, stages, model, pipeline, generation)
     _check_step_share(session)
     recorder.put(generation=vars(generation))
@@ -195,7 +187,7 @@ def _load(job: Job, stages: Stages) -> Session:
         recorder.note(RANDOM_NOTE)
         if variant.cache and variant.cache.by_content:
             recorder.note(BY_CONTENT_NOTE)
-    elif uneven := base.uneven(pipeline, generation.steps):
+    elif uneven := pipeline.uneven(generation.steps):
         recorder.note(uneven)
     if recipe.measure.unit == "step":
         recorder.note(STEPS_NOTE)
@@ -224,12 +216,10 @@ def _set_up_memory(job: Job) -> None:
 
 def _check_step_share(session: Session) -> None:
     """A share of the steps that is all of them would be the reference under another name."""
-    from qbench.pipelines import specs
-
     share = session.recipe.variant.step_share
     if share == 1:
         return
-    whole = specs.resolve(session.pipeline, session.model, session.recipe.generation).steps
+    whole = session.pipeline.resolve(session.model, session.recipe.generation).steps
     if session.generation.steps >= whole:
         raise Unsupported(
             f"variant.step_share: {share:g} of {whole} denoise steps is no fewer of them"
@@ -237,22 +227,13 @@ def _check_step_share(session: Session) -> None:
 
 
 def _count_work(session: Session) -> Work | None:
-    """FLOPs and bytes of a step, of the plain denoiser as it was loaded.
-
-    Shapes are enough: the text encoder may still be where it cannot run, to be offloaded.
-    """
-    import torch
-
+    """FLOPs and bytes of a step, of the plain denoiser as it was loaded."""
     from qbench.meters import flops
-    from qbench.pipelines import specs
 
-    module = specs.denoiser(session.pipeline)
+    module = session.pipeline.denoiser
     size = next(module.parameters()).element_size()
     try:
-        shape = session.family.embeddings_shape(session.pipeline, session.generation, 1)
-        text = torch.zeros(shape)
-        inputs = session.example_inputs((text, text if session.generation.guided else None))
-        work = flops.count(module, inputs, size)
+        work = flops.count(module, session.pipeline.step_inputs(session.generation), size)
     except Exception as error:  # a figure less in the record, never a failed run
         session.recorder.note(f"work of a step not counted: {type(error).__name__}")
         return None
@@ -264,15 +245,14 @@ def _quantize(session: Session, work: Work | None) -> None:
     """Put every axis of the recipe in effect but for what the compiler, or an engine, does."""
     from qbench.optimizations import axes, quantization
     from qbench.optimizations.vae import patch
-    from qbench.pipelines import specs
 
     stages, recorder, variant = session.stages, session.recorder, session.recipe.variant
     stages.enter("quantize")
     if variant.quantize and work:
-        linears = set(quantization.chosen(specs.denoiser(session.pipeline), variant.quantize))
+        linears = set(quantization.chosen(session.pipeline.denoiser, variant.quantize))
         recorder.facts({"quantized_flop_share": work.share(linears)})
     recorder.facts(axes.apply(session.pipeline, variant, session.device, session.generation.steps))
-    if variant.decode.fused and not patch.fuses(session.pipeline.vae):
+    if variant.decode.fused and not patch.fuses(session.pipeline.pipe.vae):
         recorder.note(NOT_FUSED_NOTE)
     gc.collect()
     stages.leave("quantize")
@@ -281,20 +261,19 @@ def _quantize(session: Session, work: Work | None) -> None:
 def _compile(session: Session) -> None:
     """Build the engine, or compile; the compiler works at the first step, so one is made."""
     from qbench.meters.memory import stored_bytes
-    from qbench.pipelines import specs
 
     stages, variant = session.stages, session.recipe.variant
     stages.enter("compile")
     if variant.engine:
         from qbench import engines
 
-        if not session.family.EXPORTS:
-            raise Unsupported("engine: only CogVideoX's transformer is exported, no UNet yet")
-        inputs = session.example_inputs(session.encode([0]))
+        first = session.encode([0]), session.noise([0])
         folder = session.job.folder / "engine"
-        session.recorder.facts(engines.build(session.pipeline, inputs, variant, folder))
+        session.recorder.facts(
+            engines.build(session.pipeline, session.generation, *first, variant, folder)
+        )
     if variant.engine or variant.compile:
         session.denoise(session.encode([0]), [0], steps=1)
         stages.leave("compile")
     gc.collect()
-    session.recorder.put(weights_bytes=stored_bytes(specs.denoiser(session.pipeline)))
+    session.recorder.put(weights_bytes=stored_bytes(session.pipeline.denoiser))

@@ -241,7 +241,7 @@ def _serve_steps(session: Session) -> None:
             link.next_turn()
         timer.begin()
 
-    most = int(session.pipeline.scheduler.config.num_train_timesteps)
+    most = int(session.pipeline.pipe.scheduler.config.num_train_timesteps)
     conditioning = session.encode([0])
     session.keep_denoiser_alone()
     timer.begin()

@@ -32,7 +32,9 @@ def _count(module: Any, frames: int, height: int, width: int, text: int) -> flop
     with torch.device("meta"):
         latents = torch.empty(2, frames, 16, height, width)
         embeddings = torch.empty(2, text, module.config.text_embed_dim)
-        return flops.count(module, (latents, embeddings, torch.full((2,), 500)), 2)
+        names = ("hidden_states", "encoder_hidden_states", "timestep")
+        inputs = (latents, embeddings, torch.full((2,), 500))
+        return flops.count(module, [dict(zip(names, inputs, strict=True))], 2)
 
 
 def test_work_of_cogvideox_2b_is_what_its_shapes_say() -> None:

@@ -14,7 +14,8 @@ from qbench.errors import InputError, Unsupported
 from qbench.meters import flops
 from qbench.optimizations import axes
 from qbench.optimizations.kernels.fp8_linear import Fp8FeedForward
-from qbench.pipelines import specs, text_to_video_sd
+from qbench.pipelines import specs
+from qbench.pipelines.base import Resolved, VideoPipeline
 from qbench.recipe.schema import Cache, Compile, Generation, Quantize, Variant
 from qbench.results import store
 
@@ -54,33 +55,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "model"
 
 
-def load(folder: Path, dtype: str = "fp32") -> object:
+def load(folder: Path, dtype: str = "fp32") -> VideoPipeline:
     return specs.load(specs.find(str(folder)), dtype, "cpu")  # type: ignore[arg-type]
 
 
-def run_of(pipeline: object, **wanted: int) -> specs.Resolved:
+def run_of(pipeline: VideoPipeline, **wanted: int) -> Resolved:
     asked = Generation(frames=5, height=64, width=64, steps=3, **wanted)
-    return specs.resolve(pipeline, specs.Model("small", "small"), asked)
+    return pipeline.resolve(specs.Model("small", "small"), asked)
 
 
-def inputs_of(pipeline: object, run: specs.Resolved) -> tuple[Any, torch.Tensor]:
+def inputs_of(pipeline: VideoPipeline, run: Resolved) -> tuple[Any, torch.Tensor]:
     """Embeddings and initial noise of one video."""
-    return text_to_video_sd.encode(pipeline, run, ["a cat"]), text_to_video_sd.noise(
-        pipeline, run, 1
-    )
+    return pipeline.encode(run, ["a cat"]), pipeline.noise(run, 1)
+
+
+def denoised(pipeline: VideoPipeline, run: Resolved, *inputs: Any, **more: Any) -> torch.Tensor:
+    """Final latents, of a scheduler that adds no noise."""
+    on_step = more.pop("on_step", lambda _: None)
+    return pipeline.denoise(run, *inputs, on_step, generators=pipeline.generators([0]), **more)
 
 
 def test_stages_together_are_what_the_pipeline_itself_makes(folder: Path) -> None:
     pipeline = load(folder)
-    for part in (pipeline.text_encoder, pipeline.vae):  # type: ignore[attr-defined]
+    for part in (pipeline.pipe.text_encoder, pipeline.pipe.vae):
         part.float()  # the pipeline's own call knows one dtype
     run = run_of(pipeline)
-    noise = text_to_video_sd.noise(pipeline, run, seed=7)
-    embeddings = text_to_video_sd.encode(pipeline, run, ["a cat"])
+    noise = pipeline.noise(run, seed=7)
+    embeddings = pipeline.encode(run, ["a cat"])
     seen: list[int] = []
-    latents = text_to_video_sd.denoise(pipeline, run, embeddings, noise, seen.append)
-    ours = text_to_video_sd.decode(pipeline, run, latents)
-    whole = pipeline(  # type: ignore[operator]
+    latents = denoised(pipeline, run, embeddings, noise, on_step=seen.append)
+    ours = pipeline.decode(run, latents)
+    whole = pipeline.pipe(
         "a cat", num_frames=5, height=64, width=64, num_inference_steps=3,
         guidance_scale=run.guidance, latents=noise, output_type="pt",
     ).frames  # fmt: skip
@@ -99,25 +104,25 @@ def test_latents_can_be_exchanged_between_steps(folder: Path) -> None:
         free.append(latents.clone())
         return latents
 
-    text_to_video_sd.denoise(pipeline, run, embeddings, noise, lambda _: None, exchange=keep)
-    other = text_to_video_sd.noise(pipeline, run, 2)
+    denoised(pipeline, run, embeddings, noise, exchange=keep)
+    other = pipeline.noise(run, 2)
     forced: list[torch.Tensor] = []
 
     def replace(step: int, latents: torch.Tensor) -> torch.Tensor:
         forced.append(latents.clone())
         return free[step]
 
-    text_to_video_sd.denoise(pipeline, run, embeddings, other, lambda _: None, exchange=replace)
+    denoised(pipeline, run, embeddings, other, exchange=replace)
     assert not torch.allclose(forced[0], free[0])  # other noise
     assert torch.allclose(forced[1], free[1], atol=1e-5)  # from the first run's latents
 
 
 def test_denoiser_may_have_another_dtype_than_the_text_encoder(folder: Path) -> None:
     pipeline = load(folder, "bf16")
-    pipeline.text_encoder.float()  # type: ignore[attr-defined]
+    pipeline.pipe.text_encoder.float()
     run = run_of(pipeline)
     embeddings, noise = inputs_of(pipeline, run)
-    latents = text_to_video_sd.denoise(pipeline, run, embeddings, noise, lambda _: None)
+    latents = denoised(pipeline, run, embeddings, noise)
     assert latents.dtype == torch.bfloat16
     assert torch.isfinite(latents).all()
 
@@ -126,14 +131,14 @@ def test_variants_of_a_unet(folder: Path) -> None:
     pipeline = load(folder)
     run = run_of(pipeline)
     embeddings, noise = inputs_of(pipeline, run)
-    plain = text_to_video_sd.denoise(pipeline, run, embeddings, noise, lambda _: None)
+    plain = denoised(pipeline, run, embeddings, noise)
     fused = load(folder)
     axes.apply(fused, Variant(fuse_qkv=True), "cpu", steps=1)
-    found = text_to_video_sd.denoise(fused, run, embeddings, noise, lambda _: None)
+    found = denoised(fused, run, embeddings, noise)
     assert torch.allclose(found, plain, atol=1e-4)
     damaged = load(folder)
     axes.apply(damaged, Variant(fault="block_skipped"), "cpu", steps=1)
-    found = text_to_video_sd.denoise(damaged, run, embeddings, noise, lambda _: None)
+    found = denoised(damaged, run, embeddings, noise)
     assert not torch.allclose(found, plain, atol=1e-3)
     cached = Variant(cache=Cache(kind="pab", interval=2))
     with pytest.raises(Unsupported):
@@ -145,13 +150,13 @@ def test_fp8_layers_of_a_unet(folder: Path) -> None:
     pipeline = load(folder)
     run = run_of(pipeline)
     inputs = inputs_of(pipeline, run)
-    plain = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None, steps=1)
+    plain = denoised(pipeline, run, *inputs, steps=1)
     wanted = Quantize(backend="qbench", scheme="fp8_dynamic_row")
     facts = axes.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu", steps=1)
-    found = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None, steps=1)
-    unet = specs.denoiser(pipeline)
+    found = denoised(pipeline, run, *inputs, steps=1)
+    unet = pipeline.denoiser
     kinds = [layer for layer in unet.modules() if isinstance(layer, Fp8FeedForward)]
-    assert len(kinds) == len(text_to_video_sd.repeated_blocks(unet))
+    assert len(kinds) == len(pipeline.repeated_blocks())
     assert {layer.activation for layer in kinds} == {"geglu"}
     assert not any(isinstance(layer, torch.nn.Linear) for layer in unet.modules())
     assert 0 < facts["quantized_parameter_share"] < 1  # convolutions stay as they are
@@ -163,7 +168,7 @@ def test_a_kernel_computes_attention_over_space_and_no_other(folder: Path, fused
     pipeline = load(folder)
     run = run_of(pipeline)
     inputs = inputs_of(pipeline, run)
-    plain = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None)
+    plain = denoised(pipeline, run, *inputs)
     axes.apply(pipeline, Variant(fuse_qkv=fused), "cpu", steps=1)
     seen = set()
 
@@ -172,8 +177,8 @@ def test_a_kernel_computes_attention_over_space_and_no_other(folder: Path, fused
         turned = (x.transpose(1, 2) for x in (q, k, v))
         return torch.nn.functional.scaled_dot_product_attention(*turned).transpose(1, 2)
 
-    text_to_video_sd.set_attention(specs.denoiser(pipeline), kernel)
-    found = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None)
+    pipeline.set_attention(kernel)
+    found = denoised(pipeline, run, *inputs)
     assert torch.allclose(found, plain, atol=1e-4)
     # Ten frames (five, guided) of 8x8 and 4x4 latents: the tokens of one frame, whatever the width.
     assert {(shape[0], shape[1]) for shape in seen} == {(10, 64), (10, 16)}
@@ -183,19 +188,15 @@ def test_compiled_in_parts_a_unet_makes_the_same_and_leaves_no_part_out(folder: 
     pipeline = load(folder)
     run = run_of(pipeline)
     inputs = inputs_of(pipeline, run)
-    plain = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None)
+    plain = denoised(pipeline, run, *inputs)
     axes.apply(pipeline, Variant(compile=Compile()), "cpu", steps=1)
-    found = text_to_video_sd.denoise(pipeline, run, *inputs, lambda _: None)
+    found = denoised(pipeline, run, *inputs)
     assert torch.allclose(found, plain, atol=1e-4)
-    held = {
-        id(layer)
-        for part in text_to_video_sd.compiled_parts(specs.denoiser(pipeline))
-        for layer in part.modules()
-    }
+    held = {id(layer) for part in pipeline.compiled_parts() for layer in part.modules()}
     norms = (torch.nn.GroupNorm, torch.nn.LayerNorm)
     outside = [
         name
-        for name, layer in specs.denoiser(pipeline).named_modules()
+        for name, layer in pipeline.denoiser.named_modules()
         if isinstance(layer, norms) and id(layer) not in held
     ]
     assert outside == ["conv_norm_out"]
@@ -204,14 +205,14 @@ def test_compiled_in_parts_a_unet_makes_the_same_and_leaves_no_part_out(folder: 
 def test_work_of_a_unet_is_counted(folder: Path) -> None:
     pipeline = load(folder)
     run = run_of(pipeline)
-    embeddings, latents = inputs_of(pipeline, run)
-    assert embeddings[0].shape == text_to_video_sd.embeddings_shape(pipeline, run, 1)
-    inputs = text_to_video_sd.arguments(latents, embeddings[0], torch.tensor([10]))
-    found = flops.count(specs.denoiser(pipeline), inputs, 4)
+    embeddings, _ = inputs_of(pipeline, run)
+    assert embeddings.positive.shape == pipeline.embeddings_shape(run, 1)
+    (inputs,) = pipeline.step_inputs(run)
+    found = flops.count(pipeline.denoiser, [inputs], 4)
     written_out = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     counter = torch.utils.flop_counter.FlopCounterMode(display=False)
     with counter, written_out, torch.no_grad():
-        specs.denoiser(pipeline)(*inputs)
+        pipeline.denoiser(**inputs)
     assert found.flop == pytest.approx(counter.get_total_flops())
     assert found.attention_flop > 0
 

@@ -1,0 +1,110 @@
+"""The inputs of an engine: those that the pipeline passes to its denoiser, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from qbench.errors import Unsupported
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qbench.pipelines.base import Conditioning, Module, Resolved, VideoPipeline
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What an engine of `module` takes.
+
+    names: inputs in order; an input that the pipeline passes as a tuple of tensors counts as one
+    for each, `image_rotary_emb` as `image_rotary_emb_0` and `image_rotary_emb_1`.
+    groups: parameter of the module -> how many tensors it is, 0 for a bare one.
+    batched: inputs whose first axis grows with the videos of a batch, so that it is left free.
+    """
+
+    module: Module
+    groups: Mapping[str, int]
+    batched: frozenset[str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(
+            name
+            for group, count in self.groups.items()
+            for name in ([f"{group}_{i}" for i in range(count)] if count else [group])
+        )
+
+    def tensors(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, Tensor]:
+        """The arguments of one call as tensors by name. Raises Unsupported where they differ."""
+        from qbench.pipelines.capture import by_name
+
+        given = by_name(self.module, args, dict(kwargs))
+        flat = flattened(given)
+        if tuple(flat) != self.names:
+            more = sorted(set(flat) - set(self.names))
+            less = sorted(set(self.names) - set(flat))
+            said = f"it was not built for {', '.join(more)}" if more else ""
+            said += f"it needs {', '.join(less)}" if less else ""
+            raise Unsupported(f"engine: the pipeline's inputs are others: {said}")
+        return flat
+
+    def nested(self, tensors: tuple[Tensor, ...]) -> dict[str, object]:
+        """The module's keywords from tensors in the order of `names`."""
+        left = iter(tensors)
+        return {
+            group: tuple(next(left) for _ in range(count)) if count else next(left)
+            for group, count in self.groups.items()
+        }
+
+
+def flattened(given: Mapping[str, object]) -> dict[str, Tensor]:
+    """Inputs as tensors by name, in the module's order. Raises Unsupported for anything else."""
+    flat: dict[str, Tensor] = {}
+    for group, value in given.items():
+        parts: dict[str, object] = {group: value}
+        if isinstance(value, (tuple, list)):
+            parts = {f"{group}_{i}": part for i, part in enumerate(value)}
+        for name, part in parts.items():
+            if isinstance(part, (int, float)) and name == "timestep":
+                part = torch.tensor(part)
+            if not isinstance(part, torch.Tensor):
+                raise Unsupported(
+                    f"engine: the pipeline passes {group!r}, a {type(value).__name__}, and an "
+                    "engine takes tensors"
+                )
+            flat[name] = part
+    return flat
+
+
+def signature(
+    video: VideoPipeline, run: Resolved, conditioning: Conditioning, latents: Tensor
+) -> Signature:
+    """What the pipeline passes for one video, and what of it grows for two."""
+    one = video.example_inputs(run, conditioning, latents)
+    two = video.example_inputs(run, doubled(conditioning), torch.cat([latents] * 2))
+    groups = {
+        name: len(value) if isinstance(value, (tuple, list)) else 0 for name, value in one.items()
+    }
+    shapes = [{k: v.shape for k, v in flattened(inputs).items()} for inputs in (one, two)]
+    batched = {
+        name for name, shape in shapes[0].items()
+        if len(shape) and shapes[1][name] == (2 * shape[0], *shape[1:])
+    }  # fmt: skip
+    others = [
+        name for name in shapes[0] if name not in batched and shapes[0][name] != shapes[1][name]
+    ]
+    if others:
+        raise Unsupported(
+            f"engine: {others[0]!r} grows with a batch in another axis than its first"
+        )
+    return Signature(video.denoiser, groups, frozenset(batched))
+
+
+def doubled(conditioning: Conditioning) -> Conditioning:
+    """The same prompts twice."""
+    given = {name: value for name, value in vars(conditioning).items() if value is not None}
+    return replace(conditioning, **{name: torch.cat([v, v]) for name, v in given.items()})
