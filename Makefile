@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types figures setup clean
+.PHONY: demo test lint types layers figures setup clean
 
 demo: $(INSTALLED)
 	$(BIN)/qbench run recipes --set measure.interleave=true
@@ -19,6 +19,9 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+layers: $(INSTALLED)
+	$(BIN)/lint-imports --no-cache
 
 figures: $(INSTALLED)
 	$(BIN)/python -m scripts.figures
