@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qbench import textfile
+from qbench.errors import InputError, one_line, shortened
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from qbench.results.ranking import Ranking
     from qbench.results.record import Record
+    from qbench.run.plan import Planned
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,53 +28,77 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(no_args_is_help=True, help="Networks that metrics are computed with.")
 app.add_typer(weights_app, name="weights")
+recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with qbench.")
+app.add_typer(recipes_app, name="recipes")
 RESULTS = Path("results/runs")
+
+Recipes = Annotated[
+    list[str],
+    typer.Argument(help="Shipped recipes (int8, attention/fp8, cache), files, or folders of them."),
+]
+Set = Annotated[list[str], typer.Option("--set", help="Override a field: variant.dtype=bf16.")]
+Model = Annotated[str | None, typer.Option(help="Known name, hub id or folder.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Prompts = Annotated[str | None, typer.Option(help="Prompt set, or a file of prompts.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from qbench import __version__
+
+        print(f"qbench {__version__}")
+        raise typer.Exit
 
 
 def main() -> None:
     """Entry point: errors of the user's are one line and exit code 2."""
-    from qbench.errors import InputError
-
     # Schedulers and time limits send SIGTERM: it ends a sweep as Ctrl-C does, record and all.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except InputError as error:
-        print(f"qbench: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"qbench: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:
         raise SystemExit(141) from None
 
 
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and leave.", callback=_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def run(
-    recipes: Annotated[list[Path], typer.Argument(help="Recipe files, or folders of them.")],
-    set_: Annotated[
-        list[str], typer.Option("--set", help="Override a field: variant.dtype=bf16.")
-    ] = [],  # noqa: B006  (typer reads it as data)
-    model: Annotated[str | None, typer.Option(help="Known name, hub id or folder.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="Prompt set, or a text file.")] = None,
+    recipes: Recipes,
+    set_: Set = [],  # noqa: B006  (typer reads it as data)
+    model: Model = None,
+    device: Device = None,
+    prompts: Prompts = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = RESULTS,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is complete.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
 ) -> None:
     """Measure recipes: the reference first, each in a process of its own."""
     from qbench.progress import Progress
-    from qbench.recipe.files import overrides
     from qbench.results import store
     from qbench.results.ranking import rankings
     from qbench.run import sweep
 
-    changes = overrides(set_)
-    shortcuts = {"model": model, "device": device, "prompts.set": prompts}
-    changes |= {key: value for key, value in shortcuts.items() if value is not None}
-    planned = sweep.plan(_files(recipes), changes)
+    planned = _planned(recipes, set_, model, device, prompts)
+    _writable(out)
     console = _console()
     finished = sweep.run(planned, out, Progress(console, quiet), fresh)
     for ranking in rankings([(path / store.FILE, record) for path, record in finished]):
         _print(console, ranking)
-    console.print(f"records: {out}", highlight=False, soft_wrap=True)
+    _say(console, f"records: {out}")
     statuses = {record.status for _, record in finished}
     if "interrupted" in statuses:
         raise SystemExit(130)
@@ -90,13 +118,14 @@ def report(
     from qbench.results.ranking import rankings
 
     found, unreadable = _records(results)
+    _writable(out)
     path = write(found, unreadable, out)
     console = _console()
     for line in unreadable:
-        print(f"qbench: left out: {line}", file=sys.stderr)
+        print(f"qbench: left out: {one_line(line)}", file=sys.stderr)
     for ranking in rankings(found)[:10]:
         _print(console, ranking)
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+    _say(console, f"report: {path}")
 
 
 @app.command()
@@ -112,6 +141,7 @@ def explain(
     for text in paragraphs:
         print(text + "\n")
     folder = out or (run if run.is_dir() else run.parent)
+    _writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for path in charts.draw(ranking, folder, "", only="step-by-work"):
         print(f"chart: {path}")
@@ -119,7 +149,9 @@ def explain(
 
 @app.command(name="ls")
 def list_(
-    recipes: Annotated[Path, typer.Argument(help="Folder of recipes.")] = Path("recipes"),
+    recipes: Annotated[
+        Path | None, typer.Argument(help="Folder of recipes, instead of those that are shipped.")
+    ] = None,
     why: Annotated[
         bool, typer.Option("--why", help="Every rule of what combines with what, and where.")
     ] = False,
@@ -132,16 +164,24 @@ def list_(
 
 @app.command()
 def validate(
-    recipes: Annotated[list[Path], typer.Argument(help="Recipe files, or folders of them.")],
-    set_: Annotated[list[str], typer.Option("--set", help="Override a field.")] = [],  # noqa: B006
+    recipes: Recipes,
+    set_: Set = [],  # noqa: B006
+    model: Model = None,
+    device: Device = None,
+    prompts: Prompts = None,
 ) -> None:
     """Check recipes without running them."""
-    from qbench.recipe.files import overrides
-    from qbench.run import sweep
-
-    for item in sweep.plan(_files(recipes), overrides(set_)):
+    for item in _planned(recipes, set_, model, device, prompts):
         if not item.implied:
             print(f"{item.recipe.name}: ok ({item.recipe.fingerprint()})")
+
+
+@recipes_app.command("copy")
+def copy_recipes(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
+    """Copy the shipped recipes to a folder of your own, to be changed there."""
+    from qbench.recipe import shipped
+
+    print(f"{len(shipped.copy(folder))} recipes: {folder}")
 
 
 @weights_app.command("fetch")
@@ -200,22 +240,41 @@ def doctor(
     listing.doctor(_console(), device)
 
 
-def _files(places: list[Path]) -> list[Path]:
-    """Recipe files; a folder stands for those in it, its base left out."""
-    from qbench.errors import InputError
+def _planned(
+    words: list[str], set_: list[str], model: str | None, device: str | None, prompts: str | None
+) -> list[Planned]:
+    """The recipes that these words stand for, changed as the options say, and checked."""
+    from qbench.recipe import files, shipped
+    from qbench.run.plan import plan
 
-    found: list[Path] = []
-    for place in places:
-        inside = sorted(p for p in place.glob("*.yaml") if p.stem != "base")
-        if place.is_dir() and not inside:
-            raise InputError(f"{place}: no recipes (*.yaml) in this folder")
-        found += inside if place.is_dir() else [place]
-    return found
+    shortcuts = {"model": model, "device": device, "prompts.set": prompts}
+    given = {key: value for key, value in shortcuts.items() if value is not None}
+    changes = files.overrides(set_) | {key: files.quoted(value) for key, value in given.items()}
+    options = {key: f"--{key.partition('.')[0]} {shortened(value)}" for key, value in given.items()}
+    found = [path for word in words for path in shipped.find(word)]
+    paths = [path for path in found if path.stem != shipped.BASE]
+    if not paths:
+        raise InputError(f"{found[0]}: is what other recipes extend, and none to run by itself")
+    planned = plan(paths, changes, options)
+    for item in planned:
+        for note in item.notes:
+            print(f"qbench: note: {one_line(note)}", file=sys.stderr)
+    return planned
+
+
+def _writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before any work is done for it."""
+    import os
+
+    there = next(p for p in (folder, *folder.absolute().parents) if textfile.exists(p))
+    if not textfile.is_folder(there):
+        raise InputError(f"--out {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out {folder}: {there} cannot be written to")
 
 
 def _records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list[str]]:
     """All records at or below the places named, and a line for each that cannot be read."""
-    from qbench.errors import InputError
     from qbench.results import store
 
     places = results or [RESULTS]
@@ -235,6 +294,13 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
+def _say(console: Console, text: str, style: str = "") -> None:
+    """One line as it is: neither wrapped, nor highlighted, nor taken for markup."""
+    from rich.text import Text
+
+    console.print(Text(one_line(text), style=style), soft_wrap=True)
+
+
 def _print(console: Console, ranking: Ranking) -> None:
     """The ranking's table on the terminal, remarks below."""
     from rich.table import Table
@@ -244,14 +310,14 @@ def _print(console: Console, ranking: Ranking) -> None:
 
     rows = tables.rows(ranking)[:60]
     columns = tables.columns(rows, console.width)
-    table = Table(title=ranking.title(), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     for i in columns:
-        table.add_column(tables.HEADERS[i], overflow="fold")
+        table.add_column(tables.HEADERS[i], overflow="fold", no_wrap=i != 0)
     for row in rows:
         style = {"ok": "", "invalid": "strike red", "skipped": "dim"}.get(row.status, "red")
-        table.add_row(*(Text(cell, style=style) for cell in row.shown(columns)))
+        table.add_row(*(Text(one_line(cell), style=style) for cell in row.shown(columns)))
+    _say(console, ranking.title(), "italic")  # the table's own would wrap to the table's width
     console.print(table)
     for row in rows:
         if row.remark:
-            remark = Text(f"  {row.cells[0]} {row.status}: {row.remark}")
-            console.print(remark, soft_wrap=True)
+            _say(console, f"  {row.cells[0]} {row.status}: {row.remark}")

@@ -17,10 +17,29 @@ class Unsupported(Exception):
 def nearest(word: str, choices: Iterable[str]) -> str:
     """'; did you mean X?' for the closest choice, else the choices themselves."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:100], choices, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
     if not choices:
         return ""
     shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
     return f"; one of: {shown}"
+
+
+def one_line(text: object, most: int = 2000) -> str:
+    """The text on one line for a terminal: no escape sequences, and no more than `most` characters.
+
+    Names and reasons come from files and model folders, which anybody may have written.
+    """
+    words = " ".join(str(text).split())
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return shortened(plain, most)
+
+
+def brief(value: object, most: int = 60) -> str:
+    """A value as Python writes it, cut where it is long."""
+    return shortened(repr(value), most)
+
+
+def shortened(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else text[: most - 4] + " ..."

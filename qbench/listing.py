@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.errors import InputError
+from qbench import textfile
+from qbench.errors import InputError, nearest, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,20 +14,25 @@ if TYPE_CHECKING:
     from qbench.optimizations.support import Machine
 
 
-def show(console: Console, folder: Path, why: bool = False) -> None:
-    """Recipes of `folder`, models, schemes, metrics and prompt sets, each with why not."""
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def show(console: Console, folder: Path | None = None, why: bool = False) -> None:
+    """Recipes of `folder` or the shipped ones, models, schemes, metrics, prompts: and why not."""
     from qbench import prompts
     from qbench.optimizations import support
     from qbench.pipelines import specs
     from qbench.quality.evaluate import available
     from qbench.quality.metrics.catalogue import METRICS
-    from qbench.recipe import files, schema
+    from qbench.recipe import files, schema, shipped
 
+    if folder is not None and not textfile.is_folder(folder):
+        raise InputError(f"{folder}: no such folder")
     machine = support.this_machine()
-    _head(console, f"recipes in {folder}")
-    paths = sorted(path for path in folder.rglob("*.yaml") if path.stem != "base")
+    _head(console, f"recipes in {folder}" if folder else "recipes (qbench run NAME)")
+    paths = shipped.files(folder or shipped.FOLDER)
     if not paths:
-        console.print("  none; name another folder: qbench ls FOLDER")
+        _say(console, "  none; name another folder: qbench ls FOLDER")
     for path in paths:
         try:
             found = files.load(path)
@@ -64,6 +70,8 @@ def doctor(console: Console, device: str) -> None:
     from qbench.report.tables import bytes_text
     from qbench.run import sweep
 
+    if device not in DEVICES:
+        raise InputError(f"--device {device}: no such device{nearest(device, DEVICES)}")
     environment = sweep.read_environment(device)
     _head(console, "machine")
     _line(console, "device", f"{environment.device}: {environment.device_name}", "")
@@ -100,14 +108,21 @@ def _hub(source: str) -> str:
 
 
 def _head(console: Console, text: str) -> None:
-    console.print(f"[bold]{text}[/]", highlight=False)
+    _say(console, text, "bold")
 
 
 def _line(console: Console, name: str, about: str, why_not: str) -> None:
-    from rich.markup import escape
+    from rich.text import Text
 
-    mark = "[yellow]-[/]" if why_not else "[green]+[/]"
-    text = escape(about)
+    mark = ("-", "yellow") if why_not else ("+", "green")
+    parts: list[str | tuple[str, str]] = ["  ", mark, f" {one_line(name):<28} {one_line(about)}"]
     if why_not:
-        text += f" [yellow]({escape(why_not)})[/]" if about else f"[yellow]{escape(why_not)}[/]"
-    console.print(f"  {mark} {escape(name):<28} {text}", highlight=False, soft_wrap=True)
+        said = one_line(why_not)
+        parts.append((f" ({said})" if about else said, "yellow"))
+    console.print(Text.assemble(*parts), soft_wrap=True)
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    from rich.text import Text
+
+    console.print(Text(text, style=style), soft_wrap=True)

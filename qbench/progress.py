@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
+from qbench.errors import one_line
 from qbench.recipe.schema import Recipe
 from qbench.results.record import Record
 from qbench.run.events import Event, StageEntered, StepsDone, WorkPlanned
@@ -76,7 +76,7 @@ class Progress:
         wrong = record.status not in ("ok", "skipped")
         if not self._quiet or wrong:
             colour = COLOURS.get(record.status, "red")
-            self._console.print(f"[{colour}]{escape(text)}[/]", soft_wrap=True)
+            self._console.print(Text(one_line(text), style=colour), soft_wrap=True)
 
     def _text(self) -> str:
         text = f"{self._head}  {self._stage}"
@@ -94,4 +94,4 @@ class Progress:
 
     def _line(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(escape(text), soft_wrap=True, highlight=False)
+            self._console.print(Text(one_line(text)), soft_wrap=True)

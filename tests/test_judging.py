@@ -54,9 +54,9 @@ def test_each_fault_gets_the_verdict_that_it_deserves(planted: tuple[Path, Ranki
             found = ranking.judged[record.run]
             assert found.verdict == record.recipe.expects, (record.recipe.name, found)
     names = {r.recipe.name: ranking.judged[r.run] for r in ranking.records if r.reference}
-    assert "standing still" in names["fault-last-frames-repeated"].because
+    assert "standing still" in names["faults/last-frames-repeated"].because
     # No one figure sees everything: the colour fault has sharp, steady, connected frames.
-    assert names["fault-channels-swapped"].alone["flicker"] == "indistinguishable"
+    assert names["faults/channels-swapped"].alone["flicker"] == "indistinguishable"
 
 
 def test_the_report_says_what_was_planted_and_what_was_found(
@@ -66,11 +66,11 @@ def test_the_report_says_what_was_planted_and_what_was_found(
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "report.md").read_text()
     table = text.partition("### Planted faults")[2].splitlines()
-    row = next(line for line in table if line.startswith("| fault-channels-swapped"))
+    row = next(line for line in table if line.startswith("| faults/channels-swapped"))
     assert row.split(" | ")[1:3] == ["broken", "broken"]
     assert "**broken**" in row  # some figure would have said so alone
     assert "wrong**" not in tables.confusion(planted[1])
-    assert "~~fault-last-frames-repeated~~" in text  # invalid: struck through, and still judged
+    assert "~~faults/last-frames-repeated~~" in text  # invalid: struck through, and still judged
     assert (tmp_path / "error-by-step.png").stat().st_size > 10_000
 
 
@@ -81,12 +81,12 @@ def test_a_planted_fault_is_caught_where_the_verdict_is_not_the_deserved_one(
     ranking = planted[1]
     changed = tuple(
         r.model_copy(update={"recipe": r.recipe.model_copy(update={"expects": "broken"})})
-        if r.recipe.name == "floor-seed"
+        if r.recipe.name == "floor/seed"
         else r
         for r in ranking.records
     )
     table = tables.confusion(Ranking(ranking.machine, changed, ranking.folders))
-    assert "| floor-seed | broken | **drift" in table
+    assert "| floor/seed | broken | **drift" in table
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -115,7 +115,7 @@ def test_shards_are_judged_where_their_references_made_the_same_videos(
 def test_error_by_step_tells_one_step_from_all_before_it(planted: tuple[Path, Ranking]) -> None:
     out, ranking = planted
     growth = {r.recipe.name: r.error_growth for r in ranking.records}
-    norms, seed = growth["fault-norms-fp8"], growth["floor-seed"]
+    norms, seed = growth["faults/norms-fp8"], growth["floor/seed"]
     assert growth["fp32"] is None
     assert norms is not None
     assert seed is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qbench.recipe.files import overrides
-from qbench.run import sweep
+from qbench.run.plan import plan
 from scripts import matrix
 
 
@@ -19,7 +19,7 @@ def test_a_part_can_be_planned(name: str) -> None:
     assert len(paths) == len(part.recipes)
     files = [file for p in paths for file in (sorted(p.glob("*.yaml")) if p.is_dir() else [p])]
     settings = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
-    planned = sweep.plan(files, overrides(settings))
+    planned = plan(files, overrides(settings))
     assert len(planned) >= len(paths)
     assert {item.recipe.measure.timeout_s for item in planned} == {9.0}
 

@@ -18,7 +18,7 @@ from conftest import RECIPES, ROOT, SMALL, qbench
 from qbench.pipelines import specs
 from qbench.results import store
 from qbench.results.record import Record
-from qbench.run import sweep
+from qbench.run.plan import plan
 
 
 def _record(out: Path, recipe: str) -> Record:
@@ -170,7 +170,7 @@ def test_interrupt_leaves_a_record_and_no_process(tmp_path: Path) -> None:
 
 def test_reference_is_found_beside_or_above_and_takes_all_but_the_variant() -> None:
     changes = {"generation.steps": "3", "variant.dtype": "fp16"}
-    reference, variant = sweep.plan([RECIPES / "ladder" / "int4.yaml"], changes)
+    reference, variant = plan([RECIPES / "ladder" / "int4.yaml"], changes)
     assert (reference.recipe.name, variant.recipe.name) == ("fp32", "int4")
     assert reference.implied
     assert reference.recipe.generation.steps == variant.recipe.generation.steps == 3

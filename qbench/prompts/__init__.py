@@ -1,4 +1,4 @@
-"""Prompt sets: shipped ones by name, versioned by it, a text file of the user's, or VBench's.
+"""Prompt sets: shipped ones by name, versioned by it, a file of the user's, or VBench's.
 
 `vbench` is all prompts of the installed package of that name, `vbench/human_action` one dimension.
 """
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.errors import InputError, nearest
+from qbench import textfile
+from qbench.errors import InputError, brief, nearest
+from qbench.prompts.files import read
+from qbench.recipe.schema import SET_COUNT
 
 if TYPE_CHECKING:
     from qbench.pipelines.specs import Model
@@ -38,24 +41,37 @@ def names() -> list[str]:
 
 
 def chosen(wanted: Prompts, model: Model) -> PromptSet:
-    """What a recipe's `prompts` section means: its set, or the model's own where it names none."""
-    return load(wanted.set or model.prompts, wanted.count)
+    """What a recipe's `prompts` section means: its set, or the model's own where it names none.
+
+    Without a count: the first twelve of a set, all of a file.
+    """
+    name = wanted.set or model.prompts
+    count = SET_COUNT if wanted.count is None and is_set(name) else wanted.count
+    return load(name, count)
+
+
+def is_set(name: str) -> bool:
+    """Whether this names a set; a file may be called `vbench/...`, and then is meant."""
+    if name in names():
+        return True
+    return name.partition("/")[0] == VBENCH and not textfile.is_file(Path(name))
 
 
 def load(name: str, count: int | None = None) -> PromptSet:
-    """The first `count` of a set or a file. One prompt a line; '#' starts a comment."""
-    if name.partition("/")[0] == VBENCH and not Path(name).is_file():
+    """The first `count` of a set or a file; see `read` for what a file may be.
+
+    Raises InputError where there is no such set or file, and where it has too few prompts.
+    """
+    if name in names():
+        return _first(count, name, read(FOLDER / f"{name}.txt"))
+    if is_set(name):
         return _first(count, name, _vbench(name.partition("/")[2]))
-    path = FOLDER / f"{name}.txt" if name in names() else Path(name).expanduser()
-    if not path.is_file():
+    path = Path(name).expanduser() if name.startswith("~/") else Path(name)
+    if not textfile.exists(path):
         raise InputError(
-            f"prompts {name!r}: neither a shipped set nor a file{nearest(name, names())}"
+            f"prompts {brief(name)}: neither a shipped set nor a file{nearest(name, names())}"
         )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    prompts = tuple(line for line in lines if line and not line.startswith("#"))
-    if not prompts:
-        raise InputError(f"prompts {path}: no prompt in it")
-    return _first(count, path.stem, prompts)
+    return _first(count, path.stem, read(path))
 
 
 def _first(count: int | None, name: str, prompts: tuple[str, ...]) -> PromptSet:

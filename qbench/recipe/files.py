@@ -2,34 +2,66 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
-from qbench.errors import InputError, nearest
+from qbench import textfile
+from qbench.errors import InputError, brief, nearest, shortened
+from qbench.recipe import shipped, yaml_text
 from qbench.recipe.schema import Recipe
+from qbench.recipe.shipped import recipe_files
+from qbench.recipe.yaml_text import Place, Value
 
-MAX_BYTES = 65536  # a recipe is a page; anything larger is not one
+MAX_BASES = 16
 
-Path_ = tuple[str | int, ...]
-Places = dict[Path_, str]  # where each value was written: 'recipes/int8.yaml:5' or '--set'
+Places = dict[Place, str]  # where each value was written: 'recipes/int8.yaml:5' or '--set a=b'
 
 
-def load(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe, and where each of its values was written."""
+
+    recipe: Recipe
+    path: Path
+    root: Path  # the folder below which recipes are named: that of the outermost base
+    places: Places
+
+    def where(self, *at: str | int) -> str:
+        """The file and line, or the option, that this field comes from; else its section's."""
+        return _where(self.places, at, self.path)
+
+
+def load(path: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
     """The recipe of a file, its bases merged in and `overrides` ({'variant.dtype': 'bf16'}) last.
 
     Raises InputError: one line with file, line number and the nearest valid word.
     """
-    values, places = _merged(path, ())
-    for key, text in (overrides or {}).items():
-        _override(values, places, key, text)
-    values.setdefault("name", path.stem)
+    return read(path, overrides or {}).recipe
+
+
+def read(
+    path: Path, overrides: Mapping[str, str], options: Mapping[str, str] | None = None
+) -> Loaded:
+    """`load`, with the places of the values.
+
+    options: what the user typed for an override where that was not '--set', by its field.
+    """
+    values, places, outermost = _merged(path, ())
+    for key, text in overrides.items():
+        _override(values, places, key, text, (options or {}).get(key))
+    root = _root(path, outermost)
+    values.setdefault("name", _relative(path, root).with_suffix("").as_posix())
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(_first(error, places, path)) from None
+    return Loaded(recipe, path, root, places)
 
 
 def overrides(pairs: list[str]) -> dict[str, str]:
@@ -38,129 +70,158 @@ def overrides(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not key.strip():
-            raise InputError(f"--set {pair}: expected field=value, as in variant.dtype=bf16")
+            raise InputError(
+                f"--set {shortened(pair)}: expected field=value, as in variant.dtype=bf16"
+            )
         found[key.strip()] = value
     return found
 
 
-def _merged(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
-    resolved = path.resolve()
+def quoted(text: str) -> str:
+    """The text as the value of an override: as it is where YAML reads the same, else quoted."""
+    import json
+
+    try:
+        value, _ = yaml_text.parse(text, "")
+    except InputError:
+        value = None
+    return text if value == text else json.dumps(text)
+
+
+# Bases -------------------------------------------------------------------------------------------
+
+
+def _merged(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Value], Places, Path]:
+    """Values with those of all bases below them, their places, and the outermost base."""
     values, places = _read(path)
+    lineage = (*chain, path.resolve())
     base_name = values.pop("extends", None)
     if base_name is None:
-        return values, places
+        return values, places, path
     where = places.get(("extends",), str(path))
     if not isinstance(base_name, str):
-        raise InputError(f"{where}: 'extends' takes a file name, not {base_name!r}")
-    base = path.parent / base_name
-    if not base.resolve().is_relative_to(resolved.parent.parent):
-        raise InputError(f"{where}: 'extends: {base_name}' leads out of the recipes' folder")
-    if not base.is_file():
-        there = [item.name for item in path.parent.glob("*.y*ml")]
-        raise InputError(f"{where}: no file {base_name!r} to extend{nearest(base_name, there)}")
-    lineage = (*chain, resolved)
+        raise InputError(f"{where}: 'extends' takes a file name, not {brief(base_name)}")
+    base = _base(path, base_name, where)
     if base.resolve() in lineage:
         loop = " -> ".join(item.name for item in (*lineage, base.resolve()))
         raise InputError(f"{where}: 'extends' goes round in a circle: {loop}")
-    below, below_places = _merged(base, lineage)
+    if len(lineage) > MAX_BASES:
+        raise InputError(f"{where}: more than {MAX_BASES} files, each extending the next")
+    below, below_places, outermost = _merged(base, lineage)
     below.pop("name", None)
     below.pop("about", None)
-    return _layered(below, values), {**below_places, **places}
+    ours = not base_name.startswith(shipped.PREFIX)
+    return _layered(below, values), {**below_places, **places}, outermost if ours else path
 
 
-def _layered(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _base(path: Path, name: str, where: str) -> Path:
+    """The file that `extends` names: shipped, or beside the recipe, or beside what it links to."""
+    if name.startswith(shipped.PREFIX):
+        try:
+            return shipped.path(name.removeprefix(shipped.PREFIX))
+        except InputError as error:
+            raise InputError(f"{where}: extends: {error}") from None
+    beside = [path.parent, *([path.resolve().parent] if path.is_symlink() else [])]
+    for folder in beside:
+        base = folder / name
+        if not textfile.is_file(base):
+            continue
+        if not base.resolve().is_relative_to(folder.resolve().parent):
+            raise InputError(f"{where}: 'extends: {name}' leads out of the recipes' folder")
+        return base
+    if textfile.exists(path.parent / name):
+        raise InputError(f"{where}: 'extends: {brief(name)}' is no file")
+    there = [item for folder in beside for item in recipe_files(folder)]
+    known = name.removesuffix(".yaml")
+    if known in (shipped.BASE, *shipped.names()):
+        there = [shipped.PREFIX + known]
+    raise InputError(f"{where}: no file {brief(name)} to extend{nearest(name, there)}")
+
+
+def _root(path: Path, outermost: Path) -> Path:
+    """The folder of the outermost base, if the recipe lies below it; else the recipe's own."""
+    root = Path(os.path.abspath(outermost.parent))
+    return root if Path(os.path.abspath(path)).is_relative_to(root) else path.parent
+
+
+def _relative(path: Path, root: Path) -> Path:
+    return Path(os.path.relpath(path, root))
+
+
+def _layered(below: dict[str, Value], above: dict[str, Value]) -> dict[str, Value]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _layered(old, value) if both else value  # type: ignore[arg-type]
+        if isinstance(old, dict) and isinstance(value, dict):
+            merged[key] = _layered(old, value)
+        else:
+            merged[key] = value
     return merged
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Places]:
-    import yaml
-
-    if not path.is_file():
-        there = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise InputError(f"{path}: no such recipe{nearest(path.name, there)}")
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES} bytes, which no recipe is")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        for token in yaml.scan(text):
-            kind = {
-                yaml.TagToken: "YAML tags are",
-                yaml.AliasToken: "YAML aliases are",
-                yaml.AnchorToken: "YAML anchors are",
-            }.get(type(token))
-            if kind:
-                line = token.start_mark.line + 1
-                raise InputError(f"{path}:{line}: {kind} not accepted; write the value plainly")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    places: Places = {}
-    values = {} if node is None else _plain(node, (), path, places)
+def _read(path: Path) -> tuple[dict[str, Value], Places]:
+    if not textfile.exists(path):
+        raise InputError(f"{path}: no such recipe{nearest(path.name, recipe_files(path.parent))}")
+    text = textfile.read(path, yaml_text.MAX_CHARACTERS)
+    values, lines = yaml_text.parse(text, str(path))
+    if not lines:
+        raise InputError(f"{path}:1: nothing in it; a recipe says at least 'extends: qbench:base'")
     if not isinstance(values, dict):
-        raise InputError(f"{path}:1: a recipe is a mapping of fields, as in 'name: int8'")
-    return values, places
+        line = lines[()]
+        raise InputError(f"{path}:{line}: a recipe is a mapping of fields, as in 'name: int8'")
+    return values, {at: f"{path}:{line}" for at, line in lines.items()}
 
 
-def _plain(node: Any, at: Path_, path: Path, places: Places) -> Any:
-    """A YAML node as plain data, with the line of each value noted."""
-    import yaml
-
-    places.setdefault(at, f"{path}:{node.start_mark.line + 1}")
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, (*at, i), path, places) for i, item in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
-        found: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in found:
-                raise InputError(f"{path}:{line}: {key!r} stands twice")
-            places[(*at, key)] = f"{path}:{line}"
-            found[key] = _plain(value_node, (*at, key), path, places)
-        return found
-    if node.tag == "tag:yaml.org,2002:timestamp":
-        return node.value
-    return yaml.SafeLoader("").construct_object(node)
+# Overrides ---------------------------------------------------------------------------------------
 
 
-def _override(values: dict[str, Any], places: Places, key: str, text: str) -> None:
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {key}={text}: the value is not YAML") from None
+def _override(
+    values: dict[str, Value], places: Places, key: str, text: str, option: str | None
+) -> None:
+    said = option or f"--set {key}={shortened(text, 60)}"
     parts = key.split(".")
-    place: dict[str, Any] = values
+    if parts[0] == "extends":
+        raise InputError(f"{said}: 'extends' stands in a recipe's file; it cannot be set")
+    if len(parts) > yaml_text.MAX_DEPTH:
+        raise InputError(f"{said}: no field lies that deep")
+    try:
+        value, _ = yaml_text.parse(text, said)
+    except InputError as error:
+        raise InputError(str(error).replace(f"{said}:1: ", f"{said}: ", 1)) from None
+    place = values
     for part in parts[:-1]:
         inner = place.get(part)
-        place[part] = dict(inner) if isinstance(inner, dict) else {}
-        place = place[part]
+        below = dict(inner) if isinstance(inner, dict) else {}
+        place[part] = below
+        place = below
     place[parts[-1]] = value
     for depth in range(1, len(parts) + 1):
-        places.setdefault(tuple(parts[:depth]), f"--set {key}={text}")
-    places[tuple(parts)] = f"--set {key}={text}"
+        places.setdefault(tuple(parts[:depth]), said)
+    for at in [at for at in places if at[: len(parts)] == tuple(parts)]:
+        places[at] = said
+
+
+# Errors ------------------------------------------------------------------------------------------
+
+
+def _where(places: Places, at: Place, path: Path) -> str:
+    known = (places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places)
+    return next(known, str(path))
 
 
 def _first(error: ValidationError, places: Places, path: Path) -> str:
     """The first thing that is wrong, as one line."""
     detail = error.errors()[0]
-    at: Path_ = tuple(part for part in detail["loc"] if part != "function-after")
+    at: Place = tuple(part for part in detail["loc"] if part != "function-after")
     message, kind = detail["msg"], detail["type"]
     context = detail.get("ctx", {})
     if kind == "extra_forbidden":
-        message = f"unknown field{nearest(str(at[-1]), _fields(at[:-1]))}"
+        message = f"unknown field{_meant(at, _where(places, at, path).startswith('--'))}"
     elif kind == "literal_error":
         choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
-        message = f"{detail['input']!r} is not a choice{nearest(str(detail['input']), choices)}"
+        message = (
+            f"{brief(detail['input'])} is not a choice{nearest(str(detail['input']), choices)}"
+        )
     elif kind == "value_error":
         message = str(context["error"])
         if message.startswith("@"):  # raised for a whole section: the field at fault leads
@@ -169,19 +230,45 @@ def _first(error: ValidationError, places: Places, path: Path) -> str:
     elif kind == "missing":
         message = "this field is required"
     elif kind.endswith(("_type", "_parsing")):
-        message = f"{message[0].lower()}{message[1:]}, not {detail['input']!r}"
-    where = next((places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places), str(path))
-    return f"{where}: {'.'.join(map(str, at)) or 'recipe'}: {message}"
+        message = f"{message[0].lower()}{message[1:]}, not {brief(detail['input'])}"
+    field = ".".join(map(str, at)) or "recipe"
+    return f"{_where(places, at, path)}: {shortened(field)}: {message}"
 
 
-def _fields(at: Path_) -> list[str]:
+def _meant(at: Place, by_option: bool) -> str:
+    """The field that an unknown one was meant to be: here, or of this name in another section."""
+    word, section = str(at[-1]), at[:-1]
+    here = _fields(section)
+    elsewhere = [name for name in _all_fields() if name.rpartition(".")[2] == word]
+    if elsewhere:
+        return f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
+    if not section and not by_option:
+        here.append("extends")
+    return nearest(word, here)
+
+
+def _fields(at: Place) -> list[str]:
     """Names of the fields that the section at this place has."""
-    model: Any = Recipe
+    model: type[BaseModel] = Recipe
     for part in at:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        inner = [annotation, *get_args(annotation)]
-        found = [t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)]
-        if not found:
+        known = model.model_fields.get(str(part))
+        inner = _section(known.annotation) if known else None
+        if inner is None:
             return []
-        model = found[0]
-    return [*model.model_fields, "extends"] if model is Recipe else list(model.model_fields)
+        model = inner
+    return list(model.model_fields)
+
+
+def _all_fields(model: type[BaseModel] = Recipe, above: str = "") -> Iterator[str]:
+    """Dotted names of all fields, as `--set` takes them."""
+    for name, field in model.model_fields.items():
+        yield above + name
+        if inner := _section(field.annotation):
+            yield from _all_fields(inner, f"{above}{name}.")
+
+
+def _section(annotation: object) -> type[BaseModel] | None:
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None

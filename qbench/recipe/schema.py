@@ -1,4 +1,4 @@
-"""The recipe: its schema. How a file becomes one is in `recipe_file`.
+"""The recipe: its schema. How a file becomes one is in `files`.
 
 A recipe changes one thing on a shared base, so it is short; what a record stores is the resolved
 form with every field, so nothing about a run is implicit. A field left null takes the model's own
@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from qbench.errors import nearest
+from qbench.errors import brief, nearest
+
+MAX_NAME = 80
+SET_COUNT = 12  # prompts of a set where a recipe says no number
 
 Dtype = Literal["fp32", "fp16", "bf16"]
 Weights = Literal["pretrained", "random"]  # random: true size, no download, no quality
@@ -49,7 +52,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
 class Strict(BaseModel):
     """Unknown keys and wrong types are errors: a typo must not silently change a measurement."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Quantize(Strict):
@@ -67,7 +70,7 @@ class Quantize(Strict):
     def _known_scheme(self) -> Quantize:
         if self.scheme not in SCHEMES[self.backend]:
             hint = nearest(self.scheme, SCHEMES[self.backend])
-            raise ValueError(f"@scheme: {self.backend} has no scheme {self.scheme!r}{hint}")
+            raise ValueError(f"@scheme: {self.backend} has no scheme {brief(self.scheme)}{hint}")
         return self
 
 
@@ -211,10 +214,13 @@ class Generation(Strict):
 
 
 class Prompts(Strict):
-    """A shipped set by name, or a text file with one prompt a line; null is the model's own set."""
+    """A shipped set by name, or a file of prompts; null is the model's own set.
+
+    A null count is the first twelve prompts of a set, and all prompts of a file.
+    """
 
     set: str | None = None
-    count: Annotated[int, Field(ge=1, le=100_000)] = 12
+    count: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
 
 class Measure(Strict):
@@ -232,8 +238,8 @@ class Measure(Strict):
     timing: bool = True
     profile: bool = True  # one more step under torch's profiler, for `qbench explain`
     # A smaller card, simulated: what torch may take is this less what CUDA itself takes of a card.
-    memory_limit_gib: Annotated[float, Field(gt=1)] | None = None
-    timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    memory_limit_gib: Annotated[float, Field(gt=1, le=65_536)] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=31_536_000)] = 3600.0  # at most a year
 
 
 class Fvd(Strict):
@@ -295,7 +301,10 @@ class Quality(Strict):
 # What a recipe says about itself, where it is asked to run and for how long: it changes nothing
 # that is measured. (The machine that it ran on has a fingerprint of its own.)
 _LABELS = ("name", "about", "reference", "noise_floor", "expects", "device")
-_UNMEASURED: dict[str, Any] = {**dict.fromkeys(_LABELS, True), "measure": {"timeout_s"}}
+_UNMEASURED: dict[str, bool | set[str]] = {
+    **dict.fromkeys(_LABELS, True),
+    "measure": {"timeout_s"},
+}
 
 
 class Recipe(Strict):
@@ -319,12 +328,19 @@ class Recipe(Strict):
 
     @field_validator("name")
     @classmethod
-    def _plain_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}", name):
+    def _plain(cls, name: str) -> str:
+        word = "[A-Za-z0-9][A-Za-z0-9._+-]*"
+        if len(name) > MAX_NAME or not re.fullmatch(f"{word}(/{word})*", name):
             raise ValueError(
-                f"{name!r} is not a plain name: letters, digits, '.', '_', '+' and '-', no path"
+                f"{brief(name)} is not a recipe's name: letters, digits, '.', '_', '+' and '-', "
+                f"in words joined by '/', {MAX_NAME} characters at most, and no path"
             )
         return name
+
+    @property
+    def plain_name(self) -> str:
+        """The name as part of a file's name."""
+        return self.name.replace("/", "-")
 
     @property
     def is_reference(self) -> bool:
@@ -332,16 +348,20 @@ class Recipe(Strict):
 
     def fingerprint(self) -> str:
         """Identifies what is measured: every field that a figure depends on."""
-        facts = self.model_dump(mode="json", exclude=_UNMEASURED)
-        return digest(facts)
+        return digest(self._measured(_UNMEASURED))
 
     def settings_fingerprint(self) -> str:
         """Identifies how it is measured. Only runs that share it may share a ranking."""
-        facts = self.model_dump(mode="json", exclude={**_UNMEASURED, "variant": True})
-        return digest(facts)
+        return digest(self._measured({**_UNMEASURED, "variant": True}))
+
+    def _measured(self, left_out: dict[str, bool | set[str]]) -> dict[str, object]:
+        facts: dict[str, object] = self.model_dump(mode="json", exclude=left_out)
+        if self.prompts.count is None:  # which prompts these are has a digest of its own
+            facts["prompts"] = {"set": self.prompts.set, "count": SET_COUNT}
+        return facts
 
 
-def digest(facts: Any) -> str:
+def digest(facts: object) -> str:
     """Twelve hexadecimal digits of the SHA-256 of the facts as canonical JSON."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

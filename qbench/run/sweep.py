@@ -13,25 +13,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from qbench import prompts
-from qbench.errors import InputError, nearest
+from qbench.errors import InputError
 from qbench.meters import roofline
 from qbench.meters.environment import Environment
 from qbench.meters.roofline import Ceilings
 from qbench.pipelines import specs
-from qbench.quality.metrics import catalogue
-from qbench.recipe.files import load
 from qbench.recipe.schema import Recipe, digest
 from qbench.results import store
 from qbench.results.record import Fingerprints, Record, Reference, Status
 from qbench.run import processes, recorder, worker
 from qbench.run.events import Event, StageEntered, TurnAsked
 from qbench.run.job import Job
+from qbench.run.plan import Planned
 from qbench.run.processes import Child
 from qbench.run.reference_server import ReferenceServer
 
@@ -44,53 +42,6 @@ class Watcher(Protocol):
     def begin(self, recipe: Recipe, position: int, total: int) -> None: ...
     def event(self, recipe: Recipe, event: Event) -> None: ...
     def end(self, record: Record, path: Path, fresh: bool) -> None: ...
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A recipe with what the command line changed about it."""
-
-    recipe: Recipe
-    overrides: dict[str, str] = field(default_factory=dict)
-    implied: bool = False  # the reference of another, not named itself
-
-
-def plan(paths: list[Path], overrides: dict[str, str]) -> list[Planned]:
-    """The recipes of these files, each reference before those that are compared with it.
-
-    A reference that is not named is found beside the recipe that names it, or in the folder above.
-    Overrides of the variant do not apply to it, all others do.
-    """
-    shared = {key: value for key, value in overrides.items() if not key.startswith("variant")}
-    named: dict[str, Planned] = {}
-    implied: dict[str, Planned] = {}
-    loaded = [(path, load(path, overrides)) for path in paths]
-    for path, recipe in loaded:
-        if recipe.name in named:
-            raise InputError(f"{path}: a second recipe with the name {recipe.name!r}")
-        named[recipe.name] = Planned(recipe, overrides)
-    for path, recipe in loaded:
-        wanted = recipe.reference
-        if recipe.is_reference or wanted is None or wanted in named or wanted in implied:
-            continue
-        implied[wanted] = Planned(load(_beside(path, wanted), shared), shared, implied=True)
-    everything = [*implied.values(), *named.values()]
-    for item in everything:
-        model = specs.find(item.recipe.model)
-        specs.check(model, item.recipe.generation)
-        catalogue.check(item.recipe.quality)
-        prompts.chosen(item.recipe.prompts, model)
-    return sorted(everything, key=lambda item: not item.recipe.is_reference)
-
-
-def _beside(path: Path, name: str) -> Path:
-    """The recipe of this name in the folder of `path`, or in the folder above it."""
-    folders = (path.parent, path.resolve().parent.parent)
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    there = [item.stem for folder in folders for item in folder.glob("*.yaml")]
-    raise InputError(f"{path}: reference: no recipe {name!r} beside it{nearest(name, there)}")
 
 
 def run(
@@ -110,7 +61,9 @@ def run(
             recipe = item.recipe
             reference = None if recipe.is_reference else finished.get(recipe.reference or "")
             draft = _draft(item, machines.environment(recipe.device), reference)
-            folder = machines.folder(recipe.device) / f"{recipe.name}-{_short(draft.fingerprints)}"
+            folder = (
+                machines.folder(recipe.device) / f"{recipe.plain_name}-{_short(draft.fingerprints)}"
+            )
             old = None if fresh and not item.implied else _complete(folder, draft)
             watcher.begin(recipe, position, len(planned))
             if old is None:
@@ -175,7 +128,7 @@ def _draft(
     now = datetime.now(UTC)
     usable = reference if reference and reference[1].status == "ok" else None
     return Record(
-        run=f"{recipe.name}-{now:%Y%m%dT%H%M%S}-{os.getpid()}",
+        run=f"{recipe.plain_name}-{now:%Y%m%dT%H%M%S}-{os.getpid()}",
         recipe=recipe,
         overrides=item.overrides,
         started=now.isoformat(timespec="seconds"),

@@ -1,0 +1,92 @@
+"""The recipes that come with the package, by name: the path below the folder, without '.yaml'.
+
+`qbench/shipped_recipes` is a link to `recipes/` in a source tree and a folder in a wheel.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from qbench import textfile
+from qbench.errors import InputError, brief, nearest, shortened
+
+FOLDER = Path(__file__).parent.parent / "shipped_recipes"
+PREFIX = "qbench:"  # 'extends: qbench:int8' is the shipped recipe wherever the file lies
+BASE = "base"  # what recipes of a folder extend; by itself none to run
+
+
+def files(folder: Path = FOLDER) -> list[Path]:
+    """All recipes at or below a folder, its bases left out."""
+    return sorted(path for path in folder.rglob("*.yaml") if path.stem != BASE)
+
+
+def recipe_files(folder: Path) -> list[str]:
+    """Names of the YAML files in a folder; none where there is no such folder."""
+    found = folder.glob("*.y*ml") if textfile.is_folder(folder) else ()
+    return [item.name for item in found]
+
+
+def names() -> list[str]:
+    return [_name(path) for path in files()]
+
+
+def path(name: str) -> Path:
+    """The file of a shipped recipe, or its base. Raises InputError with the nearest name."""
+    found = FOLDER / f"{name}.yaml"
+    if name in (BASE, *names()):
+        return found
+    raise InputError(f"no recipe {brief(name)} is shipped{nearest(name, names())}")
+
+
+def find(word: str) -> list[Path]:
+    """The recipe or the recipes that a word on the command line stands for.
+
+    A file, a folder of recipes (its base left out), or the name of a shipped recipe or folder:
+    `int8`, `attention/fp8`, `cache`, or `recipes` for those at the top. What exists wins over what
+    is shipped, a recipe over a folder of its name. Raises InputError with the nearest name.
+    """
+    given = Path(word).expanduser()
+    if textfile.is_file(given):
+        return [given]
+    if textfile.is_folder(given) and (inside := _inside(given)):
+        return inside
+    name = word.strip("/")
+    if name in names() and not word.endswith("/"):
+        return [path(name)]
+    folder = FOLDER if name == "recipes" else FOLDER / name
+    if name in _folders() and (inside := _inside(folder)):
+        return inside
+    if textfile.is_folder(given):
+        raise InputError(f"{word}: no recipes (*.yaml) in this folder")
+    raise InputError(f"{shortened(word)}: no such recipe{_near(given, name)}")
+
+
+def copy(target: Path) -> list[Path]:
+    """Copy the shipped recipes to a new folder, to be changed there; the files that it holds."""
+    if textfile.exists(target) and not (textfile.is_folder(target) and not any(target.iterdir())):
+        raise InputError(f"{target}: is there already; name a new folder")
+    try:
+        shutil.copytree(FOLDER, target, dirs_exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from None
+    return files(target)
+
+
+def _name(file: Path) -> str:
+    return file.relative_to(FOLDER).with_suffix("").as_posix()
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.yaml") if path.stem != BASE)
+
+
+def _folders() -> set[str]:
+    return {"recipes", *(name.rpartition("/")[0] for name in names() if "/" in name)}
+
+
+def _near(given: Path, name: str) -> str:
+    """The nearest word: a file where one was named, else a shipped recipe."""
+    if given.suffix in (".yaml", ".yml") and (there := recipe_files(given.parent)):
+        return nearest(given.name, there)
+    return nearest(name.removesuffix(".yaml").removeprefix("recipes/"), [*names(), *_folders()])

@@ -1,0 +1,143 @@
+"""What a sweep will run: recipes, their references, and every check that needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from qbench import prompts, textfile
+from qbench.errors import InputError, nearest
+from qbench.pipelines import specs
+from qbench.quality.metrics import catalogue
+from qbench.recipe import shipped
+from qbench.recipe.files import Loaded, read
+from qbench.recipe.schema import Recipe
+
+# What an override says about the recipes that were named, and never about what they are compared
+# with; every other field (model, generation, prompts, measure ...) has to be the same for both.
+OWN = ("name", "about", "expects", "noise_floor")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe with what the command line changed about it."""
+
+    recipe: Recipe
+    overrides: dict[str, str] = field(default_factory=dict)
+    implied: bool = False  # the reference of another, not named itself
+    notes: tuple[str, ...] = ()  # what the user must hear before it runs
+
+
+def plan(
+    paths: list[Path], overrides: Mapping[str, str], options: Mapping[str, str] | None = None
+) -> list[Planned]:
+    """The recipes of these files, each reference before those that are compared with it.
+
+    A reference that is not named is found in the recipe's own folders, else among those shipped.
+    Overrides of `variant`, name, about, expects and noise_floor change the recipes that are named
+    and no recipe that another of this sweep is compared with, named or not; all others change
+    both. Raises InputError for what no run of this plan could succeed with.
+    """
+    shared = {key: text for key, text in overrides.items() if not _own(key)}
+    apart = dict(overrides) != shared
+    files = list({path.resolve(): path for path in paths}.values())
+    as_written = [read(path, shared, options) for path in files]
+    compared = {one.recipe.reference for one in as_written if not one.recipe.is_reference}
+    named: dict[str, Planned] = {}
+    sources: dict[str, Loaded] = {}
+    for plain in as_written:
+        kept = not apart or plain.recipe.name in compared
+        loaded = plain if kept else read(plain.path, overrides, options)
+        name = loaded.recipe.name
+        if name in named:
+            raise InputError(_twice(loaded, sources[name], overrides))
+        applied = shared if kept else dict(overrides)
+        notes = (_unchanged(name, overrides),) if kept and apart else ()
+        named[name], sources[name] = Planned(loaded.recipe, applied, notes=notes), loaded
+    implied: dict[str, Planned] = {}
+    for item, loaded in [(named[name], sources[name]) for name in named]:
+        wanted = item.recipe.reference
+        if item.recipe.is_reference or wanted is None or wanted in implied:
+            continue
+        if wanted in named:
+            _end_of_chain(named[wanted].recipe, item.recipe, loaded)
+            continue
+        other = read(_beside(loaded, wanted), shared, options)
+        # What its own file compares it with is no part of this sweep.
+        itself = other.recipe.model_copy(update={"name": wanted, "reference": wanted})
+        notes = (_unchanged(wanted, overrides),) if _variant(overrides) else ()
+        implied[wanted] = Planned(itself, shared, implied=True, notes=notes)
+        sources[wanted] = replace(other, recipe=itself)
+    everything = [*implied.values(), *named.values()]
+    for item in everything:
+        _check(sources[item.recipe.name])
+    return sorted(everything, key=lambda item: not item.recipe.is_reference)
+
+
+def _own(key: str) -> bool:
+    return key in OWN or key.partition(".")[0] == "variant"
+
+
+def _variant(overrides: Mapping[str, str]) -> dict[str, str]:
+    return {key: text for key, text in overrides.items() if key.partition(".")[0] == "variant"}
+
+
+def _unchanged(name: str, overrides: Mapping[str, str]) -> str:
+    own = " ".join(f"--set {key}={text}" for key, text in overrides.items() if _own(key))
+    return f"{name} is what the others are compared with and stays as it is: {own} is for them"
+
+
+def _twice(loaded: Loaded, other: Loaded, overrides: Mapping[str, str]) -> str:
+    name = loaded.recipe.name
+    if "name" in overrides:
+        return f"--set name={name}: {other.path} and {loaded.path} would have one name; run one"
+    return f"{loaded.where('name')}: a second recipe named {name!r}; the first is {other.path}"
+
+
+def _end_of_chain(reference: Recipe, recipe: Recipe, loaded: Loaded) -> None:
+    if not reference.is_reference:
+        raise InputError(
+            f"{loaded.where('reference')}: reference: {recipe.name} is compared with "
+            f"{reference.name}, which is itself compared with {reference.reference}; "
+            f"give both one reference: --set reference={reference.reference}"
+        )
+
+
+def _beside(loaded: Loaded, name: str) -> Path:
+    """The recipe of this name: below its folder, beside it, in the folder above, or shipped."""
+    path = loaded.path
+    folders = (loaded.root, path.parent, path.resolve().parent.parent, shipped.FOLDER)
+    for folder in folders:
+        if textfile.is_file(folder / f"{name}.yaml"):
+            return folder / f"{name}.yaml"
+    there = {file.removesuffix(".yaml") for f in folders for file in shipped.recipe_files(f)}
+    raise InputError(
+        f"{loaded.where('reference')}: reference: no recipe {name!r} beside it or shipped"
+        f"{nearest(name, there - {shipped.BASE})}"
+    )
+
+
+def _check(loaded: Loaded) -> None:
+    """What can be known to fail before anything is loaded, with the place that it was asked at."""
+    recipe = loaded.recipe
+    field_: tuple[str, ...] = ("model",)
+    try:
+        model = specs.find(recipe.model)
+        field_ = ("generation",)
+        specs.check(model, recipe.generation)
+        field_ = ("quality",)
+        catalogue.check(recipe.quality)
+        field_ = ("prompts", "set")
+        prompts.chosen(recipe.prompts, model)
+    except InputError as error:
+        where = loaded.where(*_field(str(error), field_))
+        named = where.startswith("--") and recipe.prompts.set
+        again = named and str(error).startswith(f"{recipe.prompts.set}:")
+        raise InputError(str(error) if again else f"{where}: {error}") from None
+
+
+def _field(message: str, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+    """The field that a message begins with ('generation.frames: 12 is not ...')."""
+    first = message.partition(": ")[0]
+    return tuple(first.split(".")) if first.startswith(otherwise[0] + ".") else otherwise

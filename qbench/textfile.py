@@ -1,0 +1,72 @@
+"""Text files that a user names, read with limits: whatever is wrong with one is one line."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from qbench.errors import InputError
+
+
+def is_file(path: Path) -> bool:
+    """Whether this is a regular file; False too for names that no file system takes."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether this is a folder; False too for names that no file system takes."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def exists(path: Path) -> bool:
+    return _mode(path) != 0
+
+
+def read(path: Path, most_bytes: int, name: str | None = None) -> str:
+    """The file's text without a byte order mark, its lines ended by '\\n'.
+
+    UTF-8, or UTF-16 where it begins with that mark. Raises InputError for a folder, a device or a
+    pipe, a file past `most_bytes`, one that may not be read, and one in another encoding; the line
+    begins with `name`, else with the path.
+    """
+    name = name or str(path)
+    try:
+        # A pipe without a writer would block the opening itself.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{name}: cannot be read: {reason}") from None
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+            raise InputError(f"{name}: {kind}, not a file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(most_bytes + 1)
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+    if len(data) > most_bytes:
+        raise InputError(f"{name}: larger than {most_bytes:,} bytes")
+    return _decoded(data, name).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _decoded(data: bytes, name: str) -> str:
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        advice = "save it as UTF-8, for example with iconv"
+        raise InputError(
+            f"{name}:{line}: not {encoding.upper().removesuffix('-SIG')} text; {advice}"
+        ) from None
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,101 @@
+"""What a sweep runs: references, overrides and checks, before any process starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import RECIPES
+
+from qbench.errors import InputError
+from qbench.run.plan import Planned, plan
+
+
+def _plan(*names: str, **overrides: str) -> dict[str, Planned]:
+    paths = [RECIPES / f"{name}.yaml" for name in names]
+    changes = {key.replace("__", "."): value for key, value in overrides.items()}
+    return {item.recipe.name: item for item in plan(paths, changes)}
+
+
+def test_overrides_of_the_variant_leave_the_reference_alone_whether_named_or_not() -> None:
+    for names in (("bf16",), ("fp32", "bf16")):
+        planned = _plan(*names, variant__dtype="fp16", generation__steps="3")
+        assert list(planned) == ["fp32", "bf16"]
+        assert planned["fp32"].recipe.variant.dtype == "fp32"
+        assert planned["bf16"].recipe.variant.dtype == "fp16"
+        assert {item.recipe.generation.steps for item in planned.values()} == {3}
+        assert "variant.dtype" not in planned["fp32"].overrides
+        assert "stays as it is" in planned["fp32"].notes[0]
+        assert not planned["bf16"].notes
+
+
+def test_a_reference_that_runs_alone_is_what_was_named() -> None:
+    planned = _plan("fp32", variant__dtype="bf16")
+    assert planned["fp32"].recipe.variant.dtype == "bf16"
+
+
+def test_another_name_is_the_variants_own() -> None:
+    planned = _plan("bf16", name="mine")
+    assert list(planned) == ["fp32", "mine"]
+    assert planned["mine"].recipe.reference == "fp32"
+    assert not planned["fp32"].notes  # nobody asked for it
+    both = _plan("fp32", "bf16", name="mine", noise_floor="true")
+    assert list(both) == ["fp32", "mine"]
+    assert not both["fp32"].recipe.noise_floor
+    with pytest.raises(InputError, match=r"--set name=mine: .*would have one name"):
+        _plan("bf16", "int8", name="mine")
+
+
+def test_one_recipe_named_twice_runs_once_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    assert list(_plan("bf16", "bf16")) == ["fp32", "bf16"]
+    (tmp_path / "other.yaml").write_text("name: bf16\nextends: qbench:bf16\n")
+    with pytest.raises(InputError, match=r"other\.yaml:1: a second recipe named 'bf16'"):
+        plan([RECIPES / "bf16.yaml", tmp_path / "other.yaml"], {})
+
+
+def test_a_reference_is_found_beside_then_among_the_shipped_and_is_the_end(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: qbench:int8\nreference: bf16\n")
+    bf16, variant = plan([own], {})
+    # The shipped bf16 is compared with fp32; here it is what others are compared with.
+    assert (bf16.recipe.name, bf16.recipe.is_reference, bf16.implied) == ("bf16", True, True)
+    assert variant.recipe.reference == "bf16"
+    (tmp_path / "bf16.yaml").write_text("generation: {guidance: 2.0}\n")
+    assert plan([own], {})[0].recipe.generation.guidance == 2.0
+    own.write_text("extends: qbench:int8\n\nreference: bf61\n")
+    with pytest.raises(InputError, match=r"own\.yaml:3: reference: no recipe .*'bf16'"):
+        plan([own], {})
+
+
+def test_a_chain_of_references_is_refused(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: qbench:int8\nreference: bf16\n")
+    with pytest.raises(InputError, match="itself compared with fp32"):
+        plan([own, RECIPES / "bf16.yaml"], {})
+    assert len(plan([own, RECIPES / "bf16.yaml"], {"reference": "bf16"})) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("model: tiny-cogvideo", "did you mean 'tiny-cogvideox'?"),
+        ("prompts: {set: word-v1}", "did you mean 'world-v1'?"),
+        ("generation: {frames: 16}", "generation.frames"),
+    ],
+)
+def test_what_is_wrong_is_told_with_file_and_line(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"extends: qbench:int8\n\n{line}\n")
+    with pytest.raises(InputError) as caught:
+        plan([path], {})
+    assert str(caught.value).startswith(f"{path}:3: ")
+    assert said in str(caught.value)
+
+
+def test_what_is_wrong_on_the_command_line_is_told_with_the_option() -> None:
+    with pytest.raises(InputError, match=r"^--model tiny-cogvideo: "):
+        plan(
+            [RECIPES / "int8.yaml"], {"model": "tiny-cogvideo"}, {"model": "--model tiny-cogvideo"}
+        )
+    with pytest.raises(InputError, match=r"^--device tpu: device: 'tpu' is not a choice"):
+        plan([RECIPES / "int8.yaml"], {"device": "tpu"}, {"device": "--device tpu"})
