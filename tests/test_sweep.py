@@ -171,7 +171,7 @@ def test_interrupt_leaves_a_record_and_no_process(tmp_path: Path) -> None:
 def test_reference_is_found_beside_or_above_and_takes_all_but_the_variant() -> None:
     changes = {"generation.steps": "3", "variant.dtype": "fp16"}
     reference, variant = plan([RECIPES / "ladder" / "int4.yaml"], changes)
-    assert (reference.recipe.name, variant.recipe.name) == ("fp32", "int4")
+    assert (reference.recipe.name, variant.recipe.name) == ("fp32", "ladder/int4")
     assert reference.implied
     assert reference.recipe.generation.steps == variant.recipe.generation.steps == 3
     assert reference.recipe.variant.dtype == "fp32"
