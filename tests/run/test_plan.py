@@ -80,7 +80,7 @@ def test_a_chain_of_references_is_refused(tmp_path: Path) -> None:
     [
         ("model: tiny-cogvideo", "did you mean 'tiny-cogvideox'?"),
         ("prompts: {set: word-v1}", "did you mean 'world-v1'?"),
-        ("generation: {frames: 16}", "generation.frames"),
+        ("generation: {height: 70}", "the nearest is 64"),
     ],
 )
 def test_what_is_wrong_is_told_with_file_and_line(tmp_path: Path, line: str, said: str) -> None:
