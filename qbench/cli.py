@@ -278,13 +278,13 @@ def _records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], lis
     from qbench.results import store
 
     places = results or [RESULTS]
-    missing = [str(place) for place in places if not place.exists()]
+    missing = [str(place) for place in places if not store.exists(place)]
     if missing:
         raise InputError(f"{missing[0]}: no such file or folder; 'qbench run' makes {RESULTS}")
     paths = store.find(places)
     if not paths:
         raise InputError(f"{places[0]}: no {store.FILE} at or below it")
-    return store.read_all(paths)
+    return store.read_all(paths, compact=True)
 
 
 def _console() -> Console:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.errors import InputError
-from qbench.results import store
+from qbench.errors import InputError, nearest
+from qbench.results import archive, store
 from qbench.results.record import VIDEO_STAGES
 
 if TYPE_CHECKING:
@@ -32,17 +32,17 @@ def explain(place: Path) -> tuple[list[str], Ranking]:
     from qbench.report.charts import profiles_of
     from qbench.results.ranking import rankings
 
-    path = place / store.FILE if place.is_dir() else place
-    if not path.is_file():
-        raise InputError(f"{place}: no {store.FILE} there; name the folder of one run")
+    path = _record_of(place)
     try:
         record = store.read(path)
     except store.Unreadable as error:
         raise InputError(str(error)) from None
-    found, _ = store.read_all(store.find([path.parent.parent]))
+    found, _ = store.read_all(store.siblings(path), compact=True)
     own = record.fingerprints.ranking()
     alike = [item for item in found if item[1].fingerprints.ranking() == own]
-    (ranking,) = rankings(alike or [(path, record)])
+    if record.run not in {item[1].run for item in alike}:
+        alike.append((path, record))
+    (ranking,) = rankings(alike)
     if record.status not in ("ok", "invalid"):
         return [_failure(record)], ranking
     profiles = profiles_of(ranking)
@@ -52,6 +52,27 @@ def explain(place: Path) -> tuple[list[str], Ranking]:
         said.append(_gains(record, ranking, profiles[reference.run]))
     said += [_memory(record), _payback(record, ranking), _gauges(record), *record.notes]
     return [text for text in said if text], ranking
+
+
+def _record_of(place: Path) -> Path:
+    """The record that a run's folder, its record, or a run in an archive stands for."""
+    if archive.is_run(place):
+        above, run = archive.split(place) or (place, "")
+        try:
+            known = archive.runs(above)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{above}: not an archive of records: {error}") from None
+        if run not in known:
+            raise InputError(f"{place}: no run {run!r} in it{nearest(run, known)}")
+        return place / store.FILE
+    if archive.named(place.name) and place.is_file():
+        raise InputError(f"{place}: many runs; name one of them, as in {place}/RUN")
+    if place.is_dir() and not (place / store.FILE).is_file() and (place / archive.FILE).is_file():
+        raise InputError(f"{place}: many runs; name one of them, as in {place / archive.FILE}/RUN")
+    path = place.resolve() / store.FILE if place.is_dir() else place
+    if not store.exists(path):
+        raise InputError(f"{place}: no {store.FILE} there; name the folder of one run")
+    return path if archive.split(path) else path.resolve()
 
 
 def _failure(record: Record) -> str:

@@ -1,55 +1,74 @@
-"""Turn finished runs into what results/published/ holds: records, profiles, and the report.
+"""Turn finished runs into what results/published/ holds: packed records, profiles, and the report.
 
     python -m scripts.publish RUNS... results/published/NAME [--sheets]
+    python -m scripts.publish --rewrite [FOLDER...]
 
-Runs that were interrupted are left out; videos and raw outputs stay behind, and charts as SVG, for
-what is published travels with every clone. Of shards, each with a run of the reference, all are
-kept: the report pairs a variant with its own. To write a report anew, name the published runs.
+The records and profiles go into one compressed file, `NAME/records.jsonl.xz`, which qbench reads as
+the folders that it was made from. Runs that were interrupted are left out; videos and raw outputs
+stay behind, and charts as SVG, for what is published travels with every clone. Of shards, each with
+a run of the reference, all are kept: the report pairs a variant with its own. To add runs to what is
+published already, name its folder among RUNS.
+
+`--rewrite` writes the reports of all published matrices anew from their records, or of those named.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from qbench.report import writer
-from qbench.results import store
+from qbench.results import archive, store
+from qbench.results.record import Record
 from qbench.run.generate import PROFILE
 
 UNFINISHED = ("running", "interrupted")
+PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("target", type=Path)
+    parser.add_argument("places", type=Path, nargs="*", metavar="RUNS... TARGET")
     parser.add_argument("--sheets", action="store_true", help="contact sheets side by side too")
+    parser.add_argument("--rewrite", action="store_true", help="only the reports, anew")
     args = parser.parse_args()
-    found, unreadable = store.read_all(store.find(args.runs))
+    if args.rewrite:
+        for path in store.find(args.places or [PUBLISHED]):
+            if archive.named(path.name):
+                _report(path.parent, store.read_all([path])[0])
+        return
+    if len(args.places) < 2:
+        parser.error("name the runs, then the folder to publish them in")
+    *runs, target = args.places
+    found, unreadable = store.read_all(store.find(runs))
     for line in unreadable:
         print(f"left out: {line}")
     kept = [(path, record) for path, record in found if record.status not in UNFINISHED]
+    made = archive.write(list(_entries(kept)), target / archive.FILE)
+    # The sheets are drawn from the runs' own; without them they would be missing from the report.
+    _report(target, kept if args.sheets else store.read_all([made])[0])
+
+
+def _entries(kept: list[tuple[Path, Record]]) -> Iterator[tuple[str, bytes]]:
+    """Every record, and the profile beside it, under the name of its run's folder."""
     times: Counter[str] = Counter()
-    for path, record in kept:
+    for path, _ in kept:
         name = path.parent.name
         times[name] += 1
-        folder = args.target / "runs" / (name if times[name] == 1 else f"{name}-{times[name]}")
-        if path.parent.resolve() == folder.resolve():
-            continue  # published already
-        folder.mkdir(parents=True, exist_ok=True)
-        store.write(record, folder)
-        if (path.parent / PROFILE).is_file():
-            shutil.copyfile(path.parent / PROFILE, folder / PROFILE)
-    # The sheets are drawn from the runs' own; without them they would be missing from the report.
-    shown = kept
-    if not args.sheets:
-        shown = store.read_all(store.find([args.target / "runs"]))[0]
-    print(writer.write(shown, [], args.target / "report"))
-    for drawing in (args.target / "report").glob("*.svg"):
+        folder = name if times[name] == 1 else f"{name}-{times[name]}"
+        yield f"{folder}/{store.FILE}", store.read_text(path)
+        profile = store.read_beside(path.parent, PROFILE, store.LARGEST)
+        if profile is not None:
+            yield f"{folder}/{PROFILE}", profile
+
+
+def _report(target: Path, found: list[tuple[Path, Record]]) -> None:
+    print(writer.write(found, [], target / "report"))
+    for drawing in (target / "report").glob("*.svg"):
         drawing.unlink()
 
 

@@ -7,8 +7,11 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from qbench.fields import Bytes, Count, Word
 
 LIBRARIES = (
     "torch",
@@ -30,21 +33,21 @@ class Environment(BaseModel):
     """Everything that identifies a machine (hardware) and what runs on it (software)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    device: str  # cpu or cuda
-    device_name: str
-    device_memory_bytes: int
-    compute_capability: str | None = None
-    driver: str | None = None
-    cuda: str | None = None
-    cpu_name: str
-    cpu_count: int
-    threads: int  # that torch computes with
-    memory_bytes: int
-    platform: str
-    python: str
-    qbench: str
-    commit: str | None = None
-    libraries: dict[str, str]
+    device: Word  # cpu or cuda
+    device_name: Word
+    device_memory_bytes: Bytes
+    compute_capability: Word | None = None
+    driver: Word | None = None
+    cuda: Word | None = None
+    cpu_name: Word
+    cpu_count: Count
+    threads: Count  # that torch computes with
+    memory_bytes: Bytes
+    platform: Word
+    python: Word
+    qbench: Word
+    commit: Word | None = None
+    libraries: Annotated[dict[Word, Word], Field(max_length=100)]
 
     def hardware(self) -> dict[str, object]:
         """What must be equal for two figures to come from the same kind of machine."""

@@ -7,9 +7,11 @@ of any size is counted in seconds on any machine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from qbench.fields import Bytes, NonNegative, Positive, Word
 
 
 class Work(BaseModel):
@@ -19,11 +21,15 @@ class Work(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    product_flop: float  # linears and convolutions
-    attention_flop: float
-    linear_flop: dict[str, float] = {}  # of product_flop, by name of the linear
-    weights_bytes: int  # read at least once a step
-    traffic_bytes: int  # read and written where every operation goes to memory, as eager mode does
+    product_flop: Positive  # linears and convolutions
+    attention_flop: NonNegative
+    linear_flop: Annotated[
+        dict[Word, NonNegative], Field(max_length=10_000)
+    ] = {}  # of product_flop, by name of the linear
+    weights_bytes: Bytes  # read at least once a step
+    traffic_bytes: (
+        Bytes  # read and written where every operation goes to memory, as eager mode does
+    )
 
     @property
     def flop(self) -> float:

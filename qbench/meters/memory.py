@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from qbench.fields import Bytes
+
 # What CUDA takes of a card beside torch's pool: its context and the kernels loaded into it. 0.67
 # GiB by the driver's count at the end of the published runs on an H200.
 CONTEXT_BYTES = int(0.7 * 2**30)
@@ -23,10 +25,10 @@ class Peak(BaseModel):
     """Bytes at the peak of one stage; null where the machine cannot tell."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    driver_bytes: int | None = None
-    resident_bytes: int | None = None
+    allocated_bytes: Bytes | None = None
+    reserved_bytes: Bytes | None = None
+    driver_bytes: Bytes | None = None
+    resident_bytes: Bytes | None = None
 
     def larger(self, other: Peak) -> Peak:
         """Field by field the larger of two peaks."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from qbench.fields import Finite, NonNegative, Word
 
 EVERY_S = 0.05
 # Of NVML's reasons only those that slow a busy GPU down; being idle is none.
@@ -23,12 +25,14 @@ class Gauges(BaseModel):
     """Readings over the timed units of a run; null where the GPU does not tell."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    energy_j: list[float] = []  # of each timed unit
-    power_w: float | None = None  # mean of the readings
-    sm_clock_mhz: float | None = None  # mean
-    sm_clock_lowest_mhz: float | None = None
-    temperature_c: float | None = None  # highest
-    throttled: dict[str, float] = {}  # reason: share of the readings
+    energy_j: Annotated[list[Finite], Field(max_length=10_000)] = []  # of each timed unit
+    power_w: NonNegative | None = None  # mean of the readings
+    sm_clock_mhz: NonNegative | None = None  # mean
+    sm_clock_lowest_mhz: NonNegative | None = None
+    temperature_c: Finite | None = None  # highest
+    throttled: Annotated[
+        dict[Word, NonNegative], Field(max_length=20)
+    ] = {}  # reason: share of the readings
 
     def mean_energy_j(self) -> float | None:
         return sum(self.energy_j) / len(self.energy_j) if self.energy_j else None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from qbench.fields import Count, Line, Seconds
 
 Class = Literal["products", "attention", "pointwise", "movement"]
 KEPT = 40  # kernels in a profile, by time; the rest is summed
@@ -29,9 +31,9 @@ class Kernel(BaseModel):
     """The class follows from the name, so that what is on file is sorted by today's patterns."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-    name: str
-    calls: int
-    seconds: float
+    name: Line
+    calls: Count
+    seconds: Seconds
 
     @property
     def kind(self) -> Class:
@@ -42,9 +44,9 @@ class Profile(BaseModel):
     """One denoise step under the profiler. On a GPU its device time; on a CPU its own time."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    wall_s: float  # with the profiler's own cost
-    kernels: tuple[Kernel, ...]
-    other_s: float = 0.0  # of kernels past the KEPT longest
+    wall_s: Seconds  # with the profiler's own cost
+    kernels: Annotated[tuple[Kernel, ...], Field(max_length=1000)]
+    other_s: Seconds = 0.0  # of kernels past the KEPT longest
 
     def seconds(self) -> dict[Class, float]:
         """By class; what is past the longest kernels counts as pointwise."""

@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from qbench.fields import Positive, Word
 
 FILE = "ceilings.json"
 SLOW_S = 0.05  # a product that takes longer is not tried at the next size
@@ -21,10 +23,12 @@ class Ceilings(BaseModel):
     """Best rates of a few seconds' calibration; null where the machine cannot."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    device_name: str
-    torch: str
-    product_flop_per_s: dict[str, float]  # by dtype: fp32, bf16, fp16, fp8, int8
-    copy_bytes_per_s: float  # read plus written
+    device_name: Word
+    torch: Word
+    product_flop_per_s: Annotated[
+        dict[Word, Positive], Field(max_length=20)
+    ]  # by dtype: fp32, bf16, fp16, fp8, int8
+    copy_bytes_per_s: Positive  # read plus written
 
 
 def measure(device: str) -> Ceilings:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.report import tables
+from qbench.results import store
 from qbench.results.ranking import Ranking, label
 from qbench.results.record import Record
 
@@ -31,6 +33,7 @@ KINDS: dict[Class, tuple[str, str]] = {
     "movement": ("memory movement", GREY),
 }
 LABELLED, BARS = 40, 30  # points that get a name; bars that fit on a page
+PROFILE_BYTES = 4 * 2**20  # of a profile, at most
 LONGEST = 2.5  # bars past so many times the median are cut, and say how long they are
 
 
@@ -294,9 +297,10 @@ def profiles_of(ranking: Ranking) -> dict[str, Profile]:
 
     found = {}
     for record, folder in zip(ranking.records, ranking.folders, strict=True):
-        path = folder / record.files.get("profile", "")
-        if "profile" in record.files and path.is_file():
-            found[record.run] = Profile.model_validate_json(path.read_text())
+        text = store.read_beside(folder, record.files.get("profile", ""), PROFILE_BYTES)
+        if text is not None:
+            with contextlib.suppress(ValueError):  # no profile: the chart goes without it
+                found[record.run] = Profile.model_validate_json(text)
     return found
 
 

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from qbench import escape
+from qbench.results import store
 from qbench.results.ranking import Ranking, label
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 COLUMNS, WIDTH, MOST = 3, 640, 24
+LARGEST = 64 * 2**20  # bytes of a sheet
+PIXELS = 50_000_000
 
 
 def side_by_side(ranking: Ranking, path: Path) -> Path | None:
     """Write the picture. Where the runs' sheets are gone, one drawn before stays; else None."""
     from PIL import Image, ImageDraw, ImageFont
 
-    found = []
+    tiles: list[tuple[str, Image.Image]] = []
     for record, folder in zip(ranking.records, ranking.folders, strict=True):
-        sheet = folder / record.files.get("contact_sheet", "contact.png")
-        # A record is data from elsewhere: it may not point out of its own folder.
-        if "contact_sheet" in record.files and sheet.is_file() and sheet.parent == folder:
-            found.append((label(record, ranking), sheet))
-    if not found:
+        text = store.read_beside(folder, record.files.get("contact_sheet", ""), LARGEST)
+        tile = _tile(text) if text is not None else None
+        if tile is not None:
+            tiles.append((escape.clipped(escape.plain(label(record, ranking)), 70), tile))
+        if len(tiles) == MOST:
+            break
+    if not tiles:
         return path if path.is_file() else None
-    tiles = []
-    for name, sheet in found[:MOST]:
-        with Image.open(sheet) as picture:
-            height = round(picture.height * WIDTH / picture.width)
-            tiles.append((name, picture.convert("RGB").resize((WIDTH, height))))
     title, gap = 30, 12
     tall = max(tile.height for _, tile in tiles) + title
     rows = -(-len(tiles) // COLUMNS)
@@ -38,3 +44,17 @@ def side_by_side(ranking: Ranking, path: Path) -> Path | None:
         whole.paste(tile, (left, top + title))
     whole.save(path, quality=85)  # as WebP an eighth of a PNG
     return path
+
+
+def _tile(text: bytes) -> Image.Image | None:
+    """The sheet at the width of a column; None where it is no picture, or no sheet's size."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(text), formats=("PNG", "WEBP", "JPEG")) as picture:
+            height = round(picture.height * WIDTH / picture.width)
+            if picture.width * picture.height > PIXELS or not 0 < height <= 16 * WIDTH:
+                return None
+            return picture.convert("RGB").resize((WIDTH, height))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None

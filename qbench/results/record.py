@@ -1,15 +1,18 @@
 """The record of a run: its schema. How records are written and read is in `store`.
 
 Units stand in the field's name. A new version of the schema gets a new SCHEMA number, and
-`store.read` refuses numbers that it does not know rather than guess.
+`store.read` refuses numbers that it does not know rather than guess. Every number is finite and
+every string and list has a longest length, for a record may come from anywhere. What a record says
+about its own samples is derived from them on reading: see `derive`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from qbench.fields import Bytes, Count, Line, Positive, Seconds, Text, Word
 from qbench.meters.environment import Environment
 from qbench.meters.flops import Work
 from qbench.meters.memory import Peak
@@ -44,12 +47,12 @@ class Strict(BaseModel):
 class Fingerprints(Strict):
     """Runs may share a ranking only where settings, prompts, model, hardware and software agree."""
 
-    recipe: str  # what is measured
-    settings: str  # how it is measured: model, generation, prompts, repeats, metrics
-    prompts: str  # the prompts themselves
-    model: str  # the weights
-    hardware: str
-    software: str
+    recipe: Word  # what is measured
+    settings: Word  # how it is measured: model, generation, prompts, repeats, metrics
+    prompts: Word  # the prompts themselves
+    model: Word  # the weights
+    hardware: Word
+    software: Word
 
     def ranking(self) -> tuple[str, ...]:
         return (self.settings, self.prompts, self.model, self.hardware, self.software)
@@ -58,52 +61,79 @@ class Fingerprints(Strict):
 class Stage(Strict):
     """One stage: every steady sample for the stages of a video, one sample for the others."""
 
-    seconds: list[float]
+    seconds: Annotated[list[Seconds], Field(min_length=1, max_length=10_000)]
     peak: Peak
 
 
 class Reference(Strict):
     """The run that this one was compared with."""
 
-    recipe: str
-    run: str
+    recipe: Word
+    run: Line
+
+
+Scalar = str | int | float | bool | None
+Timings = Annotated[list[Positive], Field(max_length=10_000)]
+SIZES = ("frames", "height", "width", "steps")  # that what was generated always has
 
 
 class Record(Strict):
     """One execution of one recipe on one machine."""
 
     schema_version: int = SCHEMA
-    run: str  # unique: recipe name, time, process
+    run: Line  # unique: recipe name, time, process
     recipe: Recipe  # as resolved, overrides included
-    overrides: dict[str, str] = {}  # what the command line changed
+    overrides: Annotated[
+        dict[Line, Line], Field(max_length=1000)
+    ] = {}  # what the command line changed
     status: Status = "running"
-    reason: str = ""  # why it is not ok, in one line
-    stage: str = ""  # where it stopped, if not ok
-    started: str = ""  # ISO 8601, UTC
-    ended: str = ""
+    reason: Text = ""  # why it is not ok, in one line
+    stage: Word = ""  # where it stopped, if not ok
+    started: Word = ""  # ISO 8601, UTC
+    ended: Word = ""
     environment: Environment
     fingerprints: Fingerprints
-    generation: dict[str, Any] = {}  # frames, height, width, steps ... nothing left to default
+    # frames, height, width, steps ... nothing left to default
+    generation: Annotated[dict[Word, Scalar], Field(max_length=100)] = {}
     reference: Reference | None = None
-    stages: dict[str, Stage] = {}
-    first_call_s: float | None = None  # compile stage and first video together
-    latency_s: list[float] = []  # text_encode + denoise + decode of each steady video, batch 1
+    stages: Annotated[dict[Word, Stage], Field(max_length=50)] = {}
+    first_call_s: Seconds | None = None  # compile stage and first video together
+    latency_s: Timings = []  # text_encode + denoise + decode of each steady video, batch 1
     latency: Summary | None = None  # of latency_s, the interval that of the median
-    step_s: list[list[float]] = []  # each denoise step of each steady video, device time
-    step_host_s: list[float] = []  # unit: step only; the same steps by the host's clock
+    # Each denoise step of each steady video, device time.
+    step_s: Annotated[
+        list[Annotated[list[Seconds], Field(min_length=1, max_length=10_000)]],
+        Field(max_length=10_000),
+    ] = []
+    step_host_s: Timings = []  # unit: step only; the same steps by the host's clock
     step: Summary | None = None  # of the median step of each steady video; unit: step, of steps
-    paired_reference_s: list[float] = []  # the reference's turn before each timed unit
+    paired_reference_s: Timings = []  # the reference's turn before each timed unit
     paired_speed_up: Ratio | None = None  # over the reference, of the interleaved pairs
     gauges: Gauges | None = None  # power, energy, clocks, temperature over the timed units
     work: Work | None = None  # FLOP and bytes of one denoise step
     ceilings: Ceilings | None = None  # what the machine can do at most
-    weights_bytes: int | None = None  # of the denoiser, as stored
-    facts: dict[str, float] = {}  # shares quantized, parity of an engine ...
-    videos: int = 0  # that quality was computed on
-    quality: dict[str, Metric] = {}
+    weights_bytes: Bytes | None = None  # of the denoiser, as stored
+    facts: Annotated[dict[Word, float], Field(max_length=100)] = {}  # shares quantized, parity ...
+    videos: Count = 0  # that quality was computed on
+    quality: Annotated[dict[Word, Metric], Field(max_length=200)] = {}
     error_growth: ErrorGrowth | None = None  # of the latents, step by step
-    notes: list[str] = []  # what a reader of the figures must know
-    files: dict[str, str] = {}  # by kind, relative to the record
+    # What a reader of the figures must know.
+    notes: Annotated[list[Text], Field(max_length=1000)] = []
+    # By kind; a name in the record's own folder.
+    files: Annotated[dict[Word, Line], Field(max_length=50)] = {}
+
+    @field_validator("generation")
+    @classmethod
+    def _sizes(cls, made: dict[str, Scalar]) -> dict[str, Scalar]:
+        for name in SIZES:
+            if name in made and not (type(made[name]) is int and 0 < int(made[name] or 0) < 10**6):
+                raise ValueError(f"{name} is no size: {str(made[name])[:40]!r}")
+        for name, value in made.items():
+            if isinstance(value, float) and not abs(value) <= 1e30:
+                raise ValueError(f"{name} is not a finite number")
+            if len(str(value)) > 4000:
+                raise ValueError(f"{name} is too long")
+        return made
 
     @field_validator("quality", mode="before")
     @classmethod

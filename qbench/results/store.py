@@ -1,18 +1,33 @@
-"""Records on disk: written atomically, read with their schema checked, found below folders."""
+"""Records on disk: written atomically, read with their schema checked, found below folders.
+
+A run's record is `record.json` in the folder of the run. The records of a whole matrix may also be
+packed into one compressed file (see `archive`), which is read as the folders that it was made from:
+`ARCHIVE/RUN/record.json` is a path like any other here.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import itertools
 import json
 import os
 import re
+import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from qbench.results import archive, lean
+from qbench.results.derive import derived
 from qbench.results.record import READABLE, Record
 
 FILE = "record.json"
+LARGEST = 64 * 2**20  # bytes of a record; one of 2,048 videos has 1 MiB
+NEIGHBOURS = 10_000  # folders beside a run that are looked into
+FEW = 1000  # records up to which the garbage collector may run as it likes
 
 
 def write(record: Record, folder: Path) -> Path:
@@ -43,45 +58,184 @@ class Unreadable(Exception):
     """A record that cannot be used, and why, in one line."""
 
 
-def read(path: Path) -> Record:
-    """The record of a file. Raises Unreadable with the file's name and the reason.
+class _Version(BaseModel):
+    schema_version: object = None
 
-    Fingerprints of the recipe are taken anew: fields that came later have their defaults in it, so
-    runs from before and after them share a ranking.
+
+def read(path: Path) -> Record:
+    """The record of a file, or of a path into an archive.
+
+    Raises Unreadable with the path and the reason. Fingerprints of the recipe are taken anew:
+    fields that came later have their defaults in it, so runs from before and after them share a
+    ranking. Summaries are those of the samples: see `derive`.
     """
+    return parse(read_text(path), path)
+
+
+def read_text(path: Path) -> bytes:
+    """The JSON of a record as it is on file. Raises Unreadable with the path and the reason."""
     try:
-        text = path.read_text(encoding="utf-8")
-        version = json.loads(text).get("schema_version")
-    except (OSError, ValueError, AttributeError) as error:
-        raise Unreadable(f"{path}: not a record: {' '.join(str(error).split())}") from None
-    if version not in READABLE:
-        known = ", ".join(map(str, READABLE))
-        raise Unreadable(f"{path}: schema version {version!r}; this qbench reads {known}")
+        place = archive.split(path)
+        return archive.member(*place) if place else read_bounded(path, LARGEST)
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{path}: not a record: {_reason(error)}") from None
+
+
+def parse(text: bytes, path: Path) -> Record:
+    """The record in `text`. Raises Unreadable, in which `path` names it."""
     try:
         record = Record.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise Unreadable(f"{path}: not a record: {where}: {first['msg']}") from None
+        raise Unreadable(f"{path}: {_refusal(text, error)}") from None
+    if record.schema_version not in READABLE:
+        raise Unreadable(f"{path}: {_version(record.schema_version)}")
     recipe = record.recipe
     anew = {"recipe": recipe.fingerprint(), "settings": recipe.settings_fingerprint()}
-    return record.model_copy(update={"fingerprints": record.fingerprints.model_copy(update=anew)})
+    prints = record.fingerprints.model_copy(update=anew)
+    return derived(record.model_copy(update={"fingerprints": prints}))
+
+
+def _refusal(text: bytes, error: ValidationError) -> str:
+    """Why these bytes are no record of this program: another version, or what is wrong first."""
+    with contextlib.suppress(ValidationError):  # no JSON, or no object
+        version = _Version.model_validate_json(text).schema_version
+        if version not in READABLE:
+            return _version(version)
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = [".".join(map(str, first["loc"]))[:200]] if first["loc"] else []
+    return ": ".join(["not a record", *where, first["msg"][:500]])
+
+
+def _version(version: object) -> str:
+    known = ", ".join(map(str, READABLE))
+    return f"schema version {str(version)[:40]!r}; this qbench reads {known}"
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a regular file. Raises OSError where it is another thing or larger than `most`.
+
+    Opening never waits: a pipe has nobody at its other end, and a device may have no end.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("no regular file")
+        if found.st_size > most:
+            raise OSError(f"{found.st_size:,} bytes, more than {most:,}")
+        text = file.read(most + 1)  # some files have no size until they are read
+    if len(text) > most:
+        raise OSError(f"more than {most:,} bytes")
+    return text
+
+
+def read_beside(folder: Path, name: str, most: int) -> bytes | None:
+    """The bytes of a file in a run's folder, real or packed; None where there is no such file.
+
+    A record is data from elsewhere: neither its `files` nor a link may lead out of the folder.
+    """
+    if not name or "\0" in name:
+        return None
+    try:
+        if place := archive.split(folder / name):
+            return archive.member(*place, most) if ".." not in Path(name).parts else None
+        inside = folder.resolve()
+        path = (inside / name).resolve()
+        return read_bounded(path, most) if path.is_relative_to(inside) else None
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle
+        return None
+
+
+def exists(place: Path) -> bool:
+    """Whether there is such a file or folder, be it in an archive."""
+    try:
+        return place.exists() or archive.split(place) is not None
+    except OSError:
+        return False
 
 
 def find(places: list[Path]) -> list[Path]:
-    """Record files at or below the places named, sorted."""
+    """Records and archives at or below the places named, sorted. Links are not followed."""
     found: set[Path] = set()
     for place in places:
-        found |= {place} if place.is_file() else set(place.rglob(FILE))
+        if not place.is_dir():
+            found.add(place / FILE if archive.is_run(place) else place)
+            continue
+        for folder, _, names in os.walk(place):
+            found |= {Path(folder, name) for name in names if name == FILE or archive.named(name)}
     return sorted(found)
 
 
-def read_all(paths: list[Path]) -> tuple[list[tuple[Path, Record]], list[str]]:
-    """All readable records with their paths, and a line for each that is not."""
+def siblings(path: Path) -> list[Path]:
+    """The record at `path`, and those of the runs beside it: in the same archive, or in folders of
+    the same folder. Nothing further away is looked at, wherever a run's folder was copied to.
+    """
+    if place := archive.split(path):
+        return [place[0]]
+    found: list[Path] = []
+    with contextlib.suppress(OSError), os.scandir(path.parent.parent) as entries:
+        for entry in itertools.islice(entries, NEIGHBOURS):
+            record = Path(entry.path, FILE)
+            if entry.is_dir(follow_symlinks=False) and record.is_file():
+                found.append(record)
+    return sorted({path, *found})
+
+
+def read_all(
+    paths: list[Path], *, compact: bool = False
+) -> tuple[list[tuple[Path, Record]], list[str]]:
+    """All readable records with their paths, and a line for each that is not.
+
+    With `compact` they take a third of the memory: what reports do not read is left out, and what
+    is equal is held once. Such records are for reading only.
+    """
     good, bad = [], []
+    share = lean.Shared()
+    for path, result in _held(_each(paths), len(paths) > FEW):
+        if isinstance(result, Record):
+            good.append((path, share.compact(result) if compact else result))
+        else:
+            bad.append(result)
+    return good, bad
+
+
+def _each(paths: list[Path]) -> Iterator[tuple[Path, Record | str]]:
+    """Each record with its path, or the line that says why it is none."""
     for path in paths:
         try:
-            good.append((path, read(path)))
+            if archive.named(path.name):
+                for inside, text in archive.records(path):
+                    yield inside, _parsed(text, inside)
+            else:
+                yield path, read(path)
         except Unreadable as error:
-            bad.append(str(error))
-    return good, bad
+            yield path, str(error)
+        except (OSError, ValueError) as error:
+            yield path, f"{path}: not an archive of records: {_reason(error)}"
+
+
+def _parsed(text: bytes, path: Path) -> Record | str:
+    try:
+        return parse(text, path)
+    except Unreadable as error:
+        return str(error)
+
+
+def _held(
+    items: Iterator[tuple[Path, Record | str]], many: bool
+) -> Iterator[tuple[Path, Record | str]]:
+    """The items, made without the garbage collector, which would look through them all each time"""
+    running = gc.isenabled()
+    if many:
+        gc.disable()
+    try:
+        yield from items
+    finally:
+        if running:
+            gc.enable()
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, without the path that the system repeats."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:500]

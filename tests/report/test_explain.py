@@ -16,7 +16,7 @@ from qbench.meters import flops, profile, roofline
 from qbench.meters.profile import Kernel, Profile
 from qbench.meters.roofline import Ceilings
 from qbench.recipe.schema import Decode, Variant
-from qbench.results import store
+from qbench.results import archive, store
 from qbench.results.record import SCHEMA, Record
 from qbench.run.failures import memory_reason, needed_bytes
 
@@ -239,11 +239,12 @@ def test_records_of_the_first_schema_are_still_read(finished: Path, tmp_path: Pa
 def test_what_lowers_memory_names_nothing_that_the_recipe_has_already() -> None:
     runs = ROOT / "results/published/h200"
 
-    def last_of(pattern: str) -> str:
-        [folder] = runs.glob(pattern)
-        return next(t for t in explain.explain(folder)[0] if t.startswith("Memory peaks"))
+    def last_of(matrix: str, recipe: str) -> str:
+        packed = runs / matrix / archive.FILE
+        [run] = [name for name in archive.runs(packed) if name.rpartition("-")[0] == recipe]
+        return next(t for t in explain.explain(packed / run)[0] if t.startswith("Memory peaks"))
 
-    assert "FP8 or INT8 weights" in last_of("steps/runs/bf16-*")
-    assert last_of("steps/runs/fast-*").endswith("What lowers it: " + explain.STREAM + ".")
-    assert last_of("videos/runs/bf16-*").endswith(f"{explain.TILES}.")
-    assert "What lowers" not in last_of("tiling/runs/tiling-*").partition("decode")[2]
+    assert "FP8 or INT8 weights" in last_of("steps", "bf16")
+    assert last_of("steps", "fast").endswith("What lowers it: " + explain.STREAM + ".")
+    assert last_of("videos", "bf16").endswith(f"{explain.TILES}.")
+    assert "What lowers" not in last_of("tiling", "tiling").partition("decode")[2]

@@ -1,0 +1,162 @@
+"""What a record says about its own samples, derived from the samples.
+
+A stored median, mean or speed-up is shown only where it is that of the samples stored beside it;
+otherwise it is computed anew, and a note says so. Figures that are no numbers (the PSNR of a video
+of NaN) are left out, with a note too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, median
+
+from qbench.quality.metrics.trajectory import ErrorGrowth
+from qbench.quality.statistics import Metric, Ratio, Summary, paired_speed_up, summarise
+from qbench.results.record import Record
+
+LARGEST = 1e30  # as `fields.Finite`
+CLOSE = 1e-6  # metrics are stored with seven digits
+
+
+def derived(record: Record) -> Record:
+    """The record with its summaries agreeing with its samples. Returns the same object if so."""
+    changes: dict[str, object] = {}
+    notes: list[str] = []
+    for name, samples, of in (
+        ("latency", record.latency_s, "median"),
+        ("step", step_samples(record), "mean" if _cached_steps(record) else "median"),
+    ):
+        old = getattr(record, name)
+        new = _summary(old, samples, of)
+        if new is not old:
+            changes[name] = new
+            if old is not None:
+                notes.append(f"{name}: derived anew, for the summary on file is not of its samples")
+    ratio = _paired(record)
+    if ratio != record.paired_speed_up:
+        changes["paired_speed_up"] = ratio
+    quality, lost = _quality(record.quality, notes)
+    if lost or any(quality[name] is not record.quality[name] for name in quality):
+        changes["quality"] = quality
+    facts = {name: value for name, value in record.facts.items() if _finite([value])}
+    if len(facts) < len(record.facts):
+        lost += record.facts.keys() - facts.keys()
+        changes["facts"] = facts
+    if record.error_growth and not _curves(record.error_growth):
+        lost.append("error by step")
+        changes["error_growth"] = None
+    if lost:
+        notes.append(f"left out, for they are no finite numbers: {', '.join(sorted(lost))}")
+    if notes:
+        changes["notes"] = [*record.notes, *notes]
+    return record.model_copy(update=changes) if changes else record
+
+
+def step_samples(record: Record) -> list[float]:
+    """What `Record.step` summarises: steps where these are the unit, else each video's typical."""
+    if record.recipe.measure.unit == "step":
+        return [step for video in record.step_s for step in video]
+    # Where caching makes steps of two kinds a median would be of one of them.
+    typical = fmean if record.recipe.variant.cache else median
+    return [typical(video) for video in record.step_s]
+
+
+def _cached_steps(record: Record) -> bool:
+    return record.recipe.measure.unit == "step" and record.recipe.variant.cache is not None
+
+
+def _summary(old: Summary | None, samples: Sequence[float], of: str) -> Summary | None:
+    if not samples:
+        return None
+    if old is not None and old.n == len(samples):
+        if (
+            _near(old.mean, fmean(samples))
+            and _near(old.median, median(samples))
+            and _near(old.p90, _quantile(sorted(samples), 0.9))
+            and _spread(old.sigma, samples)
+            and _bounds(old, old.median if of == "median" else old.mean, samples)
+        ):
+            return old
+    return summarise(samples, of=of)
+
+
+def _spread(sigma: float | None, samples: Sequence[float]) -> bool:
+    if len(samples) < 2:
+        return sigma is None
+    centre = fmean(samples)
+    variance = math.fsum((value - centre) ** 2 for value in samples) / (len(samples) - 1)
+    return sigma is not None and _near(sigma, math.sqrt(variance))
+
+
+def _bounds(summary: Summary, value: float, samples: Sequence[float]) -> bool:
+    """Whether the interval is one of a mean or a median of these samples."""
+    low, high = summary.low, summary.high
+    if low is None or high is None:
+        return low is high
+    edge = CLOSE * max(abs(low), abs(high))
+    inside = min(samples) - edge <= low and high <= max(samples) + edge
+    return inside and low - edge <= value <= high + edge
+
+
+def _paired(record: Record) -> Ratio | None:
+    """The speed-up of the interleaved pairs, whatever the record says it is."""
+    theirs = record.paired_reference_s
+    own = record.step_host_s if record.recipe.measure.unit == "step" else record.latency_s
+    if not theirs or len(theirs) != len(own):
+        return None
+    return paired_speed_up(theirs, own)
+
+
+def _quality(quality: dict[str, Metric], notes: list[str]) -> tuple[dict[str, Metric], list[str]]:
+    kept, lost = {}, []
+    for name, metric in quality.items():
+        samples = metric.samples or []
+        if not _finite([metric.value]) or not _finite(samples):
+            lost.append(name)
+            continue
+        new = metric
+        if samples:
+            average = math.fsum(samples) / len(samples)
+            summary = metric.summary
+            if (
+                summary is None
+                or summary.n != len(samples)
+                or not _near(summary.mean, average)
+                or not _near(metric.value, average)
+                or not _bounds(summary, summary.mean, samples)
+            ):
+                summary = summarise(samples)
+                new = metric.model_copy(update={"value": summary.mean, "summary": summary})
+                notes.append(f"{name}: derived anew, for the figure on file is not of its samples")
+        elif metric.summary is not None:
+            new = metric.model_copy(update={"summary": None})
+        if not _finite(new.by_frame or []):
+            new = new.model_copy(update={"by_frame": None})
+        kept[name] = new
+    return kept, lost
+
+
+def _curves(growth: ErrorGrowth) -> bool:
+    return bool(growth.free) and bool(growth.forced) and _finite([*growth.free, *growth.forced])
+
+
+def _finite(values: Sequence[float]) -> bool:
+    return not values or (min(values) >= -LARGEST and max(values) <= LARGEST and _number(values))
+
+
+def _number(values: Sequence[float]) -> bool:
+    """Whether none is NaN, which `min` and `max` may pass over."""
+    return math.isfinite(math.fsum(values))
+
+
+def _near(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=CLOSE, abs_tol=1e-9)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """By linear interpolation, as numpy's default (Hyndman and Fan 1996, type 7)."""
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
