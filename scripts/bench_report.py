@@ -1,6 +1,6 @@
 """Time and peak memory of commands over many records: copies of real records, varied.
 
-    python -m scripts.bench_report RECORDS [--n 10000] [--command report|power]
+python -m scripts.bench_report RECORDS [--n 10000] [--command report|power]
 """
 
 from __future__ import annotations

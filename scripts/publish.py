@@ -5,9 +5,9 @@
 
 The records and profiles go into one compressed file, `NAME/records.jsonl.xz`, which qbench reads as
 the folders that it was made from. Runs that were interrupted are left out; videos and raw outputs
-stay behind, and charts as SVG, for what is published travels with every clone. Of shards, each with
-a run of the reference, all are kept: the report pairs a variant with its own. To add runs to what is
-published already, name its folder among RUNS.
+stay behind, and so do charts as SVG, for what is published travels with every clone. Of shards,
+each with a run of the reference, all are kept: the report pairs a variant with its own. To add runs
+to what is published already, name its folder among RUNS.
 
 `--rewrite` writes the reports of all published matrices anew from their records, or of those named.
 """

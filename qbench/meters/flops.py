@@ -23,13 +23,11 @@ class Work(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     product_flop: Positive  # linears and convolutions
     attention_flop: NonNegative
-    linear_flop: Annotated[
-        dict[Word, NonNegative], Field(max_length=10_000)
-    ] = {}  # of product_flop, by name of the linear
+    # Of product_flop, by name of the linear.
+    linear_flop: Annotated[dict[Word, NonNegative], Field(max_length=10_000)] = {}
     weights_bytes: Bytes  # read at least once a step
-    traffic_bytes: (
-        Bytes  # read and written where every operation goes to memory, as eager mode does
-    )
+    # Read and written where every operation goes to memory, as in eager mode.
+    traffic_bytes: Bytes
 
     @property
     def flop(self) -> float:

@@ -30,9 +30,8 @@ class Gauges(BaseModel):
     sm_clock_mhz: NonNegative | None = None  # mean
     sm_clock_lowest_mhz: NonNegative | None = None
     temperature_c: Finite | None = None  # highest
-    throttled: Annotated[
-        dict[Word, NonNegative], Field(max_length=20)
-    ] = {}  # reason: share of the readings
+    # Reason: share of the readings.
+    throttled: Annotated[dict[Word, NonNegative], Field(max_length=20)] = {}
 
     def mean_energy_j(self) -> float | None:
         return sum(self.energy_j) / len(self.energy_j) if self.energy_j else None

@@ -25,9 +25,8 @@ class Ceilings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     device_name: Word
     torch: Word
-    product_flop_per_s: Annotated[
-        dict[Word, Positive], Field(max_length=20)
-    ]  # by dtype: fp32, bf16, fp16, fp8, int8
+    # By dtype: fp32, bf16, fp16, fp8, int8.
+    product_flop_per_s: Annotated[dict[Word, Positive], Field(max_length=20)]
     copy_bytes_per_s: Positive  # read plus written
 
 

@@ -317,7 +317,8 @@ def payback_videos(record: Record, ranking: Ranking) -> float | None:
         video = one.video_seconds()
         step = one.step_seconds()
         if video is None and step is not None:
-            video = step * float(one.generation.get("steps", 0))
+            steps = one.generation.get("steps")
+            video = step * steps if isinstance(steps, int) else None
         stage = one.stages.get("quantize")
         if video is None or one.first_call_s is None:
             return None

@@ -1,9 +1,9 @@
 """The records of a matrix in one compressed file, which is read as the folders it was made from.
 
-`records.jsonl.xz` holds a line of JSON for each file: `{"path": "RUN/record.json", "content": ...}`,
-so that `xzcat records.jsonl.xz | jq .content.recipe.name` works too. What was in a run's folder
-beside its record (`profile.json`) follows it. Such a file may come from anywhere: neither the memory
-that decompressing takes nor what comes out is without a limit.
+`records.jsonl.xz` holds one line of JSON a file, `{"path": "RUN/record.json", "content": ...}`, so
+`xzcat records.jsonl.xz | jq .content.recipe.name` works too. What was beside a record in its run's
+folder (`profile.json`) follows it. Such a file may come from anywhere, so both the memory that
+decompressing takes and the size of what comes out have a limit.
 """
 
 from __future__ import annotations

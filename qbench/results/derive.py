@@ -69,15 +69,16 @@ def _cached_steps(record: Record) -> bool:
 def _summary(old: Summary | None, samples: Sequence[float], of: str) -> Summary | None:
     if not samples:
         return None
-    if old is not None and old.n == len(samples):
-        if (
-            _near(old.mean, fmean(samples))
-            and _near(old.median, median(samples))
-            and _near(old.p90, _quantile(sorted(samples), 0.9))
-            and _spread(old.sigma, samples)
-            and _bounds(old, old.median if of == "median" else old.mean, samples)
-        ):
-            return old
+    if (
+        old is not None
+        and old.n == len(samples)
+        and _near(old.mean, fmean(samples))
+        and _near(old.median, median(samples))
+        and _near(old.p90, _quantile(sorted(samples), 0.9))
+        and _spread(old.sigma, samples)
+        and _bounds(old, old.median if of == "median" else old.mean, samples)
+    ):
+        return old
     return summarise(samples, of=of)
 
 

@@ -83,9 +83,8 @@ class Record(Strict):
     schema_version: int = SCHEMA
     run: Line  # unique: recipe name, time, process
     recipe: Recipe  # as resolved, overrides included
-    overrides: Annotated[
-        dict[Line, Line], Field(max_length=1000)
-    ] = {}  # what the command line changed
+    # What the command line changed.
+    overrides: Annotated[dict[Line, Line], Field(max_length=1000)] = {}
     status: Status = "running"
     reason: Text = ""  # why it is not ok, in one line
     stage: Word = ""  # where it stopped, if not ok

@@ -32,6 +32,7 @@ FEW = 1000  # records up to which the garbage collector may run as it likes
 
 def write(record: Record, folder: Path) -> Path:
     """Write atomically: a reader sees the old record or the new one, never half of it."""
+    record = derived(record)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
     handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
