@@ -121,6 +121,13 @@ PARTS = {
             "int8-quanto",
         ),
     ),
+    "wan": Part(
+        "one denoise step of Wan 2.1 1.3B, two calls of its denoiser, at 81x480x832",
+        ("model=wan2.1-1.3b", *RANDOM, *INTERLEAVED),
+        (
+            "bf16", "attention/fast-flash-3", "fp8-dynamic", "attention/flash-3-compile", "compile",
+        ),
+    ),
     "quality": Part(
         "quality on the bundled model, 256 videos; read no latency from it",
         (*BUNDLED, "prompts.count=256"),

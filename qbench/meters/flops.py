@@ -120,7 +120,8 @@ def _attention_mode() -> Any:
         ) -> Any:
             if func is not torch.nn.functional.scaled_dot_product_attention:
                 return func(*args, **(kwargs or {}))
-            q, k, v = args[:3]
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            q, k, v = (given[name] for name in ("query", "key", "value"))
             rows, keys = q[..., 0].numel(), k.shape[-2]
             self.flop += 2.0 * rows * keys * (q.shape[-1] + v.shape[-1])
             out = q.new_empty(*q.shape[:-1], v.shape[-1])

@@ -38,11 +38,14 @@ def chosen(module: Any, wanted: Quantize) -> dict[str, Any]:
     # torchao 0.18 takes the one scale of a 128x128 weight for that of a block, and fails.
     one_scale = (wanted.backend, wanted.scheme) == ("torchao", "fp8_dynamic_tensor")
 
+    # What diffusers keeps in FP32 whatever the module's dtype, such as Wan's time embedding, stays.
+    dtype = getattr(module, "dtype", None) or next(module.parameters()).dtype
     return {
         name: layer
         for name, layer in module.named_modules()
         if isinstance(layer, torch.nn.Linear)
         and fits(name)
+        and layer.weight.dtype == dtype
         and not (one_scale and layer.weight.shape == (128, 128))
     }
 

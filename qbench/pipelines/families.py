@@ -17,6 +17,7 @@ GUIDE = "docs/extending/pipeline.md"
 FAMILIES = {
     "CogVideoXPipeline": "qbench.pipelines.cogvideox:CogVideoX",
     "TextToVideoSDPipeline": "qbench.pipelines.text_to_video_sd:TextToVideoSD",
+    "WanPipeline": "qbench.pipelines.wan:Wan",
 }
 
 

@@ -63,6 +63,12 @@ def module(make: Callable[[], Module], dtype: torch.dtype, device: str) -> Modul
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):  # 2 billion values are slow to draw on a CPU
-            return make().eval().requires_grad_(False).to(device, dtype)
+            made = make().eval().requires_grad_(False).to(device, dtype)
     finally:
         torch.set_default_dtype(before)
+    # What diffusers keeps in FP32 as it loads weights, Wan's time embedding for one.
+    kept = set(getattr(made, "_keep_in_fp32_modules", None) or ())
+    for name, value in made.named_parameters():
+        if kept & set(name.split(".")):
+            value.data = value.data.float()
+    return made

@@ -110,6 +110,18 @@ KNOWN: dict[str, Model] = {
         about="24 frames at 320x576, a UNet; from the hub, or weights: random",
         surroundings="fp16",
     ),
+    "wan2.1-1.3b": Model(
+        name="wan2.1-1.3b",
+        source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        guidance=5.0,
+        about="81 frames at 480x832; from the hub, or weights: random",
+    ),
+    "wan2.1-14b": Model(
+        name="wan2.1-14b",
+        source="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        guidance=5.0,
+        about="81 frames at 480x832; from the hub, or weights: random",
+    ),
 }
 
 
