@@ -6,8 +6,9 @@ import itertools
 from pathlib import Path
 
 from qbench.errors import InputError, nearest
+from qbench.quality.comparison import pairs_needed
 from qbench.quality.metrics.catalogue import METRICS
-from qbench.quality.statistics import paired_difference, pairs_needed
+from qbench.quality.statistics import paired_difference
 from qbench.results.ranking import Ranking, label, rankings
 from qbench.results.record import Record
 

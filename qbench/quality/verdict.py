@@ -2,35 +2,51 @@
 
 | verdict | when |
 | --- | --- |
-| broken | the output is invalid; or some figure's loss is beyond BROKEN margins for certain |
-| degraded | some figure is worse than the reference's for certain, and a loss beyond its margin
-  cannot be ruled out; or the videos as a set are further from the reference's than SEED_FVD
-  times what another seed's are |
-| indistinguishable | no loss, no change beyond a margin, and the videos themselves are the
-  reference's, within one level of a display (margin psnr_db) or within the measured noise floor,
-  whichever is wider |
+| broken | the output is invalid; or some figure's loss is beyond BROKEN margins |
+| degraded | some figure is worse than the reference's, and a loss of its margin is not ruled out |
+| unverified | no loss was found, but no figure that can see one of content, of picture or of
+  motion was computed on enough videos |
+| indistinguishable | no loss, no gain beyond a margin, and the videos themselves are the
+  reference's: within one level of a display (margin psnr), or the spread of the noise floor |
 | drift | no loss, but other videos than the reference's |
 
-For certain: after Holm's correction for all variants and figures of the ranking, at 5 %. A verdict
-of no loss is `shown` where every figure passed its equivalence test against its margin; where too
-few videos leave that open it carries a question mark.
+A word without a question mark holds at 5 %, after Holm's correction for all variants of the
+ranking: *broken* and *degraded* where the loss is beyond its five margins or its margin for
+certain, *drift* and *indistinguishable* where a loss of a margin is ruled out in every figure.
+Beside the word stands the distance: *close*, or *as far as another seed*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
+from qbench.quality.comparison import Comparison, compare
 from qbench.quality.metrics.catalogue import METRICS
-from qbench.quality.statistics import CONFIDENCE, Comparison, Metric, compare, holm
+from qbench.quality.statistics import ALPHA, LEAST, Metric, holm, moments
 from qbench.recipe.schema import Verdict
 
-COMPARED = ("clip_score", "clip_consistency", "adherence", "flicker")
-BROKEN = 5.0  # margins
-SEED_FVD = 1.5  # times the distance of another seed's videos, itself one draw of many
-ALPHA = 1 - CONFIDENCE
-Quality = dict[str, Metric]
-Sizes = dict[str, float]  # metric -> margin, in the metric's unit
+FEW = 8  # videos below which no verdict of no loss goes without a question mark
+# Of the spread of the reference's own features: a shift of all videos by a tenth of it along one
+# direction. Docs/quality.md says what planted faults and sound variants have.
+SET_SHARE = 0.01
+SEED_FVD = 1.5  # times another seed's, in records whose set distance has no interval
+SAME = 99.9  # dB: float16 frames that are equal to the bit read 100
+Quality = Mapping[str, Metric]
+Aspect = Literal["content", "picture", "motion"]
+ASPECTS: tuple[Aspect, ...] = ("content", "picture", "motion")
+# The command that has each aspect looked at.
+BRINGS: dict[Aspect, str] = {
+    "content": "--set quality.clip=FOLDER_OR_HUB_ID, or qbench weights fetch i3d",
+    "picture": "--set quality.metrics=null",
+    "motion": "--set quality.metrics=null, with three frames or more",
+}
+Distance = Literal["close", "as far as another seed", "other noise", ""]
+OPEN = ("unverified", "drift")  # verdicts that rest on what was looked at
+ORDER: tuple[Verdict, ...] = ("broken", "degraded", "unverified", "drift", "indistinguishable")
+# What the distance is read from, and which way is further.
+DISTANCES = {"psnr": "higher", "lpips": "lower", "latent_error": "lower"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,8 @@ class Candidate:
     name: str
     quality: Quality
     invalid: str = ""  # why, where it is
+    other_noise: bool = False  # made from other noise than the reference, on purpose
+    older: bool = False  # of a version that had no figures of picture and motion
 
 
 @dataclass(frozen=True)
@@ -49,34 +67,53 @@ class Floor:
     same_noise: dict[str, Quality] = field(default_factory=dict)  # compiled, another kernel
     other_noise: dict[str, Quality] = field(default_factory=dict)  # another seed
 
-    def without(self, name: str) -> Floor:
-        """What this one itself is measured by."""
-        same = {key: value for key, value in self.same_noise.items() if key != name}
-        other = {key: value for key, value in self.other_noise.items() if key != name}
+    def without(self, names: Iterable[str]) -> Floor:
+        """Less these: what a floor is itself measured by, and floors that are no floor."""
+        left = set(names)
+        same = {key: value for key, value in self.same_noise.items() if key not in left}
+        other = {key: value for key, value in self.other_noise.items() if key not in left}
         return Floor(same, other)
 
 
 @dataclass(frozen=True)
 class Tested:
-    """One comparison with its p values corrected for all comparisons of the ranking."""
+    """One comparison with its p values corrected for the comparisons of the ranking.
+
+    Losses and gains are corrected for all variants and figures. `no_loss_p` is corrected for
+    variants alone: a verdict of no loss needs every figure's, so that more figures make it no
+    likelier by chance (an intersection-union test, Berger 1982).
+    """
 
     comparison: Comparison
     worse_p: float
-    equivalent_p: float
-
-    @property
-    def equivalent(self) -> bool:
-        return self.equivalent_p < ALPHA
+    beyond_p: float
+    broken_p: float
+    better_p: float
+    no_loss_p: float
 
     @property
     def settled(self) -> bool:
-        """Whether a loss beyond the margin is ruled out: as good for certain, or better."""
-        return self.equivalent or 1 - self.comparison.worse_p < ALPHA
+        """Whether a loss of the margin is ruled out."""
+        return self.no_loss_p < ALPHA
+
+
+@dataclass(frozen=True)
+class Word:
+    """What one figure says by itself; `sure` where chance is ruled out."""
+
+    verdict: Verdict
+    sure: bool = True
+    because: str = ""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict with its evidence. `alone`: what each figure by itself would have said."""
+    """A verdict with its evidence.
+
+    shown: without a question mark. alone: what each figure by itself would have said. rests_on:
+    the figures that saw each aspect. missing: what was not looked at or measured, and the command
+    that brings it. distance: empty where it was not measured, or no seed floor was.
+    """
 
     name: str
     verdict: Verdict
@@ -84,125 +121,300 @@ class Judged:
     because: str
     tests: tuple[Tested, ...]
     alone: dict[str, Verdict]
+    distance: Distance = ""
+    rests_on: dict[Aspect, tuple[str, ...]] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
-        return self.verdict if self.shown else f"{self.verdict}?"
+        sure = self.shown or self.verdict == "unverified"
+        return self.verdict if sure else f"{self.verdict}?"
 
 
 def judge(
-    candidates: Sequence[Candidate], reference: Quality, floor: Floor, margins: Sizes
+    candidates: Sequence[Candidate],
+    reference: Quality,
+    floor: Floor,
+    margins: Mapping[str, float],
 ) -> list[Judged]:
     """The verdicts on all variants of one ranking, corrected for their number.
 
-    margins: by metric, in its own unit (`catalogue.margins`).
+    margins: by metric, in the metric's own unit.
     """
     found = [_comparisons(one.quality, reference, margins) for one in candidates]
-    every = [comparison for comparisons in found for comparison in comparisons]
-    worse = holm([comparison.worse_p for comparison in every])
-    equal = holm([comparison.equivalent_p for comparison in every])
-    tested = iter(Tested(*each) for each in zip(every, worse, equal, strict=True))
+    tested = _corrected(found)
+    words = [
+        {t.comparison.metric: _word(t) for t in tests} | _as_a_set(one.quality, floor)
+        for one, tests in zip(candidates, tested, strict=True)
+    ]
+    unfit = _unfit_floors(candidates, words, floor)
+    sound = floor.without(unfit)
+    lacking = _lacking(sound, unfit)
     return [
-        _judged(one, tuple(next(tested) for _ in comparisons), floor.without(one.name), margins)
-        for one, comparisons in zip(candidates, found, strict=True)
+        _judged(one, tests, said, sound.without([one.name]), margins, lacking)
+        for one, tests, said in zip(candidates, tested, words, strict=True)
     ]
 
 
-def _comparisons(ours: Quality, reference: Quality, margins: Sizes) -> tuple[Comparison, ...]:
+def _comparisons(
+    ours: Quality, reference: Quality, margins: Mapping[str, float]
+) -> tuple[Comparison, ...]:
+    """Every figure with a margin that both sides have, or that is a difference already."""
     made = []
-    for name in COMPARED:
-        if name not in ours or name not in reference:
+    for name, margin in margins.items():
+        if name == "psnr" or name not in ours:  # how close the videos are is no loss by itself
             continue
-        a, b = ours[name].samples, reference[name].samples
-        if not a or not b or len(a) != len(b):
-            continue
-        made.append(compare(name, a, b, METRICS[name].better, margins[name]))
+        samples, better = ours[name].samples, ours[name].better
+        if better == "zero" and samples:
+            made.append(compare(name, samples, None, better, margin))
+        elif samples and name in reference:
+            theirs = reference[name].samples
+            if theirs and len(samples) == len(theirs):
+                made.append(compare(name, samples, theirs, better, margin))
+    for name, metric in ours.items():
+        if metric.scale and metric.samples:
+            share = SET_SHARE * metric.scale
+            made.append(compare(name, metric.samples, None, "lower", share))
     return tuple(made)
 
 
-def _judged(one: Candidate, tests: tuple[Tested, ...], floor: Floor, margins: Sizes) -> Judged:
-    alone: dict[str, tuple[Verdict, str]] = {
-        "validity": ("broken", one.invalid) if one.invalid else ("indistinguishable", "")
-    }
-    alone |= {tested.comparison.metric: _change(tested) for tested in tests}
-    alone |= _as_a_set(one.quality, floor) | _closeness(one.quality, floor, margins)
-    order: list[Verdict] = ["broken", "degraded", "drift", "indistinguishable"]
-    verdict = min((said for said, _ in alone.values()), key=order.index)
-    if "psnr" not in alone and verdict == "indistinguishable":
-        verdict = "drift"  # nothing has said that these are the same videos
-    because = [why for said, why in alone.values() if said == verdict and why]
-    certain = verdict in ("broken", "degraded")
-    unsettled = [] if certain else [t.comparison.metric for t in tests if not t.settled]
-    if unsettled:
-        because.append(f"too few videos to rule out a loss: {', '.join(unsettled)}")
-    return Judged(
-        name=one.name,
-        verdict=verdict,
-        shown=certain or (bool(tests) and not unsettled),
-        because="; ".join(because),
-        tests=tests,
-        alone={name: said for name, (said, _) in alone.items()},
-    )
+def _corrected(found: Sequence[tuple[Comparison, ...]]) -> list[tuple[Tested, ...]]:
+    every = [comparison for comparisons in found for comparison in comparisons]
+    worse = iter(holm([c.worse_p for c in every]))
+    beyond = iter(holm([c.beyond_p for c in every]))
+    broken = iter(holm([c.broken_p for c in every]))
+    better = iter(holm([c.better_p for c in every]))
+    # Over variants, each by the figure that is hardest to settle.
+    hardest = [max((c.no_loss_p for c in comparisons), default=1.0) for comparisons in found]
+    corrected = holm(hardest)
+    order = sorted(range(len(found)), key=lambda i: hardest[i])
+    factors = {i: len(found) - rank for rank, i in enumerate(order)}
+
+    def no_loss(i: int, p: float) -> float:
+        return corrected[i] if p == hardest[i] else min(corrected[i], p * factors[i])
+
+    return [
+        tuple(
+            Tested(
+                c, next(worse), next(beyond), next(broken), next(better), no_loss(i, c.no_loss_p)
+            )
+            for c in comparisons
+        )
+        for i, comparisons in enumerate(found)
+    ]
 
 
-def _change(tested: Tested) -> tuple[Verdict, str]:
+def _word(tested: Tested) -> Word:
     """What one figure says by itself."""
     c = tested.comparison
     change = f"{c.metric} {c.gain:+.3g}"
     if c.low is not None and c.high is not None:
         change += f" [{c.low:+.3g}, {c.high:+.3g}]"
     change += f" (margin {c.margin:.3g})"
-    if 1 - c.worse_p < ALPHA and c.low is not None and c.low > c.margin:
-        return "drift", change
-    if tested.worse_p >= ALPHA or tested.equivalent:
-        return "indistinguishable", ""
-    beyond = c.high is not None and c.high < -BROKEN * c.margin
-    return ("broken" if beyond else "degraded"), change
+    if tested.broken_p < ALPHA:
+        return Word("broken", True, change)
+    if tested.beyond_p < ALPHA:
+        return Word("degraded", True, change)
+    if tested.better_p < ALPHA:
+        return Word("drift", True, change)
+    within = c.low is not None and c.low > -c.margin and (c.better != "zero" or _below(c))
+    if tested.worse_p < ALPHA and not tested.settled and not within:
+        return Word("degraded", False, f"{change}: a loss, of the margin or not")
+    return Word("indistinguishable", tested.settled)
 
 
-def _as_a_set(quality: Quality, floor: Floor) -> dict[str, tuple[Verdict, str]]:
-    """Distance to the reference's videos as a set, beside that of another seed's videos."""
-    if "fvd_reference" not in quality:
+def _below(c: Comparison) -> bool:
+    return c.high is not None and c.high < c.margin
+
+
+def _as_a_set(quality: Quality, floor: Floor) -> dict[str, Word]:
+    """FVD against another seed's, in records whose set distance has no interval of its own.
+
+    Both are biased by the number of videos, and how far by chance is not known: so it never
+    speaks without a question mark.
+    """
+    if any(metric.scale for metric in quality.values()) or "fvd_reference" not in quality:
         return {}
-    value = quality["fvd_reference"].value
     seeds = [
         one["fvd_reference"].value for one in floor.other_noise.values() if "fvd_reference" in one
     ]
-    null = quality.get("fvd_null")
-    if seeds:
-        limit, named = SEED_FVD * max(seeds), f"{SEED_FVD:g} times another seed's"
-    elif null is not None:
-        limit, named = null.value, "that of two halves of the reference"
-    else:
+    if not seeds:
         return {}
+    value, limit = quality["fvd_reference"].value, SEED_FVD * max(seeds)
     if value <= limit:
-        return {"fvd_reference": ("indistinguishable", "")}
-    return {"fvd_reference": ("degraded", f"FVD {value:.3g}, {named} is {limit:.3g}")}
+        return {"fvd_reference": Word("indistinguishable", False)}
+    why = f"FVD {value:.3g}, {SEED_FVD:g} times another seed's is {limit:.3g}"
+    return {"fvd_reference": Word("degraded", False, why)}
 
 
-def _closeness(quality: Quality, floor: Floor, margins: Sizes) -> dict[str, tuple[Verdict, str]]:
-    """Whether these are the reference's own videos, as far as a display or the floor can tell."""
-    if "psnr" not in quality:
+def _unfit_floors(
+    candidates: Sequence[Candidate], words: Sequence[dict[str, Word]], floor: Floor
+) -> list[str]:
+    """Floors that are none: worse than the reference, or of its noise and yet far from it."""
+    unfit = [
+        one.name
+        for one, said in zip(candidates, words, strict=True)
+        if (one.name in floor.same_noise or one.name in floor.other_noise)
+        and (one.invalid or any(word.verdict in ("broken", "degraded") for word in said.values()))
+    ]
+    seeds = floor.without(unfit)
+    far = [
+        name
+        for name, quality in seeds.same_noise.items()
+        if _distance(quality, seeds, False)[0] == "as far as another seed"
+    ]
+    return unfit + far
+
+
+def _judged(
+    one: Candidate,
+    tests: tuple[Tested, ...],
+    words: dict[str, Word],
+    floor: Floor,
+    margins: Mapping[str, float],
+    lacking: Sequence[str],
+) -> Judged:
+    distance, further = _distance(one.quality, floor, one.other_noise)
+    said = {"validity": Word("broken", True, one.invalid) if one.invalid else Word(ORDER[-1])}
+    said |= words | _closeness(one.quality, floor, margins, further)
+    verdict = min((word.verdict for word in said.values()), key=ORDER.index)
+    if "psnr" not in said and verdict == "indistinguishable":
+        verdict = "drift"  # nothing has said that these are the same videos
+    rests_on = _rests_on(tests)
+    unseen = [aspect for aspect in ASPECTS if aspect not in rests_on]
+    if verdict == "drift" and ("content" in unseen or (unseen and not one.older)):
+        verdict = "unverified"
+    because = [w.because for w in said.values() if w.verdict == verdict and w.because]
+    shown = any(w.sure for w in said.values() if w.verdict == verdict)
+    if verdict == "unverified":
+        because = [f"nothing that sees a loss of {' or of '.join(unseen)} was measured"]
+    elif verdict in ("drift", "indistinguishable"):
+        unsettled = _unsettled(one.quality, tests)
+        if unsettled:
+            because.append(f"too few videos to rule out a loss: {', '.join(unsettled)}")
+        if unseen and verdict == "drift":
+            because.append(f"no figure of this version sees {' and '.join(unseen)}")
+        told = "psnr" in said and said["psnr"].sure and not (unseen and verdict == "drift")
+        shown = bool(tests) and not unsettled and told
+    return Judged(
+        name=one.name,
+        verdict=verdict,
+        shown=shown,
+        because="; ".join(because),
+        tests=tests,
+        alone={name: word.verdict for name, word in said.items()},
+        distance=distance,
+        rests_on=rests_on,
+        missing=(*_unlooked(unseen, tests), *lacking) if verdict in OPEN else tuple(lacking),
+    )
+
+
+def _unsettled(quality: Quality, tests: Sequence[Tested]) -> list[str]:
+    """The figures in which a loss of the margin is not ruled out."""
+    samples = quality["psnr"].samples if "psnr" in quality else None
+    if samples and len(samples) >= FEW and min(samples) >= SAME:
+        return []  # equal to the bit, so every figure is equal too
+    return [t.comparison.metric for t in tests if not t.settled or t.comparison.n < FEW]
+
+
+# What was looked at -------------------------------------------------------------------------------
+
+
+def _rests_on(tests: Sequence[Tested]) -> dict[Aspect, tuple[str, ...]]:
+    """Aspect -> the figures that would have seen a loss of it, on enough videos to tell."""
+    able = [t.comparison.metric for t in tests if t.comparison.n >= LEAST]
+    found = {aspect: tuple(n for n in able if aspect in METRICS[n].sees) for aspect in ASPECTS}
+    return {aspect: names for aspect, names in found.items() if names}
+
+
+def _unlooked(unseen: Sequence[Aspect], tests: Sequence[Tested]) -> list[str]:
+    """What to run for each aspect that nothing has seen."""
+    if any(t.comparison.n < LEAST for t in tests):
+        return [f"{tests[0].comparison.n} videos are too few: --set prompts.count=12"]
+    return [f"{aspect}: {BRINGS[aspect]}" for aspect in unseen]
+
+
+def _lacking(floor: Floor, unfit: Sequence[str]) -> list[str]:
+    """Floors that were not measured, or are none."""
+    said = [f"{name} is far from the reference itself, so it is no floor" for name in unfit]
+    if not floor.same_noise:
+        said.append("the noise floor: qbench run floor/compiled floor/kernel")
+    if not floor.other_noise:
+        said.append("another seed's distance: qbench run floor/seed")
+    return said
+
+
+# How far the videos are ---------------------------------------------------------------------------
+
+
+def _closeness(
+    quality: Quality, floor: Floor, margins: Mapping[str, float], further: str
+) -> dict[str, Word]:
+    """Whether these are the reference's own videos, as far as a display or the floor can tell.
+
+    The floor's own spread over its videos is allowed for, or a floor would reject its own kind.
+    """
+    if not _has(quality) or "psnr" not in margins:
         return {}
-    metric = quality["psnr"]
-    low = metric.summary.low if metric.summary and metric.summary.low is not None else metric.value
-    limit, named = margins["psnr"], "one level of a display"
-    floors = [one["psnr"].value for one in floor.same_noise.values() if "psnr" in one]
-    if floors and min(floors) < limit:
-        limit, named = min(floors), "the noise floor"
-    said = f"PSNR {metric.value:.1f} dB, at least {low:.1f}"
-    if low >= limit:
-        return {"psnr": ("indistinguishable", f"{said}, within {named} ({limit:.1f})")}
-    others = [one["psnr"] for one in floor.other_noise.values() if "psnr" in one]
-    if any(_unrelated(metric, other) for other in others):
-        said += ", as far as another seed's videos: is the noise the reference's?"
-        return {"psnr": ("drift", said)}
-    return {"psnr": ("drift", f"{said}, beyond {named} ({limit:.1f})")}
+    metric, limit, named = quality["psnr"], margins["psnr"], "one level of a display"
+    low = metric.summary.low if metric.summary else None
+    enough = len(metric.samples or ()) >= FEW
+    said = f"PSNR {metric.value:.1f} dB"
+    if low is not None:
+        said += f", at least {low:.1f}"
+    if (metric.value if low is None else low) >= limit:
+        return {"psnr": Word("indistinguishable", enough, f"{said}, within {named} ({limit:.1f})")}
+    floors = [(one["psnr"], _reach(one["psnr"])) for one in floor.same_noise.values() if _has(one)]
+    widest, reach = min(floors, key=lambda item: item[1], default=(metric, limit))
+    if reach < limit:
+        limit, named = reach, f"the noise floor ({widest.value:.1f} dB) less its own spread"
+        if metric.value >= limit:
+            sure = enough and _above(metric, widest, limit)
+            return {"psnr": Word("indistinguishable", sure, f"{said}, within {named}")}
+    if further:
+        return {"psnr": Word("drift", True, f"{said}, {further}")}
+    return {"psnr": Word("drift", True, f"{said}, beyond {named} ({limit:.1f})")}
 
 
-def _unrelated(metric: Metric, other_seed: Metric) -> bool:
-    """No closer to the reference than videos of other noise are, by the intervals of both."""
-    a, b = metric.summary, other_seed.summary
-    if a is None or b is None or a.low is None or b.high is None:
-        return False
-    return a.low <= b.high
+def _has(quality: Quality) -> bool:
+    return "psnr" in quality
+
+
+def _spread(metric: Metric) -> float:
+    """Standard deviation over the videos, 0 where it is not known."""
+    return (metric.summary.sigma if metric.summary else None) or 0.0
+
+
+def _reach(floor: Metric) -> float:
+    return floor.value - _spread(floor)
+
+
+def _above(metric: Metric, floor: Metric, limit: float) -> bool:
+    """Whether the mean is at least `limit` for certain, video by video where both have the same."""
+    ours, theirs = metric.samples or [], floor.samples or []
+    if len(ours) == len(theirs):
+        gaps = moments([a - b for a, b in zip(ours, theirs, strict=True)])
+        return gaps.tail(limit - floor.value) < ALPHA
+    return moments(ours).tail(limit) < ALPHA
+
+
+def _distance(quality: Quality, floor: Floor, other_noise: bool) -> tuple[Distance, str]:
+    """Close, or as far as another seed's videos; and which figure says so.
+
+    As far: not closer than another seed's videos are on average by that seed's own spread over
+    videos, in any figure of the distance.
+    """
+    if other_noise:
+        return "other noise", "made from other noise than the reference's"
+    known = False
+    for name, better in DISTANCES.items():
+        for seed in floor.other_noise.values():
+            if name not in quality or name not in seed:
+                continue
+            known = True
+            closer = quality[name].value - seed[name].value
+            if (closer if better == "higher" else -closer) < _spread(seed[name]):
+                figures = f"{name} {quality[name].value:.3g}, theirs {seed[name].value:.3g}"
+                why = f"as far as another seed's videos ({figures}): is the noise the reference's?"
+                return "as far as another seed", why
+    return ("close", "") if known else ("", "")

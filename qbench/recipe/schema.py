@@ -24,7 +24,7 @@ Weights = Literal["pretrained", "random"]  # random: true size, no download, no 
 Attention = Literal[
     "auto", "math", "flash", "efficient", "cudnn", "flash-3", "flash-4", "sage", "xformers", "fp8"
 ]
-Verdict = Literal["indistinguishable", "drift", "degraded", "broken"]
+Verdict = Literal["indistinguishable", "drift", "unverified", "degraded", "broken"]
 Fault = Literal[
     "scale_doubled",
     "block_skipped",

@@ -249,7 +249,7 @@ def _verdict(record: Record, ranking: Ranking) -> dict[str, Any]:
             f"{c.metric}_gain_high": c.high,
             f"{c.metric}_margin": c.margin,
             f"{c.metric}_worse_p_holm": tested.worse_p,
-            f"{c.metric}_equivalent_p_holm": tested.equivalent_p,
+            f"{c.metric}_no_loss_p_holm": tested.no_loss_p,
         }
     return line
 

@@ -12,6 +12,8 @@ from qbench.quality.verdict import Candidate, Floor, Judged, judge
 from qbench.recipe.schema import Recipe
 from qbench.results.record import Record
 
+LOOKED_AT_ALL = 4  # version of the schema from which records have figures of picture and motion
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -46,7 +48,14 @@ class Ranking:
             other_noise={r.run: r.quality for r in floors if r.recipe.variant.seed_offset},
         )
         candidates = [
-            Candidate(r.run, r.quality, r.reason if r.status == "invalid" else "") for r in measured
+            Candidate(
+                r.run,
+                r.quality,
+                invalid=r.reason if r.status == "invalid" else "",
+                other_noise=r.recipe.variant.seed_offset > 0,
+                older=r.schema_version < LOOKED_AT_ALL,
+            )
+            for r in measured
         ]
         margins = catalogue.margins(reference.recipe.quality, reference.quality)
         return {j.name: j for j in judge(candidates, reference.quality, floor, margins)}

@@ -1,0 +1,239 @@
+"""A figure of a variant against the reference's, video by video, and the tests of it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from qbench.quality.statistics import CONFIDENCE, Moments, mean_interval, moments
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+BROKEN = 5.0  # margins
+Better = Literal["higher", "lower", "zero"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired tests of one figure. A loss is below 0; where 0 is best, either sign is one.
+
+    Each p is of what its comment says; small means refuted.
+    """
+
+    metric: str
+    better: Better
+    n: int
+    gain: float  # mean over the pairs; where 0 is best, the mean figure itself
+    low: float | None  # bounds of a 95 % interval of it
+    high: float | None
+    margin: float
+    worse_p: float  # no loss at all
+    beyond_p: float  # a loss of the margin at most
+    broken_p: float  # a loss of BROKEN margins at most
+    no_loss_p: float  # a loss of the margin or more: refuted, the variant is as good
+    better_p: float  # a gain of the margin at most
+
+
+def compare(
+    metric: str,
+    ours: Sequence[float],
+    theirs: Sequence[float] | None,
+    better: Better,
+    margin: float,
+) -> Comparison:
+    """Compare paired samples of one metric. margin: above 0, in the metric's unit.
+
+    theirs: the reference's samples; None stands for zeros, where ours are differences already.
+    Samples of yes and no (0 and 1 alone) get exact tests. Raises ValueError for unequal lengths.
+    """
+    import numpy as np
+
+    a = np.asarray(ours, dtype=np.float64)
+    b = np.zeros_like(a) if theirs is None else np.asarray(theirs, dtype=np.float64)
+    if a.shape != b.shape or not len(a):
+        raise ValueError(f"paired samples need equal lengths, got {len(a)} and {len(b)}")
+    if theirs is not None and _yes_or_no(a) and _yes_or_no(b):
+        return _of_shares(metric, a, b, better, margin)
+    gaps = b - a if better == "lower" else a - b
+    found = moments(gaps)
+    low, high = mean_interval(gaps)
+    tests = (_two_sided if better == "zero" else _one_sided)(found, margin)
+    return Comparison(metric, better, found.n, found.mean, low, high, margin, *tests)
+
+
+Tests = tuple[float, float, float, float, float]  # worse, beyond, broken, no_loss, better
+
+
+def _one_sided(gain: Moments, margin: float) -> Tests:
+    loss = gain.flipped()
+    return (
+        loss.tail(0.0),
+        loss.tail(margin),
+        loss.tail(BROKEN * margin),
+        gain.tail(-margin),
+        gain.tail(margin),
+    )
+
+
+def _two_sided(change: Moments, margin: float) -> Tests:
+    """Two one-sided tests either way (Schuirmann 1987): any change beyond the margin is a loss."""
+    other = change.flipped()
+
+    def beyond(edge: float) -> float:
+        return min(1.0, 2 * min(change.tail(edge), other.tail(edge)))
+
+    return (
+        beyond(0.0),
+        beyond(margin),
+        beyond(BROKEN * margin),
+        max(change.tail(-margin), other.tail(-margin)),
+        1.0,
+    )
+
+
+# Shares of videos ---------------------------------------------------------------------------------
+
+
+def _yes_or_no(values: NDArray[np.float64]) -> bool:
+    return bool(((values == 0) | (values == 1)).all())
+
+
+def _of_shares(
+    metric: str, ours: NDArray[np.float64], theirs: NDArray[np.float64], better: Better,
+    margin: float,
+) -> Comparison:  # fmt: skip
+    """McNemar's exact test of no loss; the others by `loss_tail`, on the videos that changed."""
+    from scipy.special import bdtrc
+
+    n = len(ours)
+    won, lost = int((ours > theirs).sum()), int((ours < theirs).sum())
+    if better == "lower":
+        won, lost = lost, won
+    low, high = _share_interval(n, lost, won)
+    worse = float(bdtrc(lost - 1, lost + won, 0.5)) if lost else 1.0
+    return Comparison(
+        metric,
+        better,
+        n,
+        (won - lost) / n,
+        low,
+        high,
+        margin,
+        worse,
+        loss_tail(n, won, lost, -margin),
+        loss_tail(n, won, lost, -BROKEN * margin),
+        loss_tail(n, lost, won, margin),
+        loss_tail(n, lost, won, -margin),
+    )
+
+
+@functools.lru_cache(maxsize=65536)
+def loss_tail(n: int, lost: int, won: int, share: float) -> float:
+    """p of "the share of videos lost less that won is `share` or more", -1 < share < 1.
+
+    The chance of as small a difference where it is just that share, summed over all outcomes, at
+    the likeliest number of changed videos given it (Tango 1998, eq. 9; Lloyd 2008 on tests of this
+    kind). With nothing won it is the binomial test: none lost of 12 leaves p = 0.95^12 for 5 %.
+    """
+    import numpy as np
+    from scipy.special import bdtr, gammaln
+
+    if not -1 < share < 1:
+        return 1.0 if share <= -1 else 0.0
+    a = 2.0 * n
+    b = -lost - won + (2 * n - lost + won) * share
+    c = -won * share * (1 - share)
+    p_won = max((math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a), 0.0, -share)
+    p_lost = min(max(p_won + share, 0.0), 1.0)
+    changed = min(p_won + p_lost, 1.0)
+    if changed == 0:
+        return 1.0  # nothing changes for certain, and nothing did
+    m = np.arange(n + 1, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = (
+            gammaln(n + 1) - gammaln(m + 1) - gammaln(n - m + 1)
+            + np.where(m > 0, m * np.log(changed), 0.0)
+            + np.where(m < n, (n - m) * np.log1p(-changed), 0.0)
+        )  # fmt: skip
+    most = np.floor((m + lost - won) / 2)  # lost of m changed, for a difference this small
+    tails = np.where(most >= m, 1.0, bdtr(np.clip(most, 0, m), m, p_lost / changed))
+    tails = np.where(most < 0, 0.0, tails)
+    return float(min(np.exp(logs) @ tails, 1.0))
+
+
+@functools.lru_cache(maxsize=4096)
+def _share_interval(n: int, lost: int, won: int) -> tuple[float | None, float | None]:
+    """95 % interval of the share won less that lost: where `loss_tail` says 2.5 %."""
+    if n < 2:
+        return None, None
+    half = (1 - CONFIDENCE) / 2
+
+    def upper(lost: int, won: int) -> float:
+        """Largest loss that is not refuted."""
+        low, high = -1.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if loss_tail(n, lost, won, middle) > half else (low, middle)
+        return high
+
+    return -upper(lost, won), upper(won, lost)
+
+
+def unseen_share(n: int) -> float:
+    """The share of videos in which a fault may be and be in none of n, with 5 % chance."""
+    return float(1 - (1 - CONFIDENCE) ** (1 / n)) if n else 1.0
+
+
+def pairs_needed(
+    sigma: float, difference: float, alpha: float = 1 - CONFIDENCE, power: float = 0.8
+) -> int:
+    """Pairs that a two-sided paired t test needs to see `difference` with this power.
+
+    sigma: of the paired differences, in the unit of `difference`. Exact, by the noncentral t
+    distribution (Cohen 1988). At least 2.
+    """
+    if not (sigma >= 0 and difference > 0 and 0 < alpha < 1 and 0 < power < 1):
+        raise ValueError("sigma must be 0 or more, difference above 0, alpha and power in (0, 1)")
+    return _smallest(sigma / difference, alpha / 2, power, both=True)
+
+
+def pairs_to_settle(
+    sigma: float, margin: float, alpha: float = 1 - CONFIDENCE, power: float = 0.8,
+    both: bool = False,
+) -> int:  # fmt: skip
+    """Pairs after which an equal variant is shown to lose less than `margin`, with this power.
+
+    A one-sided test of non-inferiority; `both`: of equivalence, two one-sided tests. At least 3.
+    """
+    if not (sigma >= 0 and margin > 0 and 0 < alpha < 1 and 0 < power < 1):
+        raise ValueError("sigma must be 0 or more, margin above 0, alpha and power in (0, 1)")
+    wanted = (1 + power) / 2 if both else power
+    return max(_smallest(sigma / margin, alpha, wanted, both=False), 3)
+
+
+def _smallest(ratio: float, tail: float, power: float, both: bool) -> int:
+    """Smallest n at which a mean of 1 / ratio standard deviations passes its t test."""
+    from scipy import stats
+
+    def enough(n: int) -> bool:
+        shift = math.sqrt(n) / ratio
+        edge = stats.t.ppf(1 - tail, n - 1)
+        seen = stats.nct.sf(edge, n - 1, shift)
+        if both:
+            seen += stats.nct.cdf(-edge, n - 1, shift)
+        return bool(seen >= power)
+
+    if ratio == 0:
+        return 2
+    normal = stats.norm.ppf([1 - tail, power]).sum()
+    n = max(2, math.ceil((normal * ratio) ** 2))  # a little low, for t is wider
+    while not enough(n):
+        n += 1
+    while n > 2 and enough(n - 1):
+        n -= 1
+    return n
