@@ -5,26 +5,27 @@ Each does what its name says to the live pipeline, and nothing else in the progr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qbench.optimizations.frame_faults import CHANGES
 from qbench.recipe.schema import Fault
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
-    from qbench.pipelines.base import Resolved, VideoPipeline
+    from qbench.pipelines.base import Conditioning, Exchange, OnStep, Resolved, VideoPipeline
+
+OTHER_SEED = 2_000_000  # the noise of a splice's first half
 
 
 def apply(video: VideoPipeline, fault: Fault) -> None:
     """Plant the fault in the denoiser, or in the frames that the pipeline decodes."""
-    frames: dict[str, Callable[[Tensor], Tensor]] = {
-        "last_frames_repeated": _last_repeated,
-        "channels_swapped": lambda shown: shown.flip(2),
-        "black": lambda shown: shown * 0,
-    }
-    if fault in frames:
-        _change_frames(video, frames[fault])
+    if fault in CHANGES:
+        _change_frames(video, CHANGES[fault])
+        return
+    if fault == "first_half_other_seed":
+        _splice(video)
         return
     module = video.denoiser
     blocks = video.repeated_blocks()
@@ -49,11 +50,44 @@ def _change_frames(video: VideoPipeline, change: Callable[[Tensor], Tensor]) -> 
     video.decode = decode  # type: ignore[method-assign]
 
 
-def _last_repeated(video: Any) -> Any:
-    """The last quarter of the frames stands still. video: (batch, frames, 3, height, width)."""
-    count = video.shape[1]
-    kept = count - max(1, count // 4)
-    return video[:, [min(i, kept - 1) for i in range(count)]]
+def _splice(video: VideoPipeline) -> None:
+    """The first half of every video is one of the same prompt from other noise."""
+    import torch
+
+    plain_denoise, plain_decode = video.denoise, video.decode
+    others: list[Tensor] = []
+
+    def denoise(
+        run: Resolved,
+        conditioning: Conditioning,
+        latents: Tensor,
+        on_step: OnStep,
+        *,
+        generators: Sequence[Generator],
+        steps: int | None = None,
+        exchange: Exchange | None = None,
+    ) -> Tensor:
+        if exchange is None and steps is None:
+            seeds = [OTHER_SEED + i for i in range(len(latents))]
+            noise = torch.cat([video.noise(run, seed) for seed in seeds])
+            of_its_own = video.generators(seeds)
+            others[:] = [
+                plain_denoise(run, conditioning, noise, lambda _: None, generators=of_its_own)
+            ]
+        return plain_denoise(
+            run, conditioning, latents, on_step,
+            generators=generators, steps=steps, exchange=exchange,
+        )  # fmt: skip
+
+    def decode(run: Resolved, latents: Tensor) -> Tensor:
+        shown = plain_decode(run, latents)
+        if others and others[0].shape == latents.shape:
+            half = shown.shape[1] // 2
+            shown = torch.cat([plain_decode(run, others[0])[:, :half], shown[:, half:]], dim=1)
+        return shown
+
+    video.denoise = denoise  # type: ignore[method-assign]
+    video.decode = decode  # type: ignore[method-assign]
 
 
 def _double(block: Any) -> None:

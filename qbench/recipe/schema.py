@@ -32,6 +32,21 @@ Fault = Literal[
     "last_frames_repeated",
     "channels_swapped",
     "black",
+    "reversed",
+    "mirrored",
+    "half_speed",
+    "second_frames_repeated",
+    "frames_out_of_order",
+    "frozen",
+    "first_half_other_seed",
+    "blurred",
+    "sharpened",
+    "contrast_lowered",
+    "contrast_raised",
+    "darkened",
+    "desaturated",
+    "tinted",
+    "grainy",
 ]
 SCHEMES: dict[str, tuple[str, ...]] = {
     "torchao": (

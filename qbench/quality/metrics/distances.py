@@ -15,7 +15,7 @@ from qbench.pipelines.specs import Model
 from qbench.quality.metrics import features, fvd
 from qbench.quality.metrics.base import Batch, Context, MetricSpec, Shape
 from qbench.quality.metrics.catalogue import SMALL_WORLD
-from qbench.quality.statistics import Metric
+from qbench.quality.statistics import LEAST, Metric
 from qbench.recipe.schema import Quality, digest
 
 RENDER_SEED = 4242
@@ -69,7 +69,7 @@ class Distances:
         if count < fvd.FEW:
             note += f", fewer than {fvd.FEW}: too few for its size to mean much"
         note += f"; {SMALL_WORLD}" if self._world else ""
-        values, keep = {}, {OWN: ours}
+        values, keep, theirs = {}, {OWN: ours}, ours
         if self._compared:
             theirs = self._kept[OWN] if OWN in self._kept else torch.cat(self._theirs)
             if "fvd_reference" in self._specs:
@@ -83,7 +83,12 @@ class Distances:
             if len(rendered) >= 2:
                 values["fvd_rendered"] = fvd.frechet_distance(self._moments, fvd.moments(rendered))
         self._outputs.keep_features(self._key, keep)
-        return {name: self._specs[name].figure(value, note) for name, value in values.items()}
+        found = {name: self._specs[name].figure(value, note) for name, value in values.items()}
+        if "kvd_reference" in found and count >= LEAST:
+            samples, scale = fvd.kernel_samples(ours, theirs)
+            kernel = self._specs["kvd_reference"].sampled(samples.tolist(), note)
+            found["kvd_reference"] = kernel.model_copy(update={"scale": scale})
+        return found
 
     def _rendered(self) -> torch.Tensor:
         """Features of clips rendered for the same prompts, some at a time."""

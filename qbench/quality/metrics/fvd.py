@@ -88,3 +88,31 @@ def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     cross = kernel(a, b)
     between = off_diagonal(cross) if len(a) == len(b) else cross.mean()
     return (off_diagonal(kernel(a, a)) + off_diagonal(kernel(b, b)) - 2 * between).item()
+
+
+def kernel_samples(ours: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """What each pair of videos contributes to `kernel_distance`, and the reference's own spread.
+
+    ours, reference: features (n, d) of the same prompts in the same order, n at least 3. Returns
+    jackknife pseudo-values (n,), whose mean is the distance and whose standard error is its own
+    (Tukey 1958; the distance is a U-statistic of pairs, Gretton et al. 2012, lemma 6), and
+    the mean squared distance of the reference's videos from their mean under the same kernel: a set
+    that is shifted by as much as single videos differ has a distance of that size.
+    """
+    if ours.shape != reference.shape or ours.ndim != 2 or len(ours) < 3:
+        raise ValueError(
+            f"pairs need equal features of 3 videos or more, got {tuple(ours.shape)}, "
+            f"{tuple(reference.shape)}"
+        )
+    a, b = ours.double(), reference.double()
+
+    def kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    n, own, cross = len(a), kernel(b, b), kernel(a, b)
+    each = kernel(a, a) + own - cross - cross.T
+    each.fill_diagonal_(0)
+    total = each.sum() / (n * (n - 1))
+    left_out = (n * total - 2 * each.sum(1) / (n - 1)) / (n - 2)
+    apart = (own.sum() - own.diagonal().sum()) / (n * (n - 1))
+    return n * total - (n - 1) * left_out, (own.diagonal().mean() - apart).item()
