@@ -1,8 +1,8 @@
 """Damage to decoded frames: each takes and returns (batch, frames, 3, height, width) in [0, 1].
 
-Of every kind that a verdict has to see there is one at least: of motion (speed, direction, rhythm),
-of the picture (sharpness, contrast, colour, noise), of what is shown. They are as strong as a viewer
-notices at once when both videos lie side by side, and no stronger.
+There is at least one of every kind that a verdict has to see: of motion (speed, direction, rhythm),
+of the picture (sharpness, contrast, colour, noise), of what is shown. They are as strong as a
+viewer notices at once when both videos lie side by side, and no stronger.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def last_frames_repeated(video: Tensor) -> Tensor:
 
 
 def half_speed(video: Tensor) -> Tensor:
-    """Everything takes twice as long: frames between two are their mean, the second half is lost."""
+    """Everything takes twice as long; frames between two are their mean, the last half is lost."""
     import torch
 
     count = video.shape[1]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
 RESAMPLES = 2000
+NORMAL = 1.959964  # standard deviations to either side that hold 95 %
 LEAST = 3  # samples below which there is no interval
 INDEPENDENT = 3.0  # effective samples below which no speed-up is claimed
 
@@ -197,7 +198,7 @@ def effective_n(values: Sequence[float] | NDArray[np.float64]) -> float:
     """How many independent samples tell as much of the mean: n (1 - r) / (1 + r), of AR(1).
 
     r is the correlation of neighbours, corrected for its bias in short series (Kendall 1954), at
-    least 0 and at most 0.95.
+    least 0 and at most 0.9: of a few samples more cannot be told from a drift without end.
     """
     import numpy as np
 
@@ -208,17 +209,20 @@ def effective_n(values: Sequence[float] | NDArray[np.float64]) -> float:
     if n < LEAST or spread == 0:
         return float(n)
     r = float(centred[1:] @ centred[:-1]) / spread
-    r = min(max(r + (1 + 3 * r) / n, 0.0), 0.95)
-    return max(n * (1 - r) / (1 + r), 1.2)
+    r = min(max(r + (1 + 3 * r) / n, 0.0), 0.9)
+    return n * (1 - r) / (1 + r)
 
 
 def _stretch(n: int, effective: float) -> float:
     """By how much an interval of independent samples is widened."""
     from scipy.special import stdtrit
 
-    freedom = max(effective - 1, 0.5)
-    normal = 1.959964
-    return math.sqrt(n / effective) * float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) / normal
+    quantile = float(stdtrit(_freedom(effective), (1 + CONFIDENCE) / 2))
+    return math.sqrt(n / effective) * quantile / NORMAL
+
+
+def _freedom(effective: float) -> float:
+    return max(effective - 1, 2.0)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -277,7 +281,7 @@ class Ratio(BaseModel):
             return self.p
         if not 0 < self.low < self.high:
             return 1.0
-        error = math.log(self.high / self.low) / (2 * 1.959964)
+        error = math.log(self.high / self.low) / (2 * NORMAL)
         return float(2 * ndtr(-abs(math.log(self.value)) / error))
 
 
@@ -352,8 +356,8 @@ def _ratio(
 
     if n < LEAST:
         return Ratio(value=value, low=low, high=high, n=n, interleaved=interleaved, p=1.0)
-    stretch = min(_stretch(n, effective), 50.0)
-    error = math.log(high / low) / (2 * 1.959964) * math.sqrt(n / effective)
+    stretch = _stretch(n, effective)
+    error = math.log(high / low) / (2 * NORMAL) * math.sqrt(n / effective)
     t = abs(math.log(value)) / error if error > 0 else 0.0  # no spread at all is too few
     return Ratio(
         value=value,
@@ -361,7 +365,7 @@ def _ratio(
         high=value * (high / value) ** stretch,
         n=n,
         effective_n=round(effective, 3),
-        p=float(2 * stdtr(max(effective - 1, 0.5), -t)),
+        p=float(2 * stdtr(_freedom(effective), -t)),
         interleaved=interleaved,
     )
 

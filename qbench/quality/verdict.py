@@ -289,7 +289,7 @@ def _judged(
     if verdict == "unverified":
         because = [f"nothing that sees a loss of {' or of '.join(unseen)} was measured"]
     elif verdict in ("drift", "indistinguishable"):
-        unsettled = _unsettled(one.quality, tests)
+        unsettled = _unsettled(one.quality, tests, margins.get("psnr", SAME))
         if unsettled:
             because.append(f"too few videos to rule out a loss: {', '.join(unsettled)}")
         if unseen and verdict == "drift":
@@ -309,11 +309,11 @@ def _judged(
     )
 
 
-def _unsettled(quality: Quality, tests: Sequence[Tested]) -> list[str]:
+def _unsettled(quality: Quality, tests: Sequence[Tested], level: float) -> list[str]:
     """The figures in which a loss of the margin is not ruled out."""
     samples = quality["psnr"].samples if "psnr" in quality else None
-    if samples and len(samples) >= FEW and min(samples) >= SAME:
-        return []  # equal to the bit, so every figure is equal too
+    if samples and len(samples) >= FEW and min(samples) >= level:
+        return []  # every video is the reference's to a display's level, and so is every figure
     return [t.comparison.metric for t in tests if not t.settled or t.comparison.n < FEW]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from qbench.quality.metrics.base import MetricSpec
 from qbench.quality.metrics.catalogue import METRICS
-from qbench.quality.statistics import Ratio, paired_difference, speed_up
+from qbench.quality.statistics import Ratio, SpeedWord, paired_difference, speed_up, speed_words
 from qbench.results.ranking import Ranking, label
 from qbench.results.record import Record
 
@@ -63,8 +63,15 @@ class Row:
 
 
 def rows(ranking: Ranking) -> list[Row]:
-    """A row for every record: what could not run is a row too."""
-    return [_row(record, ranking) for record in ranking.records]
+    """A row for every record: what could not run is a row too.
+
+    What is said of the speed-ups is corrected for their number.
+    """
+    ratios = [against_reference(record, ranking) for record in ranking.records]
+    return [
+        _row(record, ranking, _speed(record, ranking, ratio, word))
+        for record, ratio, word in zip(ranking.records, ratios, speed_words(ratios), strict=True)
+    ]
 
 
 def columns(found: list[Row], width: float = float("inf")) -> list[int]:
@@ -100,7 +107,7 @@ def _flat(videos: list[list[float]]) -> list[float]:
     return [step for video in videos for step in video]
 
 
-def _row(record: Record, ranking: Ranking) -> Row:
+def _row(record: Record, ranking: Ranking, speed: str) -> Row:
     name = label(record, ranking)
     if record.status not in ("ok", "invalid"):
         blank = (MISSING,) * (len(HEADERS) - 1)
@@ -113,7 +120,7 @@ def _row(record: Record, ranking: Ranking) -> Row:
         time_text(step) if step else MISSING,
         f"{first:.3g} s" if first else MISSING,
         f"{share:.0%}" if share else MISSING,
-        _speed(record, ranking),
+        speed,
         _peak(record),
         bytes_text(record.weights_bytes),
         *(_quality(record, spec) for spec in QUALITY),
@@ -122,25 +129,22 @@ def _row(record: Record, ranking: Ranking) -> Row:
     return Row(cells, record.status, record.reason)
 
 
-def _speed(record: Record, ranking: Ranking) -> str:
+def _speed(record: Record, ranking: Ranking, ratio: Ratio | None, word: SpeedWord) -> str:
     if not record.recipe.measure.timing:
         return MISSING
     if record is ranking.reference:
         return "reference"
-    ratio = against_reference(record, ranking)
     if ratio is None:
         return MISSING
     samples = record.latency or record.step
     if samples is not None and samples.n < FEW:
         return f"{ratio.value:.2f}x (n = {samples.n})"  # too few to say how sure that is
     ends, digits = (ratio.value, ratio.low, ratio.high), 2
-    while ratio.clear and digits < 5 and any(float(f"{end:.{digits}f}") == 1 for end in ends):
+    claimed = word in ("faster", "SLOWER")
+    while claimed and digits < 5 and any(float(f"{end:.{digits}f}") == 1 for end in ends):
         digits += 1  # "1.00x SLOWER" would contradict itself
     value, low, high = (f"{end:.{digits}f}" for end in ends)
-    text = f"{value}x [{low}, {high}]"
-    if not ratio.clear:
-        return f"{text} no difference"
-    return f"{text} {'faster' if ratio.value > 1 else 'SLOWER'}"
+    return f"{value}x [{low}, {high}] {word}"
 
 
 def _quality(record: Record, spec: MetricSpec) -> str:

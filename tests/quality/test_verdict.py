@@ -243,7 +243,7 @@ def test_too_few_videos_are_never_settled(n: int) -> None:
 
 
 def test_few_videos_leave_a_question_mark() -> None:
-    few = variant(n=12)
+    few = variant(psnr=50.5, n=12)
     margins = {**MARGINS, "clip_score": 0.05}
     found = judge([Candidate("v", few)], cut(REFERENCE, 12), Floor(), margins)[0]
     assert found.text == "indistinguishable?"

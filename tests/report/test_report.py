@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from qbench.quality.statistics import Metric, summarise
+from qbench.quality.statistics import Metric, paired_speed_up, summarise
 from qbench.report import charts, tables, writer
 from qbench.results import store
 from qbench.results.ranking import Ranking, label, rankings
@@ -71,13 +71,21 @@ def test_latest_of_two_runs_of_one_recipe_counts(base: Record) -> None:
 
 
 def test_slower_is_said_as_plainly_as_faster(base: Record, reference: Record) -> None:
+    """In turns with the reference; runs one after the other carry no such word."""
+
+    def turns(seconds: float) -> dict[str, Any]:
+        jitter = [1 + (i * 5 % 12 - 6) / 10_000 for i in range(12)]
+        pairs = paired_speed_up([2.0] * 12, [seconds * part for part in jitter])
+        return {**_timed(seconds, 40), "paired_speed_up": pairs}
+
     ref = reference.model_copy(update=_timed(2.0, 50))
     (ranking,) = _rank(
         ref,
-        _variation(base, "quick", **_timed(1.0, 40)),
-        _variation(base, "slow", **_timed(4.0, 40)),
-        _variation(base, "same", **_timed(2.0, 40)),
-        _variation(base, "hardly", **_timed(2.018, 40)),
+        _variation(base, "quick", **turns(1.0)),
+        _variation(base, "slow", **turns(4.0)),
+        _variation(base, "same", **turns(2.0)),
+        _variation(base, "hardly", **turns(2.004)),
+        _variation(base, "apart", **_timed(1.0, 40)),
     )
     cells = {
         row.cells[0]: row.cells[tables.HEADERS.index("speed-up (95 %)")]
@@ -91,6 +99,8 @@ def test_slower_is_said_as_plainly_as_faster(base: Record, reference: Record) ->
     assert cells["same"].endswith("no difference")
     assert "SLOWER" in cells["hardly"]
     assert "1.00" not in cells["hardly"]  # or it would contradict itself
+    assert cells["apart"].startswith("2.00x")
+    assert cells["apart"].endswith("not interleaved")
 
 
 def test_recipes_of_one_name_are_told_apart_by_what_differs(base: Record) -> None:
