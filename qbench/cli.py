@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qbench import textfile
-from qbench.errors import InputError, one_line, shortened
+from qbench.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -250,7 +250,9 @@ def _planned(
     shortcuts = {"model": model, "device": device, "prompts.set": prompts}
     given = {key: value for key, value in shortcuts.items() if value is not None}
     changes = files.overrides(set_) | {key: files.quoted(value) for key, value in given.items()}
-    options = {key: f"--{key.partition('.')[0]} {shortened(value)}" for key, value in given.items()}
+    options = {
+        key: f"--{key.partition('.')[0]} {one_line(value, 80)}" for key, value in given.items()
+    }
     found = [path for word in words for path in shipped.find(word)]
     paths = [path for path in found if path.stem != shipped.BASE]
     if not paths:

@@ -12,7 +12,7 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 
 from qbench import textfile
-from qbench.errors import InputError, brief, nearest, shortened
+from qbench.errors import InputError, brief, nearest, one_line
 from qbench.recipe import shipped, yaml_text
 from qbench.recipe.schema import Recipe
 from qbench.recipe.shipped import recipe_files
@@ -71,7 +71,7 @@ def overrides(pairs: list[str]) -> dict[str, str]:
         key, separator, value = pair.partition("=")
         if not separator or not key.strip():
             raise InputError(
-                f"--set {shortened(pair)}: expected field=value, as in variant.dtype=bf16"
+                f"--set {one_line(pair, 80)}: expected field=value, as in variant.dtype=bf16"
             )
         found[key.strip()] = value
     return found
@@ -178,7 +178,7 @@ def _read(path: Path) -> tuple[dict[str, Value], Places]:
 def _override(
     values: dict[str, Value], places: Places, key: str, text: str, option: str | None
 ) -> None:
-    said = option or f"--set {key}={shortened(text, 60)}"
+    said = option or f"--set {one_line(key, 80)}={one_line(text, 60)}"
     parts = key.split(".")
     if parts[0] == "extends":
         raise InputError(f"{said}: 'extends' stands in a recipe's file; it cannot be set")
@@ -232,14 +232,14 @@ def _first(error: ValidationError, places: Places, path: Path) -> str:
     elif kind.endswith(("_type", "_parsing")):
         message = f"{message[0].lower()}{message[1:]}, not {brief(detail['input'])}"
     field = ".".join(map(str, at)) or "recipe"
-    return f"{_where(places, at, path)}: {shortened(field)}: {message}"
+    return f"{_where(places, at, path)}: {one_line(field, 120)}: {message}"
 
 
 def _meant(at: Place, by_option: bool) -> str:
     """The field that an unknown one was meant to be: here, or of this name in another section."""
     word, section = str(at[-1]), at[:-1]
     here = _fields(section)
-    elsewhere = [name for name in _all_fields() if name.rpartition(".")[2] == word]
+    elsewhere = [name for name in all_fields() if name.rpartition(".")[2] == word]
     if elsewhere:
         return f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
     if not section and not by_option:
@@ -259,12 +259,12 @@ def _fields(at: Place) -> list[str]:
     return list(model.model_fields)
 
 
-def _all_fields(model: type[BaseModel] = Recipe, above: str = "") -> Iterator[str]:
+def all_fields(model: type[BaseModel] = Recipe, above: str = "") -> Iterator[str]:
     """Dotted names of all fields, as `--set` takes them."""
     for name, field in model.model_fields.items():
         yield above + name
         if inner := _section(field.annotation):
-            yield from _all_fields(inner, f"{above}{name}.")
+            yield from all_fields(inner, f"{above}{name}.")
 
 
 def _section(annotation: object) -> type[BaseModel] | None:
