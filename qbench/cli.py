@@ -314,12 +314,16 @@ def _print(console: Console, ranking: Ranking) -> None:
     columns = tables.columns(rows, console.width)
     table = Table(box=None, padding=(0, 1, 0, 0))
     for i in columns:
-        table.add_column(tables.HEADERS[i], overflow="fold", no_wrap=i != 0)
+        table.add_column(tables.HEADERS[i], no_wrap=True)
     for row in rows:
         style = {"ok": "", "invalid": "strike red", "skipped": "dim"}.get(row.status, "red")
         table.add_row(*(Text(one_line(cell), style=style) for cell in row.shown(columns)))
     _say(console, ranking.title(), "italic")  # the table's own would wrap to the table's width
+    # A line longer than the terminal is the terminal's to wrap: no cell is broken into words.
+    shown, endless = console.width, console.options.update(width=10_000)
+    console.width = max(shown, console.measure(table, options=endless).maximum)
     console.print(table)
+    console.width = shown
     for row in rows:
         if row.remark:
             _say(console, f"  {row.cells[0]} {row.status}: {row.remark}")

@@ -12,6 +12,7 @@ printed with its seed: `--seed N --count 1 --kinds KIND` tries it again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -21,10 +22,12 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Queue
 
 from qbench.errors import InputError
 
@@ -108,6 +111,23 @@ def _value(dice: random.Random) -> object:
     )  # fmt: skip
 
 
+def _other(value: object, dice: random.Random) -> object:
+    """A value of the same type: a schema takes it, and what reads the record has to."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return dice.choice((0, 1, 2, value * 1000, value + 1))
+    if isinstance(value, float):
+        return value * dice.choice((0.0, 1e-12, 1e-3, 1e3, 1e12, -1.0))
+    if isinstance(value, str):
+        return dice.choice(
+            ("", "[/y]", "a $\\frac$ b", "a|b`<i>", "=cmd|x", value * 40, "ü\u202eü")
+        )
+    if isinstance(value, list):
+        return dice.choice(([], value[:1], value * 3, value[::-1]))
+    return {} if isinstance(value, dict) else None
+
+
 def _places(tree: object, above: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
     found = [above] if above else []
     items: list[tuple[str | int, object]] = []
@@ -132,7 +152,9 @@ def _edited(tree: dict[str, object], dice: random.Random) -> str:
             if dice.random() < 0.15:
                 del spot[last]  # type: ignore[attr-defined]
             else:
-                spot[last] = _value(dice)  # type: ignore[index]
+                old = spot[last]  # type: ignore[index]
+                new = _other(old, dice) if dice.random() < 0.6 else _value(dice)
+                spot[last] = new  # type: ignore[index]
         except (KeyError, IndexError, TypeError):
             continue  # an earlier edit has taken the place away
     text = json.dumps(tree)
@@ -189,7 +211,7 @@ def _prompts(dice: random.Random, folder: Path) -> None:
 
 
 def _record(dice: random.Random, folder: Path) -> None:
-    """One of two good records edited; all that reads records, then, as the commands call it."""
+    """One of three good records edited; all that reads records, then, as the commands call it."""
     from qbench import power
     from qbench.explain import explain
     from qbench.report.writer import write
@@ -208,10 +230,13 @@ def _record(dice: random.Random, folder: Path) -> None:
     text = _edited(json.loads((broken / store.FILE).read_text()), dice)
     (folder / broken.name / store.FILE).write_bytes(_bytes(text, dice))
     found, unreadable = store.read_all(store.find([folder]))
+    if unreadable:  # named and left out: nothing further sees it
+        raise InputError(unreadable[0])
     write(found, unreadable, folder / "report")
     rankings(found)
-    power.said(found, ["psnr=0.5"], 0.05, 0.8)
-    for run in sorted(runs, key=lambda run: run == broken):
+    with contextlib.suppress(InputError):  # too few samples, after an edit
+        power.said(found, ["psnr=0.5"], 0.05, 0.8)
+    for run in runs:
         explain(folder / run.name)
 
 
@@ -288,6 +313,23 @@ class Worker:
         self._process.join(5)
 
 
+def _all(workers: list[Worker], kind: str, seeds: range) -> Iterator[Outcome]:
+    """Outcomes in order, each worker on the next input as soon as it is free."""
+    free = Queue[Worker]()
+    for worker in workers:
+        free.put(worker)
+
+    def one(seed: int) -> Outcome:
+        worker = free.get()
+        try:
+            return worker.attempt(kind, seed)
+        finally:
+            free.put(worker)
+
+    with ThreadPoolExecutor(len(workers)) as pool:
+        yield from pool.map(one, seeds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -295,6 +337,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="inputs of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the first input")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--workers", type=int, default=2, help="processes at a time")
     parser.add_argument(
         "--records",
         type=Path,
@@ -302,37 +345,38 @@ def main() -> None:
         help="folder of good records that are edited",
     )
     args = parser.parse_args()
-    began, worker = time.monotonic(), None
+    began = time.monotonic()
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="qbench-fuzz-") as name:
         os.environ["QBENCH_FUZZ_RECORDS"] = name
         if "records" in args.kinds:
-            _few_records(args.records, Path(name))
-        worker = Worker()
+            few_records(args.records, Path(name))
+        workers = [Worker() for _ in range(args.workers)]
         for kind in args.kinds:
-            for seed in range(args.seed, args.seed + args.count):
-                outcomes.append(worker.attempt(kind, seed))
-                if outcomes[-1].faulty:
-                    last = outcomes[-1].detail.strip().splitlines()[-6:]
-                    print(f"{kind} {seed}: {outcomes[-1].word}\n  " + "\n  ".join(last))
+            for outcome in _all(workers, kind, range(args.seed, args.seed + args.count)):
+                outcomes.append(outcome)
+                if outcome.faulty:
+                    last = "\n  ".join(outcome.detail.strip().splitlines()[-6:])
+                    print(f"{kind} {outcome.seed}: {outcome.word}\n  {last}")
             words = [outcome.word for outcome in outcomes if outcome.kind == kind]
             told = ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
             print(f"{kind}: {told} of {len(words)}", flush=True)
-        worker.close()
+        for worker in workers:
+            worker.close()
     faulty = sum(outcome.faulty for outcome in outcomes)
     print(f"{faulty} faults of {len(outcomes)} inputs, {time.monotonic() - began:.0f} s")
     raise SystemExit(1 if faulty else 0)
 
 
-def _few_records(source: Path, target: Path) -> None:
-    """A reference and a variant: as much as a report needs to have everything in it."""
+def few_records(source: Path, target: Path) -> None:
+    """A reference and two variants: as much as a report needs to have everything in it."""
     from qbench.results import store
 
     found, _ = store.read_all(store.find([source]))
     sound = [(path, record) for path, record in found if record.status == "ok"]
     reference = next(item for item in sound if item[1].recipe.is_reference)
-    other = next(item for item in sound if item[1].paired_speed_up)
-    for path, record in (reference, other):
+    others = [item for item in sound if item[1].paired_speed_up][:2]
+    for path, record in (reference, *others):
         folder = target / f"{record.recipe.plain_name}-0"
         folder.mkdir()
         store.write(record, folder)

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
-from conftest import qbench
+from conftest import RECIPES, ROOT, qbench
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -45,3 +46,56 @@ def test_doctor_shows_machine_versions_and_reasons() -> None:
     assert "torch" in done.stdout
     assert "TensorRT needs an NVIDIA GPU" in done.stdout
     assert "threads" in done.stdout
+
+
+def test_a_narrow_table_breaks_no_cell_and_names_are_no_markup() -> None:
+    import io
+
+    from rich.console import Console
+
+    from qbench import cli
+    from qbench.results import store
+    from qbench.results.ranking import rankings
+
+    published = ROOT / "results" / "published" / "amd-epyc-2t"
+    found, _ = store.read_all(store.find([published]))
+    hostile = [
+        (path, record.model_copy(update={"recipe": record.recipe.model_copy(update=odd)}))
+        for path, record in found
+        for odd in [{"model": "/models/x[/y]/" + "deep/" * 40, "about": "[red]"}]
+    ]
+    for width in (30, 80):
+        file = io.StringIO()
+        cli._print(Console(file=file, width=width), rankings(hostile)[0])
+        title, heads, *rows = file.getvalue().splitlines()
+        assert "/models/x[/y]/deep" in title
+        assert heads.split()[0] == "variant"
+        assert any(row.startswith("onnx-int8") and row.rstrip().endswith("drift") for row in rows)
+
+
+def test_version_and_devices() -> None:
+    from qbench import __version__
+
+    assert qbench("--version").stdout == f"qbench {__version__}\n"
+    for words in (("doctor", "--device=tpu"), ("validate", "int8", "--device=tpu")):
+        done = qbench(*words)
+        assert done.returncode == 2
+        assert done.stderr.startswith("qbench: --device tpu: ")
+        assert "did you mean 'cpu'?" in done.stderr
+
+
+def test_recipes_go_by_name_from_anywhere(tmp_path: Path) -> None:
+    done = qbench("validate", "int8", "attention/fp8", "--prompts=world-v1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["int8", "attention/fp8"]
+    named = [str(path) for path in sorted(RECIPES.glob("*.yaml"))]
+    assert "base" not in qbench("validate", *named).stdout
+    assert qbench("validate", str(RECIPES / "base.yaml")).returncode == 2
+
+
+def test_folders_that_cannot_be_written_are_told_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for words in (["run", "int8"], ["report", "results/published/amd-epyc-2t"]):
+        done = qbench(*words, f"--out={tmp_path / 'file' / 'runs'}")
+        assert done.returncode == 2
+        assert "is a file, not a folder" in done.stderr
