@@ -218,15 +218,16 @@ def power(
         list[Path] | None, typer.Argument(help="Records, or folders of them.")
     ] = None,
     resolve: Annotated[
-        list[str], typer.Option(help="A difference to resolve: psnr=0.5, clip_score=0.1 ...")
-    ] = ["psnr=0.5", "clip_score=0.1"],  # noqa: B006  (typer reads it as data)
+        list[str] | None,
+        typer.Option(help="A difference to resolve besides: psnr=0.5, clip_score=0.1 ..."),
+    ] = None,
     alpha: Annotated[float, typer.Option(help="Chance of seeing what is not there.")] = 0.05,
     chance: Annotated[float, typer.Option("--power", help="Chance of seeing what is.")] = 0.8,
 ) -> None:
-    """How many prompts a claim needs, at the spread that these records show."""
+    """How many prompts verdicts without a question mark need, at the spread of these records."""
     from qbench import power as planning
 
-    for line in planning.said(_records(results)[0], resolve, alpha, chance):
+    for line in planning.said(_records(results)[0], resolve or [], alpha, chance):
         print(line)
 
 
