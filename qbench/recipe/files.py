@@ -252,7 +252,7 @@ def _fields(at: Place) -> list[str]:
     model: type[BaseModel] = Recipe
     for part in at:
         known = model.model_fields.get(str(part))
-        inner = _section(known.annotation) if known else None
+        inner = section(known.annotation) if known else None
         if inner is None:
             return []
         model = inner
@@ -263,11 +263,12 @@ def all_fields(model: type[BaseModel] = Recipe, above: str = "") -> Iterator[str
     """Dotted names of all fields, as `--set` takes them."""
     for name, field in model.model_fields.items():
         yield above + name
-        if inner := _section(field.annotation):
+        if inner := section(field.annotation):
             yield from all_fields(inner, f"{above}{name}.")
 
 
-def _section(annotation: object) -> type[BaseModel] | None:
+def section(annotation: object) -> type[BaseModel] | None:
+    """The section that a field of this type holds, if it is one."""
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind

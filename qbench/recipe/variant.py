@@ -1,0 +1,230 @@
+"""The schema of a variant: what a recipe changes about the denoiser and what surrounds it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from qbench.errors import brief, nearest
+
+Dtype = Literal["fp32", "fp16", "bf16"]
+Attention = Literal[
+    "auto", "math", "flash", "efficient", "cudnn", "flash-3", "flash-4", "sage", "xformers", "fp8"
+]
+Fault = Literal[
+    "scale_doubled",
+    "block_skipped",
+    "norms_fp8",
+    "last_frames_repeated",
+    "channels_swapped",
+    "black",
+    "reversed",
+    "mirrored",
+    "half_speed",
+    "second_frames_repeated",
+    "frames_out_of_order",
+    "frozen",
+    "first_half_other_seed",
+    "blurred",
+    "sharpened",
+    "contrast_lowered",
+    "contrast_raised",
+    "darkened",
+    "desaturated",
+    "tinted",
+    "grainy",
+]
+SCHEMES: dict[str, tuple[str, ...]] = {
+    "torchao": (
+        "int8_weight_only",
+        "int8_dynamic",
+        "fp8_weight_only",
+        "fp8_dynamic_row",
+        "fp8_dynamic_tensor",
+        "int4_weight_only",
+        "int2_weight_only",
+    ),
+    "quanto": ("int8_weight_only", "int4_weight_only", "int2_weight_only", "fp8_weight_only"),
+    "qbench": ("fp8_dynamic_row",),
+    "onnxruntime": ("int8_dynamic",),
+}
+
+
+class Strict(BaseModel):
+    """Unknown keys and wrong types are errors: a typo must not silently change a measurement."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # the reference in docs/recipes.md is made of them
+    )
+
+
+class Quantize(Strict):
+    """Which linear layers are quantized, and how."""
+
+    backend: Literal["torchao", "quanto", "qbench", "onnxruntime"]
+    """The library that quantizes."""
+    scheme: str
+    """What weights and activations become; `qbench ls` lists the schemes of each backend."""
+    include: list[str] = []
+    """Parts of module names: only layers that match one are quantized. Empty is all."""
+    exclude: list[str] = []
+    """Parts of module names: layers that match one stay as they are."""
+    tune: bool = False
+    """torchao's autotuning, which its published recipes use and which holds for the whole process:
+    the first call then takes minutes."""
+
+    @model_validator(mode="after")
+    def _known_scheme(self) -> Quantize:
+        if self.scheme not in SCHEMES[self.backend]:
+            hint = nearest(self.scheme, SCHEMES[self.backend])
+            raise ValueError(f"@scheme: {self.backend} has no scheme {brief(self.scheme)}{hint}")
+        return self
+
+
+class Compile(Strict):
+    """torch.compile."""
+
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
+        "default"
+    )
+    """torch.compile's own."""
+    scope: Literal["blocks", "model"] = "blocks"
+    """`blocks` compiles the repeated block once, `model` the whole denoiser."""
+    fullgraph: bool = False
+    """Fail where the graph breaks."""
+
+    @property
+    def captures_graphs(self) -> bool:
+        """Whether CUDA graphs are captured: they replay in memory that torch counts as free."""
+        return self.mode in ("reduce-overhead", "max-autotune")
+
+
+class Cache(Strict):
+    """Reuse of what earlier denoise steps computed, by diffusers' hooks.
+
+    `taylorseer` and `pab` compute every `interval`-th step in full; `first_block` skips a step
+    where the first block's residual moved by less than `threshold`; `faster` also predicts the
+    unconditional half of the batch. All but `first_block` compute the last step in full.
+    """
+
+    kind: Literal["first_block", "pab", "faster", "taylorseer"]
+    """The method."""
+    interval: Annotated[int, Field(ge=2, le=100)] | None = None
+    """Every so many steps one is computed in full; not for `first_block`."""
+    threshold: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Relative change below which a step is skipped; for `first_block` only."""
+
+    @model_validator(mode="after")
+    def _own_field(self) -> Cache:
+        needed, other = "interval", "threshold"
+        if self.kind == "first_block":
+            needed, other = other, needed
+        if getattr(self, needed) is None:
+            raise ValueError(f"@kind: {self.kind} needs a field '{needed}'")
+        if getattr(self, other) is not None:
+            raise ValueError(f"@{other}: {self.kind} has no such field; it has '{needed}'")
+        return self
+
+    @property
+    def by_content(self) -> bool:
+        """Whether the latents decide which steps are skipped: all that is in a batch, together."""
+        return self.kind == "first_block"
+
+
+class Memory(Strict):
+    """What is traded for memory outside the denoiser."""
+
+    offload: Literal["model", "sequential", "group"] | None = None
+    """diffusers' offloading to the CPU's memory: whole models, single layers, or groups of them."""
+    vae_tiling: bool = False
+    """Decode in overlapping tiles. The video differs at their borders."""
+    vae_slicing: bool = False
+    """Decode the videos of a batch one after the other."""
+    expandable_segments: bool = False
+    """torch's allocator grows its segments instead of adding others, so that less is lost to
+    fragments."""
+
+
+class Decode(Strict):
+    """How the VAE decodes, which every variant ends with."""
+
+    fused: bool = False
+    """Decode CogVideoX's latents with qbench's own kernels, in a quarter of the time and less than
+    half of the memory; the VAE of another family decodes as without it."""
+    split_norms: bool = False
+    """Reduce each group of a group norm in parts: torch gives a group one block of threads, so the
+    32 groups of a VAE leave most of a large GPU idle."""
+    strips: bool = False
+    """Have each layer work through its rows in strips: less memory on any GPU and, unlike with
+    tiles, the same video."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Decode:
+        if self.fused and self.strips:
+            raise ValueError("@strips: fused decodes in as little memory; choose one of the two")
+        return self
+
+
+class Variant(Strict):
+    """One variant of the denoiser, axis by axis."""
+
+    dtype: Dtype = "fp32"
+    """Of the denoiser's weights and arithmetic."""
+    fuse_qkv: bool = False
+    """Compute query, key and value with one linear layer."""
+    quantize: Quantize | None = None
+    """Quantization of the linear layers; null leaves them as they are."""
+    attention: Attention = "auto"
+    """The attention kernel; `auto` is torch's choice."""
+    cache: Cache | None = None
+    """Reuse of earlier denoise steps; null computes every step."""
+    compile: Compile | None = None
+    """torch.compile; null runs eagerly, `{}` compiles with the defaults."""
+    memory: Memory = Memory()
+    """What is traded for memory."""
+    decode: Decode = Decode()
+    """How the VAE decodes."""
+    step_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """This share of the reference's denoise steps: the control that every cache has to beat."""
+    seed_offset: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Video n gets the initial noise of video n + seed_offset: the noise floor of another seed, or,
+    as a planted fault, a pairing that is off by one."""
+    fault: Fault | None = None
+    """Damage on purpose, to see that the verdict catches it."""
+    engine: Literal["onnxruntime", "tensorrt"] | None = None
+    """Export the denoiser and run it there; null runs it in PyTorch."""
+
+    def arithmetic(self) -> set[str]:
+        """The dtypes in which products are computed: fp32, fp16, bf16, fp8, int8."""
+        kinds = {str(self.dtype)}
+        if self.attention == "fp8" or (self.quantize and "fp8_dynamic" in self.quantize.scheme):
+            kinds.add("fp8")
+        if self.quantize and self.quantize.scheme == "int8_dynamic":
+            kinds.add("int8")
+        return kinds
+
+    @model_validator(mode="after")
+    def _possible(self) -> Variant:
+        if self.engine and self.compile:
+            raise ValueError("@compile: an engine replaces the module, so there is none to compile")
+        if self.engine and self.attention != "auto":
+            raise ValueError("@attention: an engine brings its own attention kernel")
+        if self.engine and (self.fuse_qkv or self.cache or self.fault):
+            field = "fuse_qkv" if self.fuse_qkv else "cache" if self.cache else "fault"
+            raise ValueError(f"@{field}: an engine replaces the modules that this one changes")
+        if self.engine and self.memory.offload:
+            raise ValueError("@memory: an engine's weights cannot be offloaded by diffusers")
+        by_engine = self.quantize is not None and self.quantize.backend == "onnxruntime"
+        if by_engine and self.engine != "onnxruntime":
+            raise ValueError("@quantize: the onnxruntime backend needs 'engine: onnxruntime'")
+        if self.engine and self.quantize and not by_engine:
+            raise ValueError(
+                f"@quantize: tensors of {self.quantize.backend} do not pass an ONNX export; "
+                "quantize with backend onnxruntime, or leave out the engine"
+            )
+        return self
