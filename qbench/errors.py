@@ -10,6 +10,10 @@ class InputError(Exception):
     """Bad input: what is wrong, where, and the nearest valid choice. Exit code 2."""
 
 
+class LoadError(Exception):
+    """A model's files cannot be loaded. Becomes a `failed` record with this reason, exit code 1."""
+
+
 class Unsupported(Exception):
     """This machine cannot run the variant. Becomes a `skipped` record with this reason."""
 

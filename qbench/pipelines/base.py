@@ -92,6 +92,8 @@ class VideoPipeline(ABC):
     part: ClassVar[str] = "transformer"  # where diffusers keeps the denoiser
     # diffusers' classes of the parts that `weights: random` builds and a folder must hold.
     parts: ClassVar[Mapping[str, str]]
+    # Fields of the denoiser's configuration by which known models are told, and their defaults.
+    identity: ClassVar[Config]
     schedulers: ClassVar[Mapping[str, str]] = {}  # a recipe's name -> diffusers' class
     exports: ClassVar[bool] = True  # whether engines can be built of its denoiser
     # Whether guidance calls the denoiser twice a step, not once with both halves in one batch.
@@ -112,6 +114,22 @@ class VideoPipeline(ABC):
     def random_configs(cls, model: str) -> Configs | None:
         """Configurations of a known model's parts at true size, or None where it knows none."""
         return None
+
+    @classmethod
+    def is_known(cls, model: str, configs: Configs) -> bool:
+        """Whether these are the configurations of the known model of this name."""
+        known = cls.random_configs(model)
+        if known is None:
+            return False
+        theirs, ours = known[cls.part], configs[cls.part]
+
+        def plain(value: object) -> object:
+            return list(value) if isinstance(value, tuple) else value
+
+        return all(
+            plain(ours.get(name, default)) == plain(theirs.get(name, default))
+            for name, default in cls.identity.items()
+        )
 
     @abstractmethod
     def latents_shape(self, run: Resolved) -> tuple[int, ...]:
@@ -221,6 +239,9 @@ class VideoPipeline(ABC):
         A scheduler that was asked for is put in place. Raises InputError for sizes, frames and
         settings that this pipeline cannot have.
         """
+        from qbench.pipelines.specs import with_defaults
+
+        model = with_defaults(model, type(self), self.configs())
         frames, height, width = self.grid(self.configs()).resolve(generation, model.size)
         self._set_scheduler(generation.scheduler or model.scheduler)
         if generation.dynamic_cfg and not self.dynamic_cfg:

@@ -57,6 +57,13 @@ class CogVideoX(VideoPipeline):
         "vae": "AutoencoderKLCogVideoX",
         "scheduler": "CogVideoXDDIMScheduler",
     }
+    identity: ClassVar = {
+        "num_layers": 30,
+        "num_attention_heads": 30,
+        "attention_head_dim": 64,
+        "patch_size_t": None,
+        "sample_height": 60,
+    }
     schedulers: ClassVar = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}
     dynamic_cfg = True
 
@@ -140,8 +147,8 @@ def frames_made(frames: int, ratio: int) -> int:
 
 
 def _int(value: object) -> int:
-    assert isinstance(value, int)
-    return value
+    assert isinstance(value, (int, float))
+    return int(value)
 
 
 def _ints(value: object) -> list[int]:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.errors import InputError, Unsupported, nearest
-from qbench.pipelines import families
+from qbench.errors import InputError, LoadError, Unsupported, brief, nearest, one_line
+from qbench.pipelines import families, folders
 from qbench.recipe.schema import Dtype, Generation, Weights, digest
 
 if TYPE_CHECKING:
+    import torch
+
     from qbench.pipelines.base import Configs, Pipe, VideoPipeline
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
+LOAD_S, SLOWEST = 300.0, 20e6  # a folder may take so many seconds, and one for so many bytes
+HUB_LOAD_S = 6 * 3600.0  # a download too
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,16 @@ class Model:
     # The text encoder and the VAE are the same for every variant and have a dtype of their own.
     # BF16 falls back to FP32 on a CPU without it, where it would be many times slower.
     surroundings: Dtype = "bf16"
+    vae_dtype: Dtype | None = None  # where it is another than the text encoder's
 
     @property
     def local(self) -> bool:
         return Path(self.source).is_dir()
+
+    @property
+    def spelling(self) -> str:
+        """The one way in which a record names this model: known name, hub id, or whole path."""
+        return self.name if self.name in KNOWN else self.source
 
     def digest(self, weights: Weights = "pretrained") -> str:
         """Identifies the weights: a folder's configuration and weight files, or the hub id."""
@@ -50,20 +61,24 @@ class Model:
             return digest(self.source)
         folder = Path(self.source)
         files = [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".safetensors")]
-        return digest({str(path.relative_to(folder)): _file_digest(path) for path in files})
+        return digest(
+            {str(path.relative_to(folder)): _file_digest(path) for path in files if path.is_file()}
+        )
+
+
+def _file_digest(path: Path) -> str:
+    """SHA-256 of a file, computed again where its size, time or inode is another."""
+    facts = path.stat()
+    return _hashed(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
 
 
 @functools.cache
-def _file_digest(path: Path) -> str:
-    """SHA-256 of a file; of one past 64 MiB its size and 64 chunks of 1 MiB spread over it."""
-    size, chunk = path.stat().st_size, 2**20
-    hashed = hashlib.sha256(str(size).encode())
-    starts = range(0, size, chunk) if size <= 64 * chunk else range(0, size, size // 64)
-    with path.open("rb") as file:
-        for start in starts:
-            file.seek(start)
-            hashed.update(file.read(chunk))
-    return hashed.hexdigest()
+def _hashed(path: Path, *_: int) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:  # loading says so too, and leaves a record
+        return f"unreadable: {error.strerror}"
 
 
 KNOWN: dict[str, Model] = {
@@ -114,46 +129,88 @@ KNOWN: dict[str, Model] = {
         name="wan2.1-1.3b",
         source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         guidance=5.0,
+        vae_dtype="fp32",
         about="81 frames at 480x832; from the hub, or weights: random",
     ),
     "wan2.1-14b": Model(
         name="wan2.1-14b",
         source="Wan-AI/Wan2.1-T2V-14B-Diffusers",
         guidance=5.0,
+        vae_dtype="fp32",
         about="81 frames at 480x832; from the hub, or weights: random",
     ),
 }
 
 
+# Hub ids under which a known model is or was published.
+_IDS = {model.source.lower(): model for model in KNOWN.values()} | {
+    model.source.lower().replace("zai-org/", "thudm/"): model for model in KNOWN.values()
+}
+
+
 def find(name: str) -> Model:
-    """The model of a known name, a folder, or a hub id such as 'zai-org/CogVideoX-2b'."""
+    """The model of a known name, a folder, or a hub id such as 'zai-org/CogVideoX-2b'.
+
+    However a model is spelled, it is one: its hub id is its known name, a folder its whole path.
+    Raises InputError.
+    """
     if name in KNOWN:
         return KNOWN[name]
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise InputError(f"model {name}: no model_index.json there; not a diffusers pipeline")
-        index = json.loads((folder / "model_index.json").read_text())
-        about = f"{index.get('_class_name', 'pipeline')} in a local folder"
-        return Model(name=folder.name, source=str(folder), about=about)
+        return _in_folder(name, folder.resolve())
+    if name.lower() in _IDS:
+        return _IDS[name.lower()]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Model(name=name.replace("/", "--"), source=name, about="from the hub")
     raise InputError(
-        f"model {name!r}: neither a known model, a folder nor a hub id{nearest(name, KNOWN)}"
+        f"model {brief(name)}: neither a known model, a folder nor a hub id{nearest(name, KNOWN)}"
+    )
+
+
+def _in_folder(name: str, folder: Path) -> Model:
+    for known in KNOWN.values():
+        if known.local and Path(known.source).resolve() == folder:
+            return known
+    index = folders.index_of(name, folder)
+    about = f"{brief(index.get('_class_name', 'pipeline'))} in a local folder"
+    return Model(name=folder.name, source=str(folder), about=about)
+
+
+def with_defaults(model: Model, family: type[VideoPipeline], configs: Configs) -> Model:
+    """The model with the defaults of the known one that its configuration is, if it is one.
+
+    Known models of one configuration (Zeroscope's two) share what they have in common.
+    """
+    if model.name in KNOWN:
+        return model
+    alike = [known for known in KNOWN.values() if family.is_known(known.name, configs)]
+    if not alike:
+        return model
+    one = alike[0]
+    return replace(
+        model,
+        steps=one.steps,
+        guidance=one.guidance,
+        size=one.size if all(other.size == one.size for other in alike) else None,
+        surroundings=one.surroundings,
+        vae_dtype=one.vae_dtype,
     )
 
 
 def check(model: Model, wanted: Generation) -> None:
-    """Refuse what this model cannot generate, where its folder can tell before it is loaded."""
+    """Refuse what this model cannot generate, where its folder can tell before it is loaded.
+
+    Raises InputError. A folder that cannot be loaded at all passes: its run fails, with a record.
+    """
     if not model.local:
         return
-    folder = Path(model.source)
-    index = json.loads((folder / "model_index.json").read_text())
-    family = families.of_class(index.get("_class_name", "pipeline without a class"))
-    files = {name: folder / name / "config.json" for name in (family.part, "vae")}
-    if all(path.is_file() for path in files.values()):
-        configs = {name: json.loads(path.read_text()) for name, path in files.items()}
-        family.grid(configs).resolve(wanted, model.size)
+    try:
+        found = folders.read(Path(model.source))
+    except LoadError:
+        return
+    known = with_defaults(model, found.family, found.configs)
+    found.family.grid(found.configs).resolve(wanted, known.size)
 
 
 def load(
@@ -162,52 +219,91 @@ def load(
     device: str,
     weights: Weights = "pretrained",
     offloaded: bool = False,
+    variant: str | None = None,
 ) -> VideoPipeline:
     """The pipeline on `device`: its denoiser in `dtype`, the rest in the model's own dtype.
 
     Where it will be `offloaded` only the denoiser goes there, to be quantized: the whole would not
     fit the card that it is offloaded for. Reads safetensors only and runs no code of the repository
     that it loads from. With `weights: random` nothing is downloaded and there is no text encoder.
+    variant: of the weights' files, such as fp16.
+    Raises InputError where no family drives the pipeline, LoadError where it cannot be loaded.
     """
-    import torch
-    from diffusers import DiffusionPipeline
-
-    from qbench.pipelines import random_weights
-
-    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    rest = kinds[_surroundings(model, device)]
-    dtypes = {"default": rest, "transformer": kinds[dtype], "unet": kinds[dtype]}
     if weights == "random":
+        from qbench.pipelines import random_weights
+
         family, configs = _sizes(model)
+        dtypes = _dtypes(with_defaults(model, family, configs), dtype, family.part, device)
         pipe = random_weights.pipeline(family, configs, dtypes, device)
         return _placed(pipe, device, offloaded)
-    try:
+    limit = LOAD_S
+    if model.local:
+        found = folders.read(Path(model.source))
+        folders.check(found, variant)
+        family, configs = found.family, found.configs
+        limit += sum(p.stat().st_size for p in found.path.rglob("*.safetensors")) / SLOWEST
+    else:
+        family, configs = _on_hub(model)
+        limit = HUB_LOAD_S
+    dtypes = _dtypes(with_defaults(model, family, configs), dtype, family.part, device)
+    message = f"model {model.source}: not loaded after {limit:.0f} s"
+    with _told(model), folders.time_limit(limit, message):
+        from diffusers import DiffusionPipeline
+
         pipe = DiffusionPipeline.from_pretrained(
             model.source,
             dtype=dtypes,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=model.local,
+            variant=variant,
         )
-    except OSError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise Unsupported(f"model {model.source} could not be loaded: {reason}") from error
     return _placed(pipe, device, offloaded)
+
+
+def _dtypes(model: Model, dtype: Dtype, part: str, device: str) -> dict[str, torch.dtype]:
+    """The dtype of the denoiser, of the VAE, and of the rest ("default")."""
+    import torch
+
+    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    rest = kinds[_surroundings(model, device)]
+    vae = kinds[model.vae_dtype] if model.vae_dtype else rest
+    return {"default": rest, "vae": vae, part: kinds[dtype]}
+
+
+@contextmanager
+def _told(model: Model) -> Iterator[None]:
+    """Whatever the libraries raise as they load becomes a LoadError of one line."""
+    import torch
+
+    try:
+        yield
+    except (LoadError, Unsupported, InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = one_line(error, 300)
+        raise LoadError(f"model {model.source} could not be loaded: {reason}") from error
+
+
+def _on_hub(model: Model) -> tuple[type[VideoPipeline], Configs]:
+    """The family and configurations of a model on the hub: a few small files are fetched."""
+    with _told(model):
+        import diffusers
+
+        index = diffusers.DiffusionPipeline.load_config(model.source)
+        family = families.of_class(str(index.get("_class_name")))
+        return family, {
+            part: getattr(diffusers, name).load_config(model.source, subfolder=part)
+            for part, name in family.parts.items()
+            if part != "scheduler"
+        }
 
 
 def _sizes(model: Model) -> tuple[type[VideoPipeline], Configs]:
     """The family and the configurations of a model's parts, of which no weights are read."""
     if model.local:
-        folder = Path(model.source)
-        index = json.loads((folder / "model_index.json").read_text())
-        family = families.of_class(index.get("_class_name", "pipeline without a class"))
-        files = {
-            name: "scheduler_config.json" if name == "scheduler" else "config.json"
-            for name in family.parts
-        }
-        return family, {
-            name: json.loads((folder / name / file).read_text()) for name, file in files.items()
-        }
+        found = folders.read(Path(model.source))
+        return found.family, found.configs
     for name in families.known():
         family = families.of_class(name)
         configs = family.random_configs(model.name)

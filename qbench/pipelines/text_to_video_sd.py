@@ -56,6 +56,12 @@ class TextToVideoSD(VideoPipeline):
         "vae": "AutoencoderKL",
         "scheduler": "DDIMScheduler",
     }
+    identity: ClassVar = {
+        "block_out_channels": [320, 640, 1280, 1280],
+        "attention_head_dim": 64,
+        "cross_attention_dim": 1024,
+        "layers_per_block": 2,
+    }
     schedulers: ClassVar = {"ddim": "DDIMScheduler", "dpm": "DPMSolverMultistepScheduler"}
 
     @classmethod

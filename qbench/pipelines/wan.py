@@ -48,6 +48,7 @@ class Wan(VideoPipeline):
         "vae": "AutoencoderKLWan",
         "scheduler": "UniPCMultistepScheduler",
     }
+    identity: ClassVar = {"num_layers": 40, "num_attention_heads": 40, "attention_head_dim": 128}
     separate_guidance = True
 
     def __init__(self, pipe: Pipe) -> None:

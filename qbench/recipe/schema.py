@@ -205,6 +205,8 @@ class Recipe(Strict):
     """A known name (`qbench ls`), a hub id, or a folder in diffusers' layout."""
     weights: Weights = "pretrained"
     """`random` makes the model at its true size without a download: latency and memory alone."""
+    weights_variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,40}$")] | None = None
+    """Of the weights' files: `fp16` reads `diffusion_pytorch_model.fp16.safetensors`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; `auto` is the GPU where there is one."""
     variant: Variant = Variant()

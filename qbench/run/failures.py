@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from qbench.errors import InputError, Unsupported
+from qbench.errors import InputError, LoadError, Unsupported
 from qbench.results.record import Status
 
 
@@ -23,7 +23,7 @@ def understood(error: Exception) -> Failure:
     """Only what this machine cannot do is skipped; input that is wrong has failed."""
     if isinstance(error, Unsupported):
         return Failure("skipped", one_line(str(error)), expected=True)
-    if isinstance(error, InputError):
+    if isinstance(error, (InputError, LoadError)):
         return Failure("failed", one_line(str(error)), expected=True)
     if out_of_memory(error):
         facts = needed_bytes(error)

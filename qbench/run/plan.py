@@ -72,7 +72,8 @@ def plan(
     everything = [*implied.values(), *named.values()]
     for item in everything:
         _check(sources[item.recipe.name])
-    return sorted(everything, key=lambda item: not item.recipe.is_reference)
+    spelled = [replace(item, recipe=_one_spelling(item.recipe)) for item in everything]
+    return sorted(spelled, key=lambda item: not item.recipe.is_reference)
 
 
 def _own(key: str) -> bool:
@@ -116,6 +117,11 @@ def _beside(loaded: Loaded, name: str) -> Path:
         f"{loaded.where('reference')}: reference: no recipe {name!r} beside it or shipped"
         f"{nearest(name, there - {shipped.BASE})}"
     )
+
+
+def _one_spelling(recipe: Recipe) -> Recipe:
+    """With the model's one name: its hub id, or another path to its folder, is the same model."""
+    return recipe.model_copy(update={"model": specs.find(recipe.model).spelling})
 
 
 def _check(loaded: Loaded) -> None:

@@ -177,7 +177,12 @@ def _load(job: Job, stages: Stages) -> Session:
     stages.start(device)
     model = specs.find(recipe.model)
     pipeline = specs.load(
-        model, variant.dtype, device, recipe.weights, variant.memory.offload is not None
+        model,
+        variant.dtype,
+        device,
+        recipe.weights,
+        variant.memory.offload is not None,
+        recipe.weights_variant,
     )
     generation = pipeline.resolve(model, recipe.generation, variant.step_share)
     session = Session(job, stages, model, pipeline, generation)
