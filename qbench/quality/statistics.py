@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -114,12 +114,10 @@ class Moments:
 
     def tail(self, edge: float) -> float:
         """p of "the mean is at most `edge`": small where it is above for certain."""
-        from scipy.special import stdtr
-
         if not self.known:
             return 1.0
         t = (self.mean - edge) / self.error
-        return float(stdtr(self.n - 1, -min(t, _transformed(t, self.skew))))
+        return float(_student()(self.n - 1, -min(t, _transformed(t, self.skew))))
 
     def flipped(self) -> Moments:
         """Those of the samples with the other sign."""
@@ -127,9 +125,7 @@ class Moments:
 
     def bound(self, chance: float) -> float:
         """Upper bound that the true mean exceeds with this chance at most."""
-        from scipy.special import stdtrit
-
-        quantile = float(stdtrit(self.n - 1, 1 - chance))
+        quantile = _quantile(self.n - 1, 1 - chance)
         hall = -_untransformed(-quantile, self.skew)
         return self.mean + self.error * max(quantile, hall)
 
@@ -149,6 +145,23 @@ def moments(values: Sequence[float] | NDArray[np.float64]) -> Moments:
     third = float((centred * centred) @ centred) / n
     skew = third / (second / n) ** 1.5
     return Moments(n, mean, math.sqrt(second / (n - 1) / n), skew / math.sqrt(n))
+
+
+@functools.cache
+def _student() -> Callable[[float, float], float]:
+    """Student's distribution function, imported once: tables ask for it ten thousand times."""
+    from scipy.special import stdtr
+
+    found: Callable[[float, float], float] = stdtr
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _quantile(freedom: float, chance: float) -> float:
+    """Of Student's distribution."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, chance))
 
 
 def _transformed(t: float, a: float) -> float:
@@ -215,9 +228,7 @@ def effective_n(values: Sequence[float] | NDArray[np.float64]) -> float:
 
 def _stretch(n: int, effective: float) -> float:
     """By how much an interval of independent samples is widened."""
-    from scipy.special import stdtrit
-
-    quantile = float(stdtrit(_freedom(effective), (1 + CONFIDENCE) / 2))
+    quantile = _quantile(_freedom(effective), (1 + CONFIDENCE) / 2)
     return math.sqrt(n / effective) * quantile / NORMAL
 
 
@@ -352,8 +363,6 @@ def _ratio(
     value: float, low: float, high: float, n: int, effective: float, *, interleaved: bool
 ) -> Ratio:
     """With an interval stretched on a log scale for autocorrelation, and its p."""
-    from scipy.special import stdtr
-
     if n < LEAST:
         return Ratio(value=value, low=low, high=high, n=n, interleaved=interleaved, p=1.0)
     stretch = _stretch(n, effective)
@@ -365,7 +374,7 @@ def _ratio(
         high=value * (high / value) ** stretch,
         n=n,
         effective_n=round(effective, 3),
-        p=float(2 * stdtr(_freedom(effective), -t)),
+        p=float(2 * _student()(_freedom(effective), -t)),
         interleaved=interleaved,
     )
 

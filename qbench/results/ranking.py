@@ -33,21 +33,28 @@ class Ranking:
         return sound[0] if sound else None
 
     @cached_property
-    def judged(self) -> dict[str, Judged]:
-        """Run -> its verdict, of every run that was compared with this ranking's reference."""
+    def measured(self) -> list[Record]:
+        """Runs whose videos were compared with this ranking's reference."""
         reference = self.reference
         if reference is None:
-            return {}
+            return []
         shown = [r for r in self.records if r.status in ("ok", "invalid") and r is not reference]
         same = {reference.run, *self.twins}
         paired = [r for r in shown if r.reference and r.reference.run in same]
-        measured = [r for r in paired if r.quality or r.status == "invalid"]
-        floors = [r for r in measured if r.recipe.noise_floor and r.status == "ok"]
-        floor = Floor(
+        return [r for r in paired if r.quality or r.status == "invalid"]
+
+    @cached_property
+    def floor(self) -> Floor:
+        """The reference in other guises, by run."""
+        floors = [r for r in self.measured if r.recipe.noise_floor and r.status == "ok"]
+        return Floor(
             same_noise={r.run: r.quality for r in floors if not r.recipe.variant.seed_offset},
             other_noise={r.run: r.quality for r in floors if r.recipe.variant.seed_offset},
         )
-        candidates = [
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        return [
             Candidate(
                 r.run,
                 r.quality,
@@ -55,10 +62,18 @@ class Ranking:
                 other_noise=r.recipe.variant.seed_offset > 0,
                 older=r.schema_version < LOOKED_AT_ALL,
             )
-            for r in measured
+            for r in self.measured
         ]
+
+    @cached_property
+    def judged(self) -> dict[str, Judged]:
+        """Run -> its verdict, of every run that was compared with this ranking's reference."""
+        reference = self.reference
+        if reference is None:
+            return {}
         margins = catalogue.margins(reference.recipe.quality, reference.quality)
-        return {j.name: j for j in judge(candidates, reference.quality, floor, margins)}
+        found = judge(self.candidates, reference.quality, self.floor, margins)
+        return {one.name: one for one in found}
 
     @cached_property
     def differing(self) -> dict[str, frozenset[str]]:

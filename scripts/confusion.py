@@ -1,0 +1,161 @@
+"""The confusion table: every fault planted in decoded frames, and the verdict that it gets.
+
+    python -m scripts.confusion RUNS [--prompts N]
+
+RUNS is a folder of finished runs that share a ranking: the reference with its videos, floor/seed
+and floor/kernel, and whatever else stands there (`python -m scripts.matrix faults` makes them).
+Frame faults are planted in the reference's stored videos, so no model runs; the other runs are
+judged beside them. Each is judged twice: by every figure, and by those alone that need no network,
+as with a model of one's own and no CLIP at hand. Exits with 1 where a fault of the recipes, or one
+planted here, gets *drift* or *indistinguishable*.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qbench.quality.verdict import Candidate, Floor, Judged, Quality, judge
+
+if TYPE_CHECKING:
+    from qbench.quality.statistics import Metric
+    from qbench.results.ranking import Ranking
+    from qbench.results.record import Record
+
+# Figures that a network computes: what is left is there for any model, on any machine.
+NETWORKS = ("clip_score", "clip_consistency", "adherence", "fvd_reference", "kvd_reference")
+PASSED = ("drift", "indistinguishable")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault, or a run beside it, with both verdicts. planted: it must not pass."""
+
+    name: str
+    planted: bool
+    judged: Judged
+    bare: Judged  # without networks
+
+
+def measured(ranking: Ranking, count: int | None = None) -> dict[str, Candidate]:
+    """Every frame fault, planted in the reference's videos: name -> its figures."""
+    from qbench import prompts
+    from qbench.optimizations.frame_faults import CHANGES
+    from qbench.pipelines import specs
+    from qbench.quality import evaluate
+    from qbench.quality.outputs import FOLDER, Outputs
+
+    reference = ranking.reference
+    if reference is None:
+        raise SystemExit("no finished run of the reference here")
+    folder = ranking.folders[ranking.records.index(reference)]
+    kept = Outputs(folder / FOLDER)
+    if not len(kept):
+        raise SystemExit(f"{folder}: the reference's videos are not here any more")
+    recipe, made = reference.recipe, reference.generation
+    texts = list(prompts.load(recipe.prompts.set or specs.find(recipe.model).prompts).prompts)
+    texts = texts[: min(count or len(kept), len(kept))]
+    shape = tuple(int(made[name]) for name in ("frames", "height", "width"))
+    found = {}
+    for name, change in CHANGES.items():
+        with tempfile.TemporaryDirectory() as place:
+            changed = Outputs(Path(place))
+            for start in range(0, len(texts), 16):
+                stop = min(start + 16, len(texts))
+                frames, latents = kept.read(start, stop)
+                changed.add(start, change(frames.float()), latents)
+            evaluation = evaluate.measure(
+                changed, kept, texts, (shape[0], 3, shape[1], shape[2]),
+                specs.find(recipe.model), recipe.quality, "cpu",
+            )  # fmt: skip
+        found[name] = Candidate(name, evaluation.metrics, "; ".join(evaluation.faults))
+    return found
+
+
+def rows(ranking: Ranking, planted: dict[str, Candidate]) -> list[Row]:
+    """Both verdicts on every fault and on every run of the ranking, judged as one table."""
+    from qbench.quality.metrics import catalogue
+
+    reference = ranking.reference
+    assert reference is not None
+    candidates = [*planted.values(), *ranking.candidates]
+    margins = catalogue.margins(reference.recipe.quality, reference.quality)
+    full = judge(candidates, reference.quality, ranking.floor, margins)
+    bare = judge(
+        [_bare_candidate(one) for one in candidates],
+        _bare(reference.quality),
+        Floor(
+            {name: _bare(quality) for name, quality in ranking.floor.same_noise.items()},
+            {name: _bare(quality) for name, quality in ranking.floor.other_noise.items()},
+        ),
+        margins,
+    )
+    records = {record.run: record for record in ranking.measured}
+    made = []
+    for one, by_all, by_few in zip(candidates, full, bare, strict=True):
+        record = records.get(one.name)
+        named = record.recipe.name if record else f"frames: {one.name.replace('_', ' ')}"
+        made.append(Row(named, record is None or _is_fault(record), by_all, by_few))
+    return made
+
+
+def _is_fault(record: Record) -> bool:
+    return record.recipe.expects in ("degraded", "broken")
+
+
+def _bare(quality: Quality) -> dict[str, Metric]:
+    return {name: metric for name, metric in quality.items() if not name.startswith(NETWORKS)}
+
+
+def _bare_candidate(one: Candidate) -> Candidate:
+    return Candidate(one.name, _bare(one.quality), one.invalid, one.other_noise, one.older)
+
+
+def table(found: list[Row]) -> str:
+    """In GitHub's Markdown; bold where a fault passed."""
+    lines = [
+        "| planted | verdict | distance | seen by | with no network | seen by |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in found:
+        cells = [row.name]
+        for judged in (row.judged, row.bare):
+            wrong = row.planted and judged.verdict in PASSED
+            cells.append(f"**{judged.text}**" if wrong else judged.text)
+            if judged is row.judged:
+                cells.append(judged.distance or "-")
+            cells.append(", ".join(_seen_by(judged)) or "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _seen_by(judged: Judged) -> list[str]:
+    return [n for n, said in judged.alone.items() if said in ("broken", "degraded")]
+
+
+def main() -> None:
+    from qbench.results import store
+    from qbench.results.ranking import rankings
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--prompts", type=int, help="of the reference's videos, the first so many")
+    arguments = parser.parse_args()
+    ranking = rankings(store.read_all(store.find([arguments.runs]))[0])[0]
+    found = rows(ranking, measured(ranking, arguments.prompts))
+    print(table(found))
+    passed = [row.name for row in found if row.planted and row.judged.verdict in PASSED]
+    passed += [row.name for row in found if row.planted and row.bare.verdict in PASSED]
+    if passed:
+        print(f"passed as good: {', '.join(dict.fromkeys(passed))}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
