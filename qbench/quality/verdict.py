@@ -43,6 +43,10 @@ BRINGS: dict[Aspect, str] = {
     "motion": "--set quality.metrics=null, with three frames or more",
 }
 Distance = Literal["close", "as far as another seed", "other noise", ""]
+NEAR: tuple[Distance, ...] = (
+    "close",
+    "",
+)  # where the distance was not measured, close is asked for
 OPEN = ("unverified", "drift")  # verdicts that rest on what was looked at
 ORDER: tuple[Verdict, ...] = ("broken", "degraded", "unverified", "drift", "indistinguishable")
 # What the distance is read from, and which way is further.
@@ -141,7 +145,7 @@ def judge(
 
     margins: by metric, in the metric's own unit.
     """
-    found = [_comparisons(one.quality, reference, margins) for one in candidates]
+    found = [_comparisons(one, reference, floor.without([one.name]), margins) for one in candidates]
     tested = _corrected(found)
     words = [
         {t.comparison.metric: _word(t) for t in tests} | _as_a_set(one.quality, floor)
@@ -157,25 +161,41 @@ def judge(
 
 
 def _comparisons(
-    ours: Quality, reference: Quality, margins: Mapping[str, float]
+    one: Candidate, reference: Quality, floor: Floor, margins: Mapping[str, float]
 ) -> tuple[Comparison, ...]:
     """Every figure with a margin that both sides have, or that is a difference already."""
     made = []
     for name, margin in margins.items():
-        if name == "psnr" or name not in ours:  # how close the videos are is no loss by itself
+        if name == "psnr" or name not in one.quality:  # how close videos are is no loss by itself
             continue
-        samples, better = ours[name].samples, ours[name].better
-        if better == "zero" and samples:
-            made.append(compare(name, samples, None, better, margin))
-        elif samples and name in reference:
-            theirs = reference[name].samples
-            if theirs and len(samples) == len(theirs):
-                made.append(compare(name, samples, theirs, better, margin))
-    for name, metric in ours.items():
+        metric = one.quality[name]
+        samples, theirs = metric.samples, reference[name].samples if name in reference else None
+        if metric.better == "zero" and samples:
+            made += _from_zero(name, one, floor, margin)
+        elif samples and theirs and len(samples) == len(theirs):
+            made.append(compare(name, samples, theirs, metric.better, margin))
+    for name, metric in one.quality.items():
         if metric.scale and metric.samples:
             share = SET_SHARE * metric.scale
             made.append(compare(name, metric.samples, None, "lower", share))
     return tuple(made)
+
+
+def _from_zero(name: str, one: Candidate, floor: Floor, margin: float) -> list[Comparison]:
+    """A figure that is 0 as the reference, of any videos or of the reference's own alone.
+
+    Other videos as good are away from 0 in the latter (`MetricSpec.away`), so those that are as far
+    as another seed's are held against how far that seed's are away.
+    """
+    samples = one.quality[name].samples or []
+    if not METRICS[name].away or _distance(one.quality, floor, one.other_noise)[0] in NEAR:
+        return [compare(name, samples, None, "zero", margin)]
+    for seed in floor.other_noise.values():
+        theirs = seed[name].samples if name in seed else None
+        if theirs and len(theirs) == len(samples):
+            away = [abs(value) for value in samples]
+            return [compare(name, away, [abs(value) for value in theirs], "lower", margin)]
+    return []
 
 
 def _corrected(found: Sequence[tuple[Comparison, ...]]) -> list[tuple[Tested, ...]]:

@@ -43,6 +43,8 @@ class MetricSpec:
     paired: needs the reference's videos. per_video: has one value a video, else one a set.
     margin: a difference that does not matter; with one, the metric takes part in verdicts.
     sees: what a loss of would show in this metric.
+    away: best at 0 and of one sign, so that other videos as good are away from 0 (another seed's
+        have other colours here and there, and other movements); see `verdict`.
     """
 
     name: str
@@ -58,6 +60,7 @@ class MetricSpec:
     column: Column | None = None
     margin: Margin | None = None
     sees: frozenset[Aspect] = frozenset()
+    away: bool = False
 
     def load(self) -> MetricModule:
         """The module, imported."""

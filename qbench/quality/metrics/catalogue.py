@@ -104,6 +104,7 @@ _OWN = (
         paired=True,
         margin=Margin(size=0.01),  # two and a half levels of 8 bits in one channel
         sees=frozenset({"picture"}),
+        away=True,
     ),
     MetricSpec(
         name="motion_amount",
@@ -130,6 +131,7 @@ _OWN = (
         paired=True,
         margin=Margin(size=0.1),
         sees=frozenset({"motion"}),
+        away=True,
     ),
     MetricSpec(
         name="motion_rhythm",
@@ -154,7 +156,7 @@ _OWN = (
         source="Hessel et al. 2021, scaled as torchmetrics",
         module=f"{HERE}.clip_score",
         column=Column("CLIP", "{:.1f}"),
-        margin=Margin(size=0.5),
+        margin=Margin(size=0.15, of="spread"),  # 0.5 of tiny-clip, whose videos differ by 3.3
         sees=frozenset({"content"}),
     ),
     MetricSpec(
@@ -166,7 +168,7 @@ _OWN = (
         reads=FRAMES,
         source="cosine of consecutive CLIP embeddings, Esser et al. 2023",
         module=f"{HERE}.clip_score",
-        margin=Margin(size=0.5),
+        margin=Margin(size=0.15, of="spread"),  # 0.5 of tiny-clip, whose videos differ by 3.3
     ),
     MetricSpec(
         name="fvd_reference",
@@ -193,6 +195,7 @@ _OWN = (
         module=f"{HERE}.distances",
         paired=True,
         per_video=False,
+        sees=frozenset({"content"}),
     ),
     MetricSpec(
         name="fvd_rendered",
