@@ -104,9 +104,9 @@ def _step(record: Record) -> str:
     if share and rate:
         kinds = "/".join(sorted(record.recipe.variant.arithmetic())).upper()
         text += (
-            f" That is {share:.0%} of what products reach here in the fastest dtype it uses "
-            f"({kinds}: {rate / share / 1e12:.4g} TFLOP/s); at that rate a step would take "
-            f"{seconds * share * 1000:.4g} ms."
+            f" That is an MFU of {share:.0%}, of the peak measured here for GEMM in the fastest "
+            f"dtype that it uses ({kinds}: {rate / share / 1e12:.4g} TFLOP/s); at that rate a step "
+            f"would take {seconds * share * 1000:.4g} ms."
         )
     return text
 
@@ -119,7 +119,7 @@ def _shares(record: Record, profile: Profile | None) -> str:
     if not total:
         return ""
     named: tuple[tuple[Class, str], ...] = (
-        ("products", "matrix products"),
+        ("gemm", "GEMM"),
         ("attention", "attention"),
         ("pointwise", "norms and pointwise work"),
         ("movement", "memory movement"),
@@ -139,7 +139,7 @@ def _shares(record: Record, profile: Profile | None) -> str:
 def bound(profile: Profile, reference: Record, variant: Variant, share: float) -> float | None:
     """The largest speed-up of a step that this variant could bring (Amdahl 1967).
 
-    What it changes goes to the floor that the machine's ceilings set, or to nothing where it can be
+    What it changes takes as long as it does at the machine's peak, or nothing where it can be
     fused; what it leaves alone takes as long as in the reference's `profile`. `share` is the share
     of all FLOP that is quantized.
     """
@@ -153,8 +153,8 @@ def bound(profile: Profile, reference: Record, variant: Variant, share: float) -
     if dynamic and kind in rates:
         part = min(1.0, share * work.flop / work.product_flop)
         floor = part * work.product_flop / rates[kind]
-        kept = (1 - part) * seconds["products"]
-        seconds["products"] = min(seconds["products"], floor + kept)
+        kept = (1 - part) * seconds["gemm"]
+        seconds["gemm"] = min(seconds["gemm"], floor + kept)
     if variant.attention == "fp8" and "fp8" in rates:
         floor = work.attention_flop / rates["fp8"]
         seconds["attention"] = min(seconds["attention"], floor)
@@ -191,7 +191,7 @@ def _gains(record: Record, ranking: Ranking, profile: Profile) -> str:
         return ""
     head = (
         f"What could be gained over {reference.recipe.name}, if all that a variant changes ran at "
-        "the machine's ceiling and all that can be fused cost nothing, and what was gained:"
+        "the machine's peak rate and all that can be fused cost nothing, and what was gained:"
     )
     return "\n".join([head, *lines])
 

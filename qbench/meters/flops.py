@@ -17,11 +17,11 @@ from qbench.fields import Bytes, NonNegative, Positive, Word
 class Work(BaseModel):
     """One denoise step, counted on the plain module: what a variant does with it is another matter.
 
-    A multiply and an add are two FLOP.
+    A multiply and an add are two FLOPs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    product_flop: Positive  # linears and convolutions
+    product_flop: Positive  # GEMM: linear layers and convolutions
     attention_flop: NonNegative
     # Of product_flop, by name of the linear.
     linear_flop: Annotated[dict[Word, NonNegative], Field(max_length=10_000)] = {}
@@ -34,7 +34,7 @@ class Work(BaseModel):
         return self.product_flop + self.attention_flop
 
     def share(self, linears: set[str]) -> float:
-        """The share of all FLOP that these linears do."""
+        """The share of all FLOPs that these linear layers do."""
         return sum(self.linear_flop.get(name, 0.0) for name in linears) / self.flop
 
 

@@ -1,4 +1,4 @@
-"""What the GPU itself reports while it works: power, energy, clocks, temperature, throttling."""
+"""NVML: what the GPU reports while it works: power, energy, clocks, temperature, throttling."""
 
 from __future__ import annotations
 

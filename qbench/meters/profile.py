@@ -1,4 +1,7 @@
-"""Where a step's time goes: kernels of one profiler trace, sorted into four classes."""
+"""Where a step's time goes: kernels of one profiler trace, sorted into four classes.
+
+`gemm` holds matrix multiplications and convolutions.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qbench.fields import Count, Line, Seconds
 
-Class = Literal["products", "attention", "pointwise", "movement"]
+Class = Literal["gemm", "attention", "pointwise", "movement"]
 KEPT = 40  # kernels in a profile, by time; the rest is summed
 # First match wins. Names are those of CUDA kernels, and of torch's own operators on a CPU.
 CLASSES: tuple[tuple[Class, str], ...] = (
-    # Inductor names a kernel after all that it fused; only its templates are products.
+    # Inductor names a kernel after all that it fused; only its templates are GEMM.
     ("pointwise", r"^triton_(poi|red|per)"),
     ("attention", r"attend|attention|flash|fmha|sdpa|_attn|\battn|mha_|scaled_dot|^pack$|^stats$"),
     (
-        "products",
+        "gemm",
         r"gemm|nvjet|cutlass|cublas|xmma|wgmma|conv|addmm|\bbmm|::mm\b|_mm\b|matmul|linear|gemv"
         r"|mkldnn|onednn|_dot_|splitk|int_mm|marlin|^triton_tem",
     ),

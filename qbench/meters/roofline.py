@@ -1,4 +1,4 @@
-"""What this machine can do at most: matrix products and copies, measured once and kept."""
+"""The roofline of this machine: peak rates of GEMM and of copies, measured once and kept."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from qbench.fields import Positive, Word
 
 FILE = "ceilings.json"
-SLOW_S = 0.05  # a product that takes longer is not tried at the next size
+SLOW_S = 0.05  # a GEMM that takes longer is not tried at the next size
 
 
 class Ceilings(BaseModel):
-    """Best rates of a few seconds' calibration; null where the machine cannot."""
+    """Peak rates of a few seconds' calibration; dtypes without a GEMM here are left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     device_name: Word
@@ -31,16 +31,16 @@ class Ceilings(BaseModel):
 
 
 def measure(device: str) -> Ceilings:
-    """Square products of random values in every dtype, and a copy larger than any cache."""
+    """Square GEMM of random values in every dtype, and a copy larger than any cache."""
     import torch
 
     cuda = device == "cuda"
     rates: dict[str, float] = {}
     for name in ("fp32", "bf16", "fp16", "int8", "fp8"):
-        # From small to large: some CPUs take minutes for a large product in FP16.
+        # From small to large: some CPUs take minutes for a large GEMM in FP16.
         for size in (1024, 8192) if cuda else (512, 2048):
-            product = _product(name, size, device)
-            seconds = _best(product, cuda) if product else None
+            gemm = _gemm(name, size, device)
+            seconds = _best(gemm, cuda) if gemm else None
             if seconds:
                 rates[name] = max(rates.get(name, 0.0), 2 * size**3 / seconds)
             if not seconds or seconds > SLOW_S:
@@ -58,8 +58,8 @@ def measure(device: str) -> Ceilings:
     )
 
 
-def _product(name: str, size: int, device: str) -> Callable[[], Any] | None:
-    """A square product of random values; None where the machine has none in this dtype."""
+def _gemm(name: str, size: int, device: str) -> Callable[[], Any] | None:
+    """A square GEMM of random values; None where the machine has none in this dtype."""
     import torch
 
     if name == "int8":
@@ -107,10 +107,10 @@ def cache_folder() -> Path:
 
 
 def kept(folder: Path, device: str, again: bool = False) -> Ceilings | None:
-    """The ceilings on file in `folder`, measured now in a process of its own where there are none.
+    """The peak rates on file in `folder`, else measured now in a process of its own.
 
     `again` measures anew and keeps the best of both. A machine that cannot be measured is not an
-    error: figures then stand without their share.
+    error: figures then stand without MFU.
     """
     path = folder / FILE
     known = None
@@ -141,7 +141,7 @@ def _best_of(a: Ceilings, b: Ceilings) -> Ceilings:
 
 
 def main() -> None:
-    """Print this machine's ceilings as JSON: `python -m qbench.meters.roofline cuda`."""
+    """Print this machine's peak rates as JSON: `python -m qbench.meters.roofline cuda`."""
     print(json.dumps(measure(sys.argv[1]).model_dump()))
 
 

@@ -28,7 +28,7 @@ LINES = 8  # variants whose errors are told apart in one chart
 STAGES = {"text_encode": GREY, "denoise": BLUE, "decode": ORANGE}
 KINDS: dict[Class, tuple[str, str]] = {
     "attention": ("attention", BLUE),
-    "products": ("matrix products", ORANGE),
+    "gemm": ("GEMM, convolutions", ORANGE),
     "pointwise": ("norms and pointwise", GREEN),
     "movement": ("memory movement", GREY),
 }

@@ -140,7 +140,7 @@ class Row:
 
 KERNELS = {
     "attention": ("attention",),
-    "gemm": ("gemm", "products"),
+    "gemm": ("gemm",),
     "other": ("pointwise", "movement", "other"),
 }
 

@@ -90,10 +90,10 @@ def test_a_calibration_that_a_run_beats_is_made_anew(finished: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("nvjet_sm90_tst_128x256_64x4_1x2_h_bz_coopA_TNT", "products"),
-        ("void fp8_marlin::Marlin<__nv_bfloat16, 8, 128, 4, 8, 4, 4, -1>(int4 const*)", "products"),
-        ("triton_tem_fused__scaled_mm_3", "products"),
-        ("aten::addmm", "products"),
+        ("nvjet_sm90_tst_128x256_64x4_1x2_h_bz_coopA_TNT", "gemm"),
+        ("void fp8_marlin::Marlin<__nv_bfloat16, 8, 128, 4, 8, 4, 4, -1>(int4 const*)", "gemm"),
+        ("triton_tem_fused__scaled_mm_3", "gemm"),
+        ("aten::addmm", "gemm"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob", "attention"),
         ("void pytorch_flash::flash_fwd_kernel<...>", "attention"),
         ("attend", "attention"),
@@ -111,7 +111,7 @@ def test_kernels_are_sorted_by_what_they_do(name: str, kind: str) -> None:
 def test_profile_of_a_product_is_products() -> None:
     a = torch.randn(600, 600)
     found = profile.take(lambda: [a @ a for _ in range(5)], "cpu").seconds()
-    assert found["products"] > 0.8 * sum(found.values())
+    assert found["gemm"] > 0.8 * sum(found.values())
 
 
 def _reference(finished: Path) -> Record:
@@ -157,7 +157,7 @@ def test_explain_says_where_the_time_goes_and_draws_it(finished: Path, tmp_path:
     run = next(path.parent for path in store.find([finished]) if "int8" in str(path))
     done = qbench("explain", str(run), "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    for words in ("A denoise step of int8 takes", "matrix products", "gained", "Memory peaks in"):
+    for words in ("A denoise step of int8 takes", "GEMM", "gained", "Memory peaks in"):
         assert words in done.stdout
     assert (tmp_path / "step-by-work.png").stat().st_size > 5000
 
