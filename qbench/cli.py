@@ -84,6 +84,13 @@ def run(
     prompts: Prompts = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = RESULTS,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is complete.")] = False,
+    trust_torchscript: Annotated[
+        bool,
+        typer.Option(
+            "--trust-torchscript",
+            help="Load the TorchScript network of quality.fvd: it runs code of its own.",
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
 ) -> None:
     """Measure recipes: the reference first, each in a process of its own."""
@@ -92,7 +99,7 @@ def run(
     from qbench.results.ranking import rankings
     from qbench.run import sweep
 
-    planned = _planned(recipes, set_, model, device, prompts)
+    planned = _planned(recipes, set_, model, device, prompts, trust_torchscript)
     _writable(out)
     console = _console()
     finished = sweep.run(planned, out, Progress(console, quiet), fresh)
@@ -242,7 +249,12 @@ def doctor(
 
 
 def _planned(
-    words: list[str], set_: list[str], model: str | None, device: str | None, prompts: str | None
+    words: list[str],
+    set_: list[str],
+    model: str | None,
+    device: str | None,
+    prompts: str | None,
+    trust_torchscript: bool = False,
 ) -> list[Planned]:
     """The recipes that these words stand for, changed as the options say, and checked."""
     from qbench.recipe import files, shipped
@@ -258,7 +270,7 @@ def _planned(
     paths = [path for path in found if path.stem != shipped.BASE]
     if not paths:
         raise InputError(f"{found[0]}: is what other recipes extend, and none to run by itself")
-    planned = plan(paths, changes, options)
+    planned = plan(paths, changes, options, trust_torchscript)
     for item in planned:
         for note in item.notes:
             print(f"qbench: note: {one_line(note)}", file=sys.stderr)

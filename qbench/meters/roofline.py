@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -101,24 +102,16 @@ def _best(call: Any, cuda: bool) -> float | None:
         return None
 
 
-def cache_folder() -> Path:
-    """Where a user's machine keeps what is measured once (XDG Base Directory)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qbench"
-
-
 def kept(folder: Path, device: str, again: bool = False) -> Ceilings | None:
     """The peak rates on file in `folder`, else measured now in a process of its own.
 
-    `again` measures anew and keeps the best of both. A machine that cannot be measured is not an
-    error: figures then stand without MFU.
+    `again` measures anew and keeps the best of both. A file that is damaged is measured anew. A
+    machine that cannot be measured is not an error: figures then stand without MFU.
     """
     path = folder / FILE
     known = None
-    if path.is_file():
-        try:
-            known = Ceilings.model_validate_json(path.read_text())
-        except ValueError:
-            return None
+    with contextlib.suppress(OSError, ValueError):  # none yet, or none that can be read
+        known = Ceilings.model_validate_json(path.read_text())
     if known is not None and not again:
         return known
     done = subprocess.run(
@@ -128,8 +121,11 @@ def kept(folder: Path, device: str, again: bool = False) -> Ceilings | None:
         return known
     found = Ceilings.model_validate_json(done.stdout.strip().splitlines()[-1])
     best = _best_of(found, known) if known else found
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(best.model_dump_json() + "\n")
+    with contextlib.suppress(OSError):  # where it cannot be kept, it is measured again
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(best.model_dump_json() + "\n")
+        partial.replace(path)  # whole or not at all, for others read it meanwhile
     return best
 
 

@@ -420,4 +420,6 @@ class VideoPipeline(ABC):
 
 def frames_of(video: Tensor) -> Tensor:
     """A VAE's (batch, 3, frames, h, w) in [-1, 1] as (batch, frames, 3, h, w) in [0, 1]."""
-    return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+    frames = video.float() / 2 + 0.5
+    # Infinity would be clamped to white, and nobody would see that the decoder had overflown.
+    return frames.clamp(0, 1).masked_fill(~frames.isfinite(), float("nan")).transpose(1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from qbench.pipelines.specs import Model
 from qbench.quality.metrics import catalogue, validity
 from qbench.quality.metrics.base import Batch, Context, Meter, MetricSpec, Shape
-from qbench.quality.outputs import Outputs
+from qbench.quality.outputs import Outputs, decoded
 from qbench.quality.statistics import Metric
 from qbench.recipe.schema import Quality
 
@@ -49,20 +50,34 @@ def measure(
     context = Context(prompts, expected, model, quality, device, outputs, reference)
     checker = validity.Checker(expected)
     meters: list[Meter] | None = None
-    size = max(1, min(quality.batch, PART // torch.Size(expected).numel()))
-    for batch in batches(outputs, reference, prompts, size, device):
-        checker.update(batch.frames, batch.latents, batch.reference_frames)
-        if checker.measurable:
-            if meters is None:  # networks are loaded once there is something to show them
-                meters = list(_meters(context))
-            for meter in meters:
-                meter.update(batch)
-        progress(checker.videos)
     metrics: dict[str, Metric] = {}
-    if checker.measurable:
-        for meter in meters or []:
-            metrics |= meter.result()
+    size = max(1, min(quality.batch, PART // torch.Size(expected).numel()))
+    with exact_products():
+        for batch in batches(outputs, reference, prompts, size, device):
+            checker.update(batch.frames, batch.latents, batch.reference_frames)
+            if checker.measurable:
+                if meters is None:  # networks are loaded once there is something to show them
+                    meters = list(_meters(context))
+                for meter in meters:
+                    meter.update(batch)
+            progress(checker.videos)
+        if checker.measurable:
+            for meter in meters or []:
+                metrics |= meter.result()
     return Evaluation(metrics, checker.faults(), context.notes)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """FP32 without TF32, whatever a recipe has set: ten bits would move figures by a percent."""
+    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = cudnn
 
 
 def batches(
@@ -70,7 +85,7 @@ def batches(
 ) -> Iterator[Batch]:
     """The videos in order, `size` at a time; while one batch is looked at, the next is read.
 
-    Both sides see the rounding of what is stored, or the metric would measure float16.
+    Both sides see the rounding of what is stored, or the metric would measure that.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -78,7 +93,7 @@ def batches(
     spans = [(i, min(i + size, len(prompts))) for i in range(0, len(prompts), size)]
 
     def read(span: tuple[int, int]) -> list[torch.Tensor]:
-        return [part for store in stores for part in store.read(*span)]
+        return [part for store in stores for part in store.stored(*span)]
 
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(read, spans[0])
@@ -86,7 +101,9 @@ def batches(
             parts = ahead.result()
             if i + 1 < len(spans):
                 ahead = reader.submit(read, spans[i + 1])
-            yield Batch(prompts[start:stop], *(part.to(device).float() for part in parts))
+            parts = [part.to(device) for part in parts]
+            parts[::2] = [decoded(frames) for frames in parts[::2]]
+            yield Batch(prompts[start:stop], *parts)
 
 
 def _meters(context: Context) -> Iterator[Meter]:

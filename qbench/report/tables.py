@@ -149,7 +149,10 @@ def _speed(record: Record, ranking: Ranking, ratio: Ratio | None, word: SpeedWor
 
 def _quality(record: Record, spec: MetricSpec) -> str:
     metric = record.quality.get(spec.name)
-    return spec.column.form.format(metric.value) if metric and spec.column else MISSING
+    if metric is None or spec.column is None:
+        return MISSING
+    shown = spec.column.form.format(metric.value)
+    return f"{shown} (n = {record.videos})" if record.videos < spec.few else shown
 
 
 def _peak(record: Record) -> str:

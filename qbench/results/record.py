@@ -120,6 +120,7 @@ class Record(Strict):
     notes: Annotated[list[Text], Field(max_length=1000)] = []
     # By kind; a name in the record's own folder.
     files: Annotated[dict[Word, Line], Field(max_length=50)] = {}
+    outputs_sha256: Word = ""  # of the videos kept, so that others put in their place are found
 
     @field_validator("generation")
     @classmethod

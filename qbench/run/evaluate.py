@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qbench.quality.outputs import FOLDER, Outputs
@@ -22,6 +23,15 @@ class Evaluation:
     notes: list[str]
 
 
+def _videos_of(folder: Path) -> Outputs:
+    """The videos of a finished run, held against its record. Raises InputError for others."""
+    from qbench.results import store
+
+    outputs = Outputs(folder / FOLDER)
+    outputs.verify(store.read(folder / store.FILE).outputs_sha256, 1)
+    return outputs
+
+
 def evaluate(session: Session, outputs: Outputs) -> Evaluation:
     """Every figure that the recipe asks for. The metric networks take the denoiser's memory."""
     from qbench.quality import evaluate as quality
@@ -30,7 +40,7 @@ def evaluate(session: Session, outputs: Outputs) -> Evaluation:
     stages.enter("quality")
     session.release()
     count = len(session.prompts)
-    reference = Outputs(job.reference / FOLDER) if job.reference else None
+    reference = _videos_of(job.reference) if job.reference else None
     found = quality.measure(
         outputs,
         reference,

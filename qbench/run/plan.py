@@ -9,7 +9,7 @@ from pathlib import Path
 from qbench import prompts, textfile
 from qbench.errors import InputError, nearest
 from qbench.pipelines import specs
-from qbench.quality.metrics import catalogue
+from qbench.quality import networks
 from qbench.recipe import shipped
 from qbench.recipe.files import Loaded, read
 from qbench.recipe.schema import Recipe
@@ -30,14 +30,19 @@ class Planned:
 
 
 def plan(
-    paths: list[Path], overrides: Mapping[str, str], options: Mapping[str, str] | None = None
+    paths: list[Path],
+    overrides: Mapping[str, str],
+    options: Mapping[str, str] | None = None,
+    trust_torchscript: bool = False,
 ) -> list[Planned]:
     """The recipes of these files, each reference before those that are compared with it.
 
     A reference that is not named is found in the recipe's own folders, else among those shipped.
     Overrides of `variant`, name, about, expects and noise_floor change the recipes that are named
     and no recipe that another of this sweep is compared with, named or not; all others change
-    both. Raises InputError for what no run of this plan could succeed with.
+    both. trust_torchscript writes the SHA-256 of a TorchScript network for FVD into the recipes, as
+    it is now, so that it is loaded. Raises InputError for what no run of this plan could succeed
+    with.
     """
     shared = {key: text for key, text in overrides.items() if not _own(key)}
     apart = dict(overrides) != shared
@@ -70,8 +75,10 @@ def plan(
         implied[wanted] = Planned(itself, shared, implied=True, notes=notes)
         sources[wanted] = replace(other, recipe=itself)
     everything = [*implied.values(), *named.values()]
+    if trust_torchscript:
+        everything = [replace(item, recipe=_trusting(item.recipe)) for item in everything]
     for item in everything:
-        _check(sources[item.recipe.name])
+        _check(replace(sources[item.recipe.name], recipe=item.recipe))
     spelled = [replace(item, recipe=_one_spelling(item.recipe)) for item in everything]
     return sorted(spelled, key=lambda item: not item.recipe.is_reference)
 
@@ -105,6 +112,10 @@ def _end_of_chain(reference: Recipe, recipe: Recipe, loaded: Loaded) -> None:
         )
 
 
+def _trusting(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"quality": networks.trusted(recipe.quality)})
+
+
 def _beside(loaded: Loaded, name: str) -> Path:
     """The recipe of this name: below its folder, beside it, in the folder above, or shipped."""
     path = loaded.path
@@ -133,7 +144,7 @@ def _check(loaded: Loaded) -> None:
         field_ = ("generation",)
         specs.check(model, recipe.generation)
         field_ = ("quality",)
-        catalogue.check(recipe.quality)
+        networks.check(recipe.quality, model)
         field_ = ("prompts", "set")
         prompts.chosen(recipe.prompts, model)
     except InputError as error:

@@ -17,12 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from qbench import prompts
+from qbench import cache, prompts
 from qbench.errors import InputError
 from qbench.meters import roofline
 from qbench.meters.environment import Environment
 from qbench.meters.roofline import Ceilings
 from qbench.pipelines import specs
+from qbench.quality import networks
+from qbench.quality.outputs import FOLDER, Outputs
 from qbench.recipe.schema import Recipe, digest
 from qbench.results import store
 from qbench.results.record import Fingerprints, Record, Reference, Status
@@ -117,7 +119,7 @@ class _Machines:
     def _calibration(self, device: str) -> Path:
         found = self.environment(device)
         machine = digest([found.hardware(), found.software()])
-        return roofline.cache_folder() / f"{found.machine()}-{machine}"
+        return cache.folder() / f"{found.machine()}-{machine}"
 
 
 def _draft(
@@ -135,7 +137,7 @@ def _draft(
         environment=environment,
         fingerprints=Fingerprints(
             recipe=recipe.fingerprint(),
-            settings=recipe.settings_fingerprint(),
+            settings=_settings(recipe, model),
             prompts=prompts.chosen(recipe.prompts, model).digest(),
             model=model.digest(recipe.weights),
             hardware=digest(environment.hardware()),
@@ -143,6 +145,11 @@ def _draft(
         ),
         reference=Reference(recipe=usable[1].recipe.name, run=usable[1].run) if usable else None,
     )
+
+
+def _settings(recipe: Recipe, model: specs.Model) -> str:
+    """How it is measured, the metric networks included: other weights give other figures."""
+    return digest([recipe.settings_fingerprint(), networks.digest_of(recipe.quality, model)])
 
 
 def _short(fingerprints: Fingerprints) -> str:
@@ -156,7 +163,16 @@ def _complete(folder: Path, draft: Record) -> Record | None:
     except store.Unreadable:
         return None
     same = old.fingerprints == draft.fingerprints and old.reference == draft.reference
+    if same and old.recipe.is_reference and not _has_videos(old, folder):
+        return None  # others are compared with them, so they are made anew
     return old if same and old.status in DONE else None
+
+
+def _has_videos(record: Record, folder: Path) -> bool:
+    """Whether the videos of a complete run are there. Raises InputError where others are."""
+    if "outputs" not in record.files:
+        return True  # it made none
+    return Outputs(folder / FOLDER).verify(record.outputs_sha256, record.videos)
 
 
 def read_environment(device: str) -> Environment:

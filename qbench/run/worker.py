@@ -86,6 +86,7 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     generate.save_samples(session, outputs)
     evaluation = evaluate(session, outputs)
     results.put(videos=evaluation.videos, quality=evaluation.quality)
+    results.put(outputs_sha256=outputs.digest())
     results.note(*evaluation.notes)
     if evaluation.faults:
         return "invalid", "; ".join(evaluation.faults)

@@ -13,9 +13,9 @@ from conftest import ROOT
 
 from qbench.errors import InputError
 from qbench.pipelines import specs
-from qbench.quality import weights
+from qbench.quality import networks, weights
 from qbench.quality.metrics import features, i3d, lpips
-from qbench.recipe.schema import Fvd
+from qbench.recipe.schema import Fvd, Quality
 
 MODEL = specs.Model("any", "any")
 CLIPS = ROOT.parent / "shared" / "clips"
@@ -134,12 +134,17 @@ def test_torchscript_i3d_from_a_path_agrees_with_ours(tmp_path: Path) -> None:
     torch.jit.script(Scripted()).save(str(path))
     video = clip("v_CricketShot_g04_c01_rgb.gif")[None, :16]
     ours = features.load(Fvd(network="i3d"), MODEL, "cpu")
-    scripted = features.load(Fvd(network=str(path)), MODEL, "cpu")
+    with pytest.raises(InputError, match="--trust-torchscript"):
+        features.load(Fvd(network=str(path)), MODEL, "cpu")
+    trusted = networks.trusted(Quality(fvd=Fvd(network=str(path)))).fvd
+    scripted = features.load(trusted, MODEL, "cpu")
     assert torch.allclose(scripted(video), ours(video), atol=1e-3)
     assert "sha256" in scripted.protocol
     path.write_bytes(b"not a script")
+    with pytest.raises(InputError, match="another file"):
+        features.load(trusted, MODEL, "cpu")
     with pytest.raises(InputError, match="not TorchScript"):
-        features.load(Fvd(network=str(path)), MODEL, "cpu")
+        features.load(networks.trusted(Quality(fvd=Fvd(network=str(path)))).fvd, MODEL, "cpu")
 
 
 @pytest.mark.parametrize("net", ["alex", "vgg"])

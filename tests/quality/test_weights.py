@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
+import os
 import pickle
+import socket
+import subprocess
+import sys
 import tarfile
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import qbench
+from conftest import ROOT, qbench
 
 from qbench.errors import InputError
 from qbench.quality import weights
@@ -37,7 +45,10 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / real.archive
     path.write_bytes(archive(pickle.dumps(SMALL), real.member))
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(weights.SOURCES, "lpips-alex", replace(real, sha256=sha, values=24))
+    kernel = SMALL["AlexNet_0"]["Conv_0"]["kernel"].transpose(3, 2, 0, 1)
+    digest = weights.digest({"convs.0.weight": np.ascontiguousarray(kernel)})
+    pinned = replace(real, sha256=sha, values=24, tensors=digest)
+    monkeypatch.setitem(weights.SOURCES, "lpips-alex", pinned)
     return path
 
 
@@ -86,6 +97,104 @@ def test_a_tampered_archive_is_refused_with_both_hashes(published: Path) -> None
     assert wanted in str(error.value)
     assert found in str(error.value)
     assert weights.missing("lpips-alex")  # nothing was kept
+
+
+def test_weights_in_the_cache_are_checked_on_loading(published: Path) -> None:
+    """Truncated by a full disk, and heads set to zero: both say how to mend it."""
+    from safetensors.numpy import load_file, save_file
+
+    path = weights.fetch("lpips-alex", origin=str(published))
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:-4] + bytes(4)):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="damaged; fetch it again: qbench weights fetch"):
+            weights.load("lpips-alex")
+    path.write_bytes(whole)
+    save_file({name: 0 * array for name, array in load_file(path).items()}, path)
+    with pytest.raises(InputError, match="other values than the published"):
+        weights.load("lpips-alex")
+    weights.fetch("lpips-alex", origin=str(published))
+    assert weights.load("lpips-alex")
+
+
+def test_a_huge_file_and_what_is_no_file_are_one_line(published: Path, tmp_path: Path) -> None:
+    sparse, pipe = tmp_path / "sparse", tmp_path / "pipe"
+    with sparse.open("wb") as file:
+        file.truncate(20 * 2**30)
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="more than any of these archives"):
+        weights.fetch("lpips-alex", origin=str(sparse))
+    for place in (pipe, tmp_path, Path("/dev/zero"), Path("a" * 5000), Path("no\0such")):
+        with pytest.raises(InputError, match=r"neither a file nor|cannot be read"):
+            weights.fetch("lpips-alex", origin=str(place))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://", "http://[::1", "http://h:99999/x", "http://a b/", "https://%zz/", "http://\n/",
+     "http://xn--/", "ftp://h/x", "http://" + "a" * 70 + ".invalid/", "file:///etc/passwd"],
+)  # fmt: skip
+def test_bad_addresses_are_one_line(published: Path, address: str) -> None:
+    for place in ({"index": address}, {"origin": address}):
+        with pytest.raises(InputError):
+            weights.fetch("lpips-alex", **place)
+
+
+def _serve(answer: Callable[[socket.socket], None]) -> str:
+    """A server that sends what `answer` sends, to each that connects. Its address."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def loop() -> None:
+        while True:
+            peer, _ = server.accept()
+            with peer, contextlib.suppress(OSError):
+                peer.recv(4096)
+                answer(peer)
+
+    threading.Thread(target=loop, daemon=True).start()
+    return f"http://127.0.0.1:{server.getsockname()[1]}/x"
+
+
+def test_an_endless_answer_and_a_slow_one_end(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(peer: socket.socket) -> None:
+        peer.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+        while True:
+            peer.sendall(bytes(2**16))
+
+    def slow(peer: socket.socket) -> None:
+        peer.sendall(b"HTTP/1.0 200 OK\r\nX: ")  # a header that never ends, byte by byte
+        while True:
+            peer.sendall(b"x")
+            time.sleep(0.1)
+
+    monkeypatch.setattr(weights, "MOST_BYTES", 2**20)
+    with pytest.raises(InputError, match="more than 1,048,576 bytes"):
+        weights.fetch("lpips-alex", origin=_serve(endless))
+    monkeypatch.setattr(weights, "MOST_S", 1.0)
+    with pytest.raises(InputError, match="not complete after 1 s"):
+        weights.fetch("lpips-alex", origin=_serve(slow))
+
+
+def test_a_cache_that_takes_no_file_is_one_line_and_keeps_none(
+    published: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache" / "qbench"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written"):
+        weights.fetch("lpips-alex", origin=str(published))
+    # A disk that is full: no file may grow beyond a few bytes.
+    (folder / "weights").unlink()
+    code = "from qbench.quality import weights; weights._keep('lpips-alex', {'a': np.zeros(9999)})"
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 1; exec {sys.executable} -c \"import numpy as np; {code}\""],
+        capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert not list((folder / "weights").glob("*.safetensors"))
 
 
 def test_the_unpickler_makes_arrays_and_runs_nothing(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Aspect = Literal["content", "picture", "motion"]  # what a loss of would be seen by this metric
 Better = Literal["higher", "lower", "zero"]  # zero: signed, and 0 is as the reference
+Network = Literal["clip", "lpips", "fvd", "probe"]  # see `quality.networks`
 Shape = tuple[int, ...]  # of one video: (frames, 3, height, width)
 
 
@@ -44,7 +45,10 @@ class MetricSpec:
     margin: a difference that does not matter; with one, the metric takes part in verdicts.
     sees: what a loss of would show in this metric.
     away: best at 0 and of one sign, so that other videos as good are away from 0 (another seed's
-        have other colours here and there, and other movements); see `verdict`.
+    have other colours here and there, and other movements); see `verdict`.
+    networks: of qbench's own, that it is computed with; they are hashed into fingerprints.
+    few: videos below which the value says more about their number than about quality; tables say
+    how many there were.
     """
 
     name: str
@@ -61,6 +65,8 @@ class MetricSpec:
     margin: Margin | None = None
     sees: frozenset[Aspect] = frozenset()
     away: bool = False
+    few: int = 0
+    networks: tuple[Network, ...] = ()
 
     def load(self) -> MetricModule:
         """The module, imported."""
@@ -70,11 +76,6 @@ class MetricSpec:
         """Why it cannot be computed here, empty where it can; shape: of a video, where known."""
         check = getattr(self.load(), "lacking", None)
         return str(check(self.name, quality, model, shape)) if check else ""
-
-    def networks(self, quality: Quality, model: Model) -> dict[str, str]:
-        """The networks that it is computed with: name -> SHA-256 of the weights, or identity."""
-        read = getattr(self.load(), "networks", None)
-        return dict(read(self.name, quality, model)) if read else {}
 
     def figure(self, value: float, note: str = "", **more: object) -> Metric:
         """A value with this metric's unit and direction; more: further fields of `Metric`."""
@@ -134,9 +135,8 @@ class Meter(Protocol):
 class MetricModule(Protocol):
     """What a metric's module offers.
 
-    It may also have `lacking(name, quality, model, shape) -> str`, why the metric cannot be
-    computed (shape: of one video, or None where it is not known yet), and
-    `networks(name, quality, model) -> dict[str, str]`, the digests of the networks that it uses.
+    It may also have `lacking(name, quality, model, shape) -> str`: why the metric cannot be
+    computed, empty where it can. shape: of one video, or None where it is not known yet.
     """
 
     def meter(self, specs: Sequence[MetricSpec], context: Context) -> Meter:

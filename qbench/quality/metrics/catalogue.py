@@ -14,6 +14,7 @@ GROUP = "qbench.metrics"  # entry points, each a MetricSpec named as the entry
 SMALL_WORLD = "valid for tiny-cogvideox only, not comparable with published scores"
 FRAMES = "frames in [0, 1]"
 PAIRED = "frames in [0, 1], the reference's of the same prompt and noise"
+FEW = 256  # videos below which a Fréchet distance says more about n than about quality
 HERE = "qbench.quality.metrics"
 
 _OWN = (
@@ -52,6 +53,7 @@ _OWN = (
         reads=PAIRED,
         source="Zhang et al. 2018, version 0.1, mean over frames",
         module=f"{HERE}.lpips",
+        networks=("lpips",),
         paired=True,
         column=Column("LPIPS", "{:.4f}"),
     ),
@@ -89,7 +91,7 @@ _OWN = (
         source="log ratio of standard deviations, Rec. 709 luma",
         module=f"{HERE}.appearance",
         paired=True,
-        margin=Margin(size=0.03),  # 3 % of contrast
+        margin=Margin(size=0.05),  # 5 % of contrast
         sees=frozenset({"picture"}),
     ),
     MetricSpec(
@@ -102,7 +104,7 @@ _OWN = (
         source="2-Wasserstein distance of Gaussians over RGB, Dowson and Landau 1982",
         module=f"{HERE}.appearance",
         paired=True,
-        margin=Margin(size=0.01),  # two and a half levels of 8 bits in one channel
+        margin=Margin(size=0.015),  # four levels of 8 bits in one channel
         sees=frozenset({"picture"}),
         away=True,
     ),
@@ -143,7 +145,7 @@ _OWN = (
         source="difference of coefficients of variation of the steps' mean absolute changes",
         module=f"{HERE}.motion",
         paired=True,
-        margin=Margin(size=0.1),
+        margin=Margin(size=0.05),
         sees=frozenset({"motion"}),
     ),
     MetricSpec(
@@ -155,6 +157,7 @@ _OWN = (
         reads=f"{FRAMES}, resized and cropped as the model's own processor does; the prompt",
         source="Hessel et al. 2021, scaled as torchmetrics",
         module=f"{HERE}.clip_score",
+        networks=("clip",),
         column=Column("CLIP", "{:.1f}"),
         margin=Margin(size=0.15, of="spread"),  # 0.5 of tiny-clip, whose videos differ by 3.3
         sees=frozenset({"content"}),
@@ -168,6 +171,7 @@ _OWN = (
         reads=FRAMES,
         source="cosine of consecutive CLIP embeddings, Esser et al. 2023",
         module=f"{HERE}.clip_score",
+        networks=("clip",),
         margin=Margin(size=0.15, of="spread"),  # 0.5 of tiny-clip, whose videos differ by 3.3
     ),
     MetricSpec(
@@ -179,9 +183,11 @@ _OWN = (
         reads="features of all videos, at least 2",
         source="Unterthiner et al. 2018",
         module=f"{HERE}.distances",
+        networks=("fvd",),
         paired=True,
         per_video=False,
         column=Column("FVD", "{:.2f}"),
+        few=FEW,
         sees=frozenset({"content"}),
     ),
     MetricSpec(
@@ -193,6 +199,7 @@ _OWN = (
         reads="features of all videos, at least 2",
         source="Unterthiner et al. 2018; cubic kernel of Binkowski et al. 2018",
         module=f"{HERE}.distances",
+        networks=("fvd",),
         paired=True,
         per_video=False,
         sees=frozenset({"content"}),
@@ -206,7 +213,9 @@ _OWN = (
         reads="features of all videos, at least 2",
         source="Unterthiner et al. 2018",
         module=f"{HERE}.distances",
+        networks=("fvd",),
         per_video=False,
+        few=FEW,
     ),
     MetricSpec(
         name="flicker",
@@ -228,6 +237,7 @@ _OWN = (
         reads="17 frames of 64x64",
         source="qbench's own probe of the rendered world",
         module=f"{HERE}.adherence",
+        networks=("probe",),
         column=Column("adherence", "{:.0%}"),
         margin=Margin(size=0.05),
         sees=frozenset({"content"}),

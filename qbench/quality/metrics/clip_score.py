@@ -27,7 +27,7 @@ class Clip:
     def __init__(self, specs: Sequence[MetricSpec], context: Context) -> None:
         source = context.quality.clip or context.model.clip
         self._scorer = ClipScorer(source, context.device)
-        self._note = SMALL_WORLD if context.model.world else f"by {source}"
+        self._note = SMALL_WORLD if context.model.world else f"by {source}, FP32 without TF32"
         self._samples: dict[MetricSpec, list[float]] = {spec: [] for spec in specs}
         self._by_frame: list[torch.Tensor] = []  # (batch, frames)
         if cut := self._scorer.cut(context.prompts):

@@ -14,7 +14,7 @@ from qbench import world
 from qbench.pipelines.specs import Model
 from qbench.quality.metrics import features, fvd
 from qbench.quality.metrics.base import Batch, Context, MetricSpec, Shape
-from qbench.quality.metrics.catalogue import SMALL_WORLD
+from qbench.quality.metrics.catalogue import FEW, SMALL_WORLD
 from qbench.quality.statistics import LEAST, Metric
 from qbench.recipe.schema import Quality, digest
 
@@ -66,16 +66,18 @@ class Distances:
         if count < 2:
             return {}
         note = f"{self._extractor.protocol}; {count} videos"
-        if count < fvd.FEW:
-            note += f", fewer than {fvd.FEW}: too few for its size to mean much"
+        if count < FEW:
+            note += f", fewer than {FEW}: too few for its size to mean much"
         note += f"; {SMALL_WORLD}" if self._world else ""
         values, keep, theirs = {}, {OWN: ours}, ours
         if self._compared:
             theirs = self._kept[OWN] if OWN in self._kept else torch.cat(self._theirs)
             if "fvd_reference" in self._specs:
                 values["fvd_reference"] = fvd.frechet_distance(self._moments, fvd.moments(theirs))
+                intervals["fvd_reference"] = fvd.frechet_interval(ours, theirs)
             if "kvd_reference" in self._specs:
                 values["kvd_reference"] = fvd.kernel_distance(ours, theirs)
+                intervals["kvd_reference"] = fvd.kernel_interval(ours, theirs)
         if "fvd_rendered" in self._specs:
             rendered = self._kept.get(RENDERED)
             rendered = self._rendered() if rendered is None else rendered
@@ -84,6 +86,9 @@ class Distances:
                 values["fvd_rendered"] = fvd.frechet_distance(self._moments, fvd.moments(rendered))
         self._outputs.keep_features(self._key, keep)
         found = {name: self._specs[name].figure(value, note) for name, value in values.items()}
+        if "fvd_reference" in found and (interval := fvd.frechet_interval(ours, theirs)):
+            bounds = {"low": interval[0], "high": interval[1]}
+            found["fvd_reference"] = found["fvd_reference"].model_copy(update=bounds)
         if "kvd_reference" in found and count >= LEAST:
             samples, scale = fvd.kernel_samples(ours, theirs)
             kernel = self._specs["kvd_reference"].sampled(samples.tolist(), note)

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from qbench import world
-from qbench.errors import InputError, nearest
+from qbench import cache, world
+from qbench.errors import InputError
 from qbench.pipelines.specs import BUNDLED, Model
-from qbench.quality import weights
+from qbench.quality import networks, weights
 from qbench.quality.metrics import i3d, probe
+from qbench.quality.networks import I3D, PROBE
 from qbench.recipe.schema import Fvd
-
-PROBE, I3D = "probe", "i3d"
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Extractor:
 
 def why_not(wanted: Fvd, model: Model) -> str:
     """Why there are no features by this protocol here, empty where there are."""
-    name = _named(wanted, model)
+    name = networks.named(wanted, model)
     if name == I3D:
         return weights.missing(I3D)
     if name == PROBE:
@@ -51,7 +50,7 @@ def why_not(wanted: Fvd, model: Model) -> str:
 
 def unfit(wanted: Fvd, model: Model, expected: tuple[int, ...]) -> str:
     """Why videos of this shape cannot be read, empty where they can."""
-    if _named(wanted, model) == PROBE:
+    if networks.named(wanted, model) == PROBE:
         own = (world.FRAMES, 3, world.SIDE, world.SIDE)
         if expected != own:
             return f"the probe reads {own[0]} frames of {own[2]}x{own[3]}"
@@ -64,7 +63,7 @@ def unfit(wanted: Fvd, model: Model, expected: tuple[int, ...]) -> str:
 
 def load(wanted: Fvd, model: Model, device: str) -> Extractor:
     """The extractor of this protocol. Raises InputError where its network is not here."""
-    name = _named(wanted, model)
+    name = networks.named(wanted, model)
     if name == PROBE:
         return _probe(device)
     if name == I3D:
@@ -76,23 +75,12 @@ def load(wanted: Fvd, model: Model, device: str) -> Extractor:
     return _torchscript(Path(name).expanduser(), wanted, device)
 
 
-def _named(wanted: Fvd, model: Model) -> str:
-    if wanted.network == "auto":
-        return PROBE if model.world else I3D
-    if wanted.network in (PROBE, I3D) or Path(wanted.network).expanduser().is_file():
-        return wanted.network
-    raise InputError(
-        f"quality.fvd.network {wanted.network!r}: neither a known network nor a file"
-        f"{nearest(wanted.network, (PROBE, I3D))}"
-    )
-
-
 def _text(label: str, wanted: Fvd) -> str:
     frames = "all frames" if wanted.frames is None else f"the first {wanted.frames} frames"
     crop = "centre square" if wanted.crop == "centre" else "stretched"
     return (
         f"{label}, {wanted.layer}, {frames}, stride {wanted.stride}, "
-        f"{i3d.SIDE}x{i3d.SIDE} {wanted.resize} {crop}, [-1, 1]"
+        f"{i3d.SIDE}x{i3d.SIDE} {wanted.resize} {crop}, [-1, 1], FP32 without TF32"
     )
 
 
@@ -108,7 +96,11 @@ def _probe(device: str) -> Extractor:
 
 
 def _torchscript(path: Path, wanted: Fvd, device: str) -> Extractor:
-    """A TorchScript I3D of (batch, 3, frames, 224, 224) in [-1, 1], called as StyleGAN-V's is."""
+    """A TorchScript I3D of (batch, 3, frames, 224, 224) in [-1, 1], called as StyleGAN-V's is.
+
+    Raises InputError where the recipe does not say by its SHA-256 that it is trusted.
+    """
+    networks.check_trust(wanted)
     try:
         script: Any = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
@@ -123,8 +115,7 @@ def _torchscript(path: Path, wanted: Fvd, device: str) -> Extractor:
 
     prepare = _prepared(wanted)
     size = compute(prepare(torch.zeros(1, 16, 3, 32, 32, device=device))).shape[-1]
-    sha = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    label = f"TorchScript {path.name} (sha256 {sha}), its own layer"
+    label = f"TorchScript {path.name} (sha256 {cache.file_digest(path)[:12]}), its own layer"
     return Extractor(size, _text(label, wanted), compute, prepare)
 
 
@@ -138,7 +129,11 @@ def _prepared(wanted: Fvd) -> Callable[[torch.Tensor], torch.Tensor]:
             top, left = ((n - side) // 2 for n in chosen.shape[-2:])
             chosen = chosen[..., top : top + side, left : left + side]
         flat = chosen.flatten(0, 1)
-        if flat.shape[-2:] != (i3d.SIDE, i3d.SIDE):
+        if flat.shape[-2:] == (i3d.SIDE, i3d.SIDE):
+            pass
+        elif wanted.resize == "bilinear-tf1":
+            flat = _at_corners(flat, i3d.SIDE)
+        else:
             mode, _, antialias = wanted.resize.partition("-")
             flat = functional.interpolate(
                 flat, size=(i3d.SIDE, i3d.SIDE), mode=mode, antialias=bool(antialias)
@@ -146,3 +141,24 @@ def _prepared(wanted: Fvd) -> Callable[[torch.Tensor], torch.Tensor]:
         return flat.view(*chosen.shape[:3], i3d.SIDE, i3d.SIDE) * 2 - 1
 
     return prepare
+
+
+def _at_corners(images: torch.Tensor, side: int) -> torch.Tensor:
+    """TensorFlow 1's resize_bilinear: output pixel i is read at i * size / side, not at centres.
+
+    images: (n, 3, height, width). Returns (n, 3, side, side).
+    """
+
+    def rows(size: int) -> torch.Tensor:
+        """(side, size): what each output pixel takes of each input pixel."""
+        place = torch.arange(side, dtype=torch.float64) * size / side
+        low = place.floor().long()
+        share = place - low
+        matrix = torch.zeros(side, size, dtype=torch.float64)
+        line = torch.arange(side)
+        matrix[line, low] += 1 - share
+        matrix[line, (low + 1).clamp(max=size - 1)] += share
+        return matrix.to(images.device, images.dtype)
+
+    height, width = images.shape[-2:]
+    return rows(height) @ images @ rows(width).T

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-FEW = 256  # videos below which a Fréchet distance says more about n than about quality
-PROTOCOL = 2048  # videos of the published protocol
+from qbench.quality.statistics import CONFIDENCE
+
+RESAMPLES = 200  # enough for a standard error; each costs a Fréchet distance
 
 
 class Moments:
@@ -79,15 +82,16 @@ def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> float:
         raise ValueError("a kernel distance needs at least two videos on either side")
     a, b = a.double(), b.double()
 
-    def kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
     def off_diagonal(k: torch.Tensor) -> torch.Tensor:
         return (k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1))
 
-    cross = kernel(a, b)
+    cross = _kernel(a, b)
     between = off_diagonal(cross) if len(a) == len(b) else cross.mean()
-    return (off_diagonal(kernel(a, a)) + off_diagonal(kernel(b, b)) - 2 * between).item()
+    return (off_diagonal(_kernel(a, a)) + off_diagonal(_kernel(b, b)) - 2 * between).item()
+
+
+def _kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def kernel_samples(ours: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -106,13 +110,46 @@ def kernel_samples(ours: torch.Tensor, reference: torch.Tensor) -> tuple[torch.T
         )
     a, b = ours.double(), reference.double()
 
-    def kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    n, own, cross = len(a), kernel(b, b), kernel(a, b)
-    each = kernel(a, a) + own - cross - cross.T
+    n, own, cross = len(a), _kernel(b, b), _kernel(a, b)
+    each = _kernel(a, a) + own - cross - cross.T
     each.fill_diagonal_(0)
     total = each.sum() / (n * (n - 1))
     left_out = (n * total - 2 * each.sum(1) / (n - 1)) / (n - 2)
     apart = (own.sum() - own.diagonal().sum()) / (n * (n - 1))
     return n * total - (n - 1) * left_out, (own.diagonal().mean() - apart).item()
+
+
+def frechet_interval(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float] | None:
+    """95 % interval of the Fréchet distance that as many pairs of videos have on average.
+
+    a, b: features (n, d) of the same prompts and noise, row by row; None for fewer than three. The
+    value and t times its bootstrap standard error over the pairs: percentiles would be off, for a
+    resample holds duplicates and lies further from the other than the sample does. The bias of few
+    videos is not taken out, so intervals of unequal n are not to be compared.
+    """
+
+    from scipy import stats
+
+    n = len(a)
+    if n < 3 or n != len(b):
+        return None
+    a, b = a.double(), b.double()
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(n, (RESAMPLES, n), generator=generator)
+    error = torch.tensor([_frechet(a[drawn], b[drawn]) for drawn in rows]).std().item()
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    value = _frechet(a, b)
+    return (max(value - reach, 0.0), value + reach) if math.isfinite(reach) else None
+
+
+def _frechet(a: torch.Tensor, b: torch.Tensor) -> float:
+    """`frechet_distance` of features (n, d) in float64, by the smaller of n and d.
+
+    The trace of the root of A B is the nuclear norm of X Y', where A = X'X and B = Y'Y.
+    """
+    x, y = ((v - v.mean(0)) / (len(v) - 1) ** 0.5 for v in (a, b))
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    traces = x.square().sum() + y.square().sum()
+    if len(a) > a.shape[1]:
+        x, y = (torch.linalg.qr(v, mode="r").R for v in (x, y))
+    return max((shift + traces - 2 * torch.linalg.svdvals(x @ y.T).sum()).item(), 0.0)

@@ -36,7 +36,8 @@ SMALLEST = {"alex": 32, "vgg": 16}  # side in pixels below which a pooling layer
 
 def meter(specs: Sequence[MetricSpec], context: Context) -> PerVideo:
     network = load_lpips(context.quality.lpips, context.device)
-    return PerVideo(dict.fromkeys(specs, lambda batch: lpips(network, *batch.pair())))
+    note = f"{context.quality.lpips}, FP32 without TF32"
+    return PerVideo(dict.fromkeys(specs, lambda batch: lpips(network, *batch.pair())), note)
 
 
 def lacking(name: str, quality: Quality, model: Model, shape: Shape | None) -> str:
