@@ -54,10 +54,11 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
     _head(console, "metrics")
     bundled, other = specs.KNOWN["tiny-cogvideox"], specs.Model("any", "any")
     plain = schema.Quality()
+    ours, others = available(bundled, plain), available(other, plain)
     for name, about in METRICS.items():
-        lacking, why_not = available(bundled, plain)[name], available(other, plain)[name]
-        why_not = lacking or (f"tiny-cogvideox only: {why_not}" if why_not else "")
-        said = f"{about.what} ({about.unit}, {about.range}, {about.better} is better)"
+        why_not = ours[name] or (f"tiny-cogvideox only: {others[name]}" if others[name] else "")
+        best = "0 is as the reference" if about.better == "zero" else f"{about.better} is better"
+        said = f"{about.what} ({about.unit}, {about.range}, {best})"
         _line(console, name, said, why_not)
     _head(console, "prompt sets")
     for name in prompts.names():

@@ -74,10 +74,8 @@ class Distances:
             theirs = self._kept[OWN] if OWN in self._kept else torch.cat(self._theirs)
             if "fvd_reference" in self._specs:
                 values["fvd_reference"] = fvd.frechet_distance(self._moments, fvd.moments(theirs))
-                intervals["fvd_reference"] = fvd.frechet_interval(ours, theirs)
             if "kvd_reference" in self._specs:
                 values["kvd_reference"] = fvd.kernel_distance(ours, theirs)
-                intervals["kvd_reference"] = fvd.kernel_interval(ours, theirs)
         if "fvd_rendered" in self._specs:
             rendered = self._kept.get(RENDERED)
             rendered = self._rendered() if rendered is None else rendered

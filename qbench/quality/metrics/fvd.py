@@ -109,7 +109,6 @@ def kernel_samples(ours: torch.Tensor, reference: torch.Tensor) -> tuple[torch.T
             f"{tuple(reference.shape)}"
         )
     a, b = ours.double(), reference.double()
-
     n, own, cross = len(a), _kernel(b, b), _kernel(a, b)
     each = _kernel(a, a) + own - cross - cross.T
     each.fill_diagonal_(0)
@@ -127,7 +126,6 @@ def frechet_interval(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float] | 
     resample holds duplicates and lies further from the other than the sample does. The bias of few
     videos is not taken out, so intervals of unequal n are not to be compared.
     """
-
     from scipy import stats
 
     n = len(a)
