@@ -200,7 +200,7 @@ class Variant(Strict):
     """Export the denoiser and run it there; null runs it in PyTorch."""
 
     def arithmetic(self) -> set[str]:
-        """The dtypes in which products are computed: fp32, fp16, bf16, fp8, int8."""
+        """The dtypes that GEMM computes in: fp32, fp16, bf16, fp8, int8."""
         kinds = {str(self.dtype)}
         if self.attention == "fp8" or (self.quantize and "fp8_dynamic" in self.quantize.scheme):
             kinds.add("fp8")

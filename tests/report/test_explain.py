@@ -108,7 +108,7 @@ def test_kernels_are_sorted_by_what_they_do(name: str, kind: str) -> None:
     assert profile.classify(name) == kind
 
 
-def test_profile_of_a_product_is_products() -> None:
+def test_profile_of_a_matmul_is_gemm() -> None:
     a = torch.randn(600, 600)
     found = profile.take(lambda: [a @ a for _ in range(5)], "cpu").seconds()
     assert found["gemm"] > 0.8 * sum(found.values())

@@ -1,4 +1,4 @@
-"""FP8 attention for NVIDIA Hopper at head dimension 64: the kernel's launcher and its model.
+"""FP8 attention for NVIDIA Hopper at head dimension 64: launcher and reference implementation.
 
 `fp8_attention.cu` says how it works. It is compiled by NVRTC at first use (about two seconds), so
 neither nvcc nor a build step is needed. `emulated` computes the same numbers with plain tensor
@@ -102,7 +102,7 @@ def _launch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 def emulated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """What `attend` computes, in plain operations, for shapes whose scores fit in memory.
 
-    FP16 accumulation inside the first product is the one thing that is not reproduced bit by bit.
+    FP16 accumulation inside the first GEMM is the one thing that is not reproduced bit by bit.
     """
     dim, tokens = q.shape[-1], q.shape[1]
     q, k, v = (x.float().transpose(1, 2) for x in (q, k, v))

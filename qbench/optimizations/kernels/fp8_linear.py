@@ -135,7 +135,7 @@ def product(
     dtype: torch.dtype,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The product of quantized rows and quantized weights, in `dtype`."""
+    """GEMM of quantized rows and quantized weights, in `dtype`."""
     if not codes.is_cuda:
         y = (codes.float() @ weight.float().t()) * scale * weight_scale.t()
         y = (y if bias is None else y + bias.float()).to(dtype)

@@ -1,12 +1,12 @@
 // The decode of CogVideoX's VAE for NVIDIA Hopper (sm_90a), in BF16 or FP16: causal convolutions
 // and group norms that latents scale and shift.
 //
-// Activations lie in planes of eight channels, (batch, channels / 8, frames, height, width, 8), and
-// stay so from the first convolution to the last. Eight channels are 16 bytes, and eight neighbours
+// Activations are blocked by eight channels, (batch, channels / 8, frames, height, width, 8), from
+// the first convolution to the last; such a block is called a plane here. Eight channels are 16 bytes, and eight neighbours
 // of a row are the 128 bytes that wgmma calls a core matrix, wherever the row begins. So one copy
-// brings a tile with the pixels around it, and each of a kernel's taps is a product whose operand
-// begins a few pixels further on in the same shared memory: cuDNN's implicit products gather every
-// tap's input anew.
+// brings a tile with the pixels around it, and each of a kernel's taps is a GEMM whose operand begins
+// a few pixels further on in the same shared memory: cuDNN's implicit GEMM gathers every tap's input
+// anew.
 //
 // A block takes 16 x 16 pixels of a frame and WIDE output channels (a define: 128, or 8 for the last
 // convolution), and goes on to the next tile while its stores are under way. Two warpgroups

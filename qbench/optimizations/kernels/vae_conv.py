@@ -1,7 +1,8 @@
-"""A VAE's activations in planes of eight channels: the kernels' launchers, and their models.
+"""Launchers of the VAE's kernels, and their reference implementations.
 
-`vae_conv.cu` says why. On a CPU the same numbers are computed with plain tensor operations, which
-is what the kernels are tested against; tensors without data are only made, to count memory.
+Activations are blocked by eight channels (a block is called a plane here); `vae_conv.cu` says why.
+On a CPU the same numbers are computed with plain tensor operations, which is what the kernels are
+tested against. Meta tensors are only allocated, to count memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from qbench.optimizations.kernels import HOPPER, build
 from qbench.optimizations.vae import causal
 
 EACH = 8  # channels a plane
-CHUNK = 64  # input channels that a product takes at once, as in the source
+CHUNK = 64  # input channels of one GEMM, as in the source
 TILE = 16
 TILES, STAGES = 2, 6  # of the input and of weights in flight
 CHANNELS = 1024  # of an output
@@ -38,14 +39,14 @@ def from_planes(x: torch.Tensor, channels: int) -> torch.Tensor:
     return x.permute(0, 1, 5, 2, 3, 4).flatten(1, 2)[:, :channels]
 
 
-# Of three taps on an enlarged input, what the two on the input are, for even and odd outputs.
+# How three taps on an upsampled input add up to two on the input, for even and odd outputs.
 FOLDED = [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]
 
 
 class Weights:
     """How a convolution's weights lie in memory, and what it needs to know of them besides.
 
-    `grow` is 2 for a 3 x 3 convolution whose input is first enlarged by the nearest.
+    `grow` is 2 for a 3 x 3 convolution after 2x nearest-neighbour upsampling.
     """
 
     def __init__(self, conv: torch.nn.Module, grow: int = 1) -> None:
@@ -94,9 +95,9 @@ def convolve(
     residual: torch.Tensor | None = None,
     copies: int = 1,
 ) -> torch.Tensor:
-    """A convolution of planes, zeros around each frame; `residual` is added to what it makes.
+    """A convolution of blocked activations, with zeros around each frame, plus `residual`.
 
-    With weights that grow it is one of the planes enlarged twice, by the nearest.
+    With weights that grow, the input is upsampled 2x by nearest neighbour first.
 
     Each output frame sees its own and earlier input frames. Ahead of the first come those of
     `before`, or else the first again. Every output frame is given `copies` times, but for the first
@@ -168,7 +169,7 @@ def group_norm(
     shift: torch.Tensor,
     in_place: bool = False,
 ) -> torch.Tensor:
-    """silu(norm(x) * scale + shift) of planes, scale and shift enlarged by the nearest."""
+    """silu(norm(x) * scale + shift); scale and shift are upsampled by nearest neighbour."""
     if x.is_cpu:
         made = _normed(layer, x, scale, shift)
         return x.copy_(made) if in_place else made

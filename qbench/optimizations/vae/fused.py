@@ -1,10 +1,10 @@
-"""The decode of CogVideoX's VAE on qbench's own kernels (`kernels/planes.cu`).
+"""The decode of CogVideoX's VAE on qbench's own kernels (`kernels/vae_conv.cu`).
 
-Layers stay diffusers' own and are called as before, so that an offload brings their weights; what
-changes is what each computes with, and how its weights lie in memory. Activations are planes of
-eight channels from the first convolution to the last. What follows a norm is in the norm's pass,
-what is added to a convolution in the convolution's, and no input is padded: the frames before the
-first one lie apart.
+Layers stay diffusers' own and are called as before, so that an offload still brings their weights;
+what changes is the function that each computes with, and the layout of its weights. Activations are
+blocked by eight channels from the first convolution to the last. A norm's scale, shift and SiLU are
+in the norm's pass, a residual is added in the convolution's, and no input is padded: the frames
+before the first one are a tensor of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qbench.optimizations.vae.patch import computed_by
 
 
 def apply(vae: Any) -> None:
-    """Change the decoder in place. Raises Unsupported where its channels do not make planes."""
+    """Change the decoder in place. Raises Unsupported unless channels come in eights."""
     decoder = vae.decoder
     norms = [x for x in decoder.modules() if isinstance(x, torch.nn.GroupNorm)]
     if any(norm.num_channels % vae_conv.EACH for norm in norms):
@@ -67,7 +67,7 @@ def _causal(
     conv_cache: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """CogVideoXCausalConv3d of planes; its cache is the last frames that it saw."""
+    """CogVideoXCausalConv3d, blocked; its cache is the last frames that it saw."""
     out = layer.conv(x, before=conv_cache, residual=residual)
     wide = torch.complex128  # copied 16 bytes at a time
     cache = None if conv_cache is None else conv_cache.view(wide)
@@ -80,16 +80,16 @@ def _entered(layer: Any, x: torch.Tensor, conv_cache: Any = None) -> tuple[Any, 
 
 def _left(layer: Any, x: torch.Tensor, conv_cache: Any = None) -> tuple[Any, Any]:
     out, cache = _causal(layer, x, conv_cache)
-    # A copy, for the three channels of a video are kept to the end, and their plane has eight.
+    # A copy: a video's three channels are kept to the end, and their block has eight.
     return vae_conv.from_planes(out, layer.conv.out_channels).contiguous(), cache
 
 
 def _normed(
     layer: Any, f: torch.Tensor, zq: torch.Tensor, conv_cache: Any = None, in_place: bool = False
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """CogVideoXSpatialNorm3D and the SiLU after it, of planes.
+    """CogVideoXSpatialNorm3D and the SiLU after it, blocked.
 
-    Scale and shift are convolutions of one latent each, so they come before latents are enlarged.
+    Scale and shift are 1x1 convolutions of the latents, so they are computed before upsampling.
     """
     scale, shift = (vae_conv.to_planes(conv.conv(zq)) for conv in (layer.conv_y, layer.conv_b))
     return layer.norm_layer(f, scale, shift, in_place), {}
@@ -98,10 +98,10 @@ def _normed(
 def _resnet(
     layer: Any, x: torch.Tensor, temb: None, zq: torch.Tensor, conv_cache: Any = None
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """CogVideoXResnetBlock3D of planes.
+    """CogVideoXResnetBlock3D, blocked.
 
-    Where the input goes through a shortcut it is the decoder's largest tensor, and nobody reads it
-    after that: it is normed in place, and let go while the caller still holds it.
+    An input that goes through a shortcut is the decoder's largest tensor, and nothing reads it
+    after that: it is normalized in place, and freed while the caller still refers to it.
     """
     caches, shortened = conv_cache or {}, hasattr(layer, "conv_shortcut")
     residual = layer.conv_shortcut(x) if shortened else x
@@ -115,6 +115,6 @@ def _resnet(
 
 
 def _upsampled(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """CogVideoXUpsample3D of planes: frames that time is filled up with are alike."""
+    """CogVideoXUpsample3D, blocked: the frames that upsampling in time adds are copies."""
     copies = 2 if layer.compress_time and x.shape[2] > 1 else 1
     return layer.conv(x, copies=copies)

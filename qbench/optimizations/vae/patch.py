@@ -1,4 +1,4 @@
-"""The VAE's decode, which follows every variant's last denoise step."""
+"""How the VAE decodes: split group norms, strips, or fused on qbench's kernels."""
 
 from __future__ import annotations
 
