@@ -41,13 +41,18 @@ def export(module: Module, signature: Signature, example: Mapping[str, Tensor], 
     path.parent.mkdir(parents=True, exist_ok=True)
     batch = torch.export.Dim("batch", min=1, max=1024)
     free = tuple({0: batch} if name in signature.batched else None for name in signature.names)
+    # Of one video alone torch.export would take the batch for a constant.
+    wide = [
+        torch.cat([example[name]] * 2) if name in signature.batched else example[name]
+        for name in signature.names
+    ]
     large = sum(p.numel() * p.element_size() for p in module.parameters()) > 1.9e9
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             Positional().eval(),
-            tuple(example[name] for name in signature.names),
+            tuple(wide),
             str(path),
             dynamo=True,
             opset_version=OPSET,

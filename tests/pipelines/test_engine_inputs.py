@@ -1,0 +1,120 @@
+"""An engine takes what each family's pipeline passes, and says so where it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import build, denoised, inputs, settings
+
+from qbench import engines
+from qbench.engines import EngineDenoiser
+from qbench.engines import inputs as engine_inputs
+from qbench.engines.verify import parity
+from qbench.errors import Unsupported
+from qbench.pipelines.base import VideoPipeline
+from qbench.recipe.schema import Variant
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cogvideox-1.5", "wan", pytest.param("cogvideox-rotary", marks=pytest.mark.slow)],
+)
+def test_videos_of_an_engine_are_those_of_the_module(name: str, tmp_path: Path) -> None:
+    """By ONNX Runtime, for another batch than the one that it was built for."""
+    pytest.importorskip("onnxruntime")
+    video = build(name, tmp_path)
+    run = settings(video)
+    expected = denoised(video, run, [0, 1])
+    first = inputs(video, run, [0])
+    facts = engines.build(video, run, *first, Variant(engine="onnxruntime"), tmp_path / "engine")
+    assert isinstance(video.denoiser, EngineDenoiser)
+    assert facts["parity_relative_error"] < 1e-4
+    assert facts["parity_calls"] == engines.PARITY_STEPS * (2 if video.separate_guidance else 1)
+    found = denoised(video, run, [0, 1])
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-3
+
+
+def test_a_denoiser_that_is_not_exported_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    video = build("unet", tmp_path)
+    run = settings(video)
+    variant = Variant(engine="onnxruntime")
+    with pytest.raises(Unsupported, match="TextToVideoSDPipeline is not exported yet"):
+        engines.build(video, run, *inputs(video, run, [0]), variant, tmp_path)
+
+
+class Echo:
+    """An engine's run that keeps what it was given."""
+
+    def __call__(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.seen = tensors
+        return next(iter(tensors.values()))
+
+
+def _engine(video: VideoPipeline, **built_for: bool) -> tuple[EngineDenoiser, Echo]:
+    run, echo = settings(video), Echo()
+    signed = engine_inputs.signature(video, run, *inputs(video, run, [0]))
+    return EngineDenoiser(video.denoiser, signed, echo, 0), echo
+
+
+def test_an_input_that_the_engine_was_not_built_for_is_refused_and_so_is_a_missing_one(
+    tmp_path: Path,
+) -> None:
+    plain, rotary = build("cogvideox", tmp_path), build("cogvideox-rotary", tmp_path)
+    run = settings(rotary)
+    [[call]] = rotary.captured(run, *inputs(rotary, run, [0]), compute=False)
+    engine, echo = _engine(rotary)
+    engine(**call, return_dict=False)
+    names = ("hidden_states", "encoder_hidden_states", "timestep")
+    assert tuple(echo.seen) == (*names, "image_rotary_emb_0", "image_rotary_emb_1")
+    short = {name: call[name] for name in names}
+    with pytest.raises(Unsupported, match="it needs image_rotary_emb_0, image_rotary_emb_1"):
+        engine(**short)
+    other, _ = _engine(plain)
+    with pytest.raises(Unsupported, match="it was not built for image_rotary_emb_0"):
+        other(**call)
+    with pytest.raises(Unsupported, match="passes 'attention_kwargs', a dict"):
+        other(**short, attention_kwargs={"scale": 2.0})
+    other(*short.values(), attention_kwargs=None)
+
+
+def test_parity_sees_an_engine_that_drops_the_rotary_embedding(tmp_path: Path) -> None:
+    video = build("cogvideox-rotary", tmp_path)
+    run, module = settings(video), video.denoiser
+    first = inputs(video, run, [0])
+    calls = [call for step in video.captured(run, *first, steps=2) for call in step]
+    signed = engine_inputs.signature(video, run, *first)
+
+    def without(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        kept = {k: v for k, v in tensors.items() if not k.startswith("image_rotary")}
+        sample: torch.Tensor = module(**kept, return_dict=False)[0]
+        return sample
+
+    def whole(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return module(**signed.nested(tuple(tensors.values())), return_dict=False)[0]
+
+    assert parity(module, EngineDenoiser(module, signed, whole, 0), calls, True)
+    with pytest.raises(RuntimeError, match="computes something else"):
+        parity(module, EngineDenoiser(module, signed, without, 0), calls, True)
+
+
+def test_parity_sees_one_half_of_guidance_alone(tmp_path: Path) -> None:
+    """An error of the half that is a hundred times smaller, which the whole batch's norm hides."""
+    video = build("cogvideox", tmp_path)
+    run = settings(video)
+    first = inputs(video, run, [0])
+    signed = engine_inputs.signature(video, run, *first)
+
+    class Halves(torch.nn.Module):
+        def forward(self, hidden_states: torch.Tensor, **_: object) -> tuple[torch.Tensor]:
+            scale = torch.tensor([100.0, 1.0]).view(2, 1, 1, 1, 1)
+            return (torch.ones_like(hidden_states) * scale,)
+
+    def wrong(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        expected = Halves()(**tensors)[0]
+        return expected + torch.tensor([0.0, 0.5]).view(2, 1, 1, 1, 1)
+
+    calls = video.captured(run, *first, compute=False)[0]
+    with pytest.raises(RuntimeError, match=r"relative error 0.5"):
+        parity(Halves(), EngineDenoiser(video.denoiser, signed, wrong, 0), calls, True)
