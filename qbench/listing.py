@@ -44,7 +44,7 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
         _head(console, "rules (+ holds here; else the reason that a skipped row shows)")
         for rule in support.RULES:
             _line(console, rule.about, "", "" if rule.holds(machine) else rule.reason)
-    _head(console, "models (or any hub id or folder of a CogVideoX pipeline)")
+    _head(console, "models (or any hub id or folder of such a pipeline)")
     for name, model in specs.KNOWN.items():
         _line(console, name, model.about, "" if model.local else _hub(model.source))
     _head(console, "quantization schemes")

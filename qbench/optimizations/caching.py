@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PAB_RANGE = (100, 800)
 FASTER_HIGH, FASTER_GUIDANCE_HIGH = 681, 641
 FASTER_WEIGHT = 0.3  # of the newer of two cached attentions
+ONE_BATCH = ("pab", "faster")  # their hooks expect both halves of guidance in one batch
 FULL_STEPS = 3  # TaylorSeer computes so many before it predicts
 
 
@@ -29,6 +30,12 @@ def apply(video: VideoPipeline, wanted: Cache, steps: int) -> None:
     module = video.denoiser
     if not hasattr(module, "enable_cache"):
         raise Unsupported(f"cache: diffusers' hooks know no blocks of a {type(module).__name__}")
+    if video.separate_guidance and wanted.kind in ONE_BATCH:
+        raise Unsupported(
+            f"cache: diffusers' {wanted.kind} keeps one state for both halves of guidance, which a "
+            f"{video.pipeline_class} computes in calls of their own: choose taylorseer or "
+            "first_block"
+        )
     module.enable_cache(_config(video.pipe, wanted, steps))
 
 

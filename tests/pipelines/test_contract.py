@@ -94,7 +94,7 @@ def test_sizes_and_frames_that_are_accepted_come_out_as_asked(video: VideoPipeli
         accepted.append(frames)
     assert {1, 9, 17} <= set(accepted) or video.part == "unet"
     with pytest.raises(InputError, match=f"multiple of {grid.side}"):
-        settings(video, height=grid.side + grid.side // 2)
+        settings(video, height=2 * side + grid.side // 2)
 
 
 @FAMILIES
@@ -184,6 +184,35 @@ def test_an_axis_works_or_says_why_not(
     error = ((found - plain).norm() / plain.norm()).item()
     assert error <= most
     assert video.decode(run, found).shape[1] == FRAMES
+
+
+@pytest.mark.parametrize("kind", ["taylorseer", "first_block", "pab", "faster"])
+def test_caches_keep_the_two_calls_of_guidance_apart_or_are_refused(
+    kind: str, tmp_path: Path
+) -> None:
+    """A cached call gives what the same half gave before, never what the other half did."""
+    video = build("wan", tmp_path)
+    own = {"threshold": 10.0} if kind == "first_block" else {"interval": 2}
+    variant = Variant.model_validate({"cache": {"kind": kind, **own}})
+    if kind in ("pab", "faster"):
+        with pytest.raises(Unsupported, match="one state for both halves"):
+            axes.apply(video, variant, "cpu", steps=8)
+        return
+    run = settings(video, steps=8)
+    plain, computed = denoised(video, run, [0]), [0]
+    video.denoiser.blocks[-1].attn1.to_out[0].register_forward_hook(
+        lambda *_: computed.__setitem__(0, computed[0] + 1)
+    )
+    axes.apply(video, variant, "cpu", steps=8)
+    found = denoised(video, run, [0])
+    assert computed[0] < 16
+    assert computed[0] % 2 == 0
+    assert ((found - plain).norm() / plain.norm()).item() < 0.1
+    given, latents = inputs(video, run, [0])
+    swapped = type(given)(given.negative, given.positive)
+    own_noise = video.generators([0])
+    other = video.denoise(run, swapped, latents, lambda _: None, generators=own_noise)
+    assert ((other - plain).norm() / plain.norm()).item() > 0.1  # what mixing them up would cost
 
 
 @FAMILIES

@@ -176,6 +176,23 @@ def test_pipeline_of_another_family_is_refused_with_its_name_and_the_guide() -> 
         families.wrap(MochiPipeline())  # type: ignore[arg-type]
 
 
+def test_a_family_of_an_installed_package_is_found_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[qbench.pipelines]\nMyPipeline = my_family:Mine\n")
+    (tmp_path / "my_family.py").write_text(
+        "from qbench.pipelines.wan import Wan\n"
+        "class Mine(Wan):\n    pipeline_class = 'MyPipeline'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert families.of_class("MyPipeline").__module__ == "my_family"
+    with pytest.raises(InputError, match="MyPipeline"):
+        families.of_class("YourPipeline")
+
+
 def test_prompt_sets_and_files(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("# a comment\n\nfirst prompt\nsecond prompt\n")
