@@ -98,9 +98,14 @@ def run(
     from qbench.results import store
     from qbench.results.ranking import rankings
     from qbench.run import sweep
+    from qbench.run.plan import outputs_bytes
 
     planned = _planned(recipes, set_, model, device, prompts, trust_torchscript)
-    _writable(out)
+    free = _writable(out)
+    if (needed := outputs_bytes(planned)) > min(free, 2**30):
+        room = "more than" if needed > free else "of"
+        text = f"raw videos will take about {needed / 2**30:.1f} GiB, {room} {free / 2**30:.1f} GiB"
+        print(f"qbench: note: {text} free in {one_line(out)}", file=sys.stderr)
     console = _console()
     finished = sweep.run(planned, out, Progress(console, quiet), fresh)
     for ranking in rankings([(path / store.FILE, record) for path, record in finished]):
@@ -277,15 +282,17 @@ def _planned(
     return planned
 
 
-def _writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to, before any work is done for it."""
+def _writable(folder: Path) -> int:
+    """Refuse a folder that cannot be made or written to; else the bytes that are free there."""
     import os
+    import shutil
 
     there = next(p for p in (folder, *folder.absolute().parents) if textfile.exists(p))
     if not textfile.is_folder(there):
         raise InputError(f"--out {folder}: {there} is a file, not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"--out {folder}: {there} cannot be written to")
+    return shutil.disk_usage(there).free
 
 
 def _records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list[str]]:

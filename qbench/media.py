@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
 
 
 def to_pixels(video: Any) -> Any:
@@ -33,10 +37,54 @@ def write_mp4(video: Any, path: Path, fps: int) -> None:
         container.mux(stream.encode())
 
 
+# Fonts with more than Latin letters, by parts of their files' names, the widest first.
+WIDE_FONTS = ("cjk", "unifont", "wqy", "droidsansfallback", "arphic", "notosans", "dejavusans.")
+
+
+def font_for(text: str, size: int) -> FreeTypeFont | None:
+    """A font that has every character of the text: Pillow's own, else one of this machine's."""
+    from PIL import ImageFont
+
+    plain = ImageFont.load_default(size)
+    if isinstance(plain, ImageFont.FreeTypeFont) and _has_all(plain, text):
+        return plain
+    for path in _installed_fonts():
+        try:
+            font = ImageFont.truetype(path, size)
+        except OSError:
+            continue
+        if _has_all(font, text):
+            return font
+    return None
+
+
+def _has_all(font: FreeTypeFont, text: str) -> bool:
+    """A font draws what it lacks as it draws U+FFFF, which is no character."""
+    lacking = font.getmask("\uffff")
+    nothing = (lacking.size, bytes(lacking))
+    masks = (font.getmask(c) for c in set(text) if not c.isspace())
+    return all((mask.size, bytes(mask)) != nothing for mask in masks)
+
+
+@functools.cache
+def _installed_fonts() -> tuple[str, ...]:
+    from matplotlib import font_manager, get_data_path
+
+    own = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    found = [*sorted(font_manager.findSystemFonts()), str(own)]
+    ranked = [
+        (rank, path)
+        for path in found
+        for rank, word in enumerate(WIDE_FONTS)
+        if word in Path(path).name.lower()
+    ]
+    return tuple(dict.fromkeys(path for _, path in sorted(ranked)))
+
+
 def contact_sheet(videos: Any, prompts: list[str], path: Path, columns: int = 6) -> None:
     """One row a video: `columns` frames spread over time, the prompt above them."""
     import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     height, width = videos.shape[-2:]
     scale = 128 / height
@@ -44,10 +92,13 @@ def contact_sheet(videos: Any, prompts: list[str], path: Path, columns: int = 6)
     label = 22
     sheet = Image.new("RGB", (cell[0] * columns, (cell[1] + label) * len(videos)), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13)
     for row, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
         top = row * (cell[1] + label)
-        draw.text((4, top + 3), prompt[:110], fill="black", font=font)
+        text = prompt[:110]
+        font = font_for(text, 13)
+        if font is None:
+            text, font = f"prompt {row}: no font here has its characters", font_for("", 13)
+        draw.text((4, top + 3), text, fill="black", font=font)
         times = np.linspace(0, len(video) - 1, columns).round().astype(int)
         for column, picture in enumerate(to_pixels(video[times])):
             tile = Image.fromarray(picture).resize(cell, Image.Resampling.NEAREST)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qbench import textfile
 from qbench.errors import InputError, LoadError, Unsupported, brief, nearest, one_line
 from qbench.pipelines import families, folders
 from qbench.recipe.schema import Dtype, Generation, Weights, digest
@@ -156,8 +157,8 @@ def find(name: str) -> Model:
     """
     if name in KNOWN:
         return KNOWN[name]
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(name).expanduser() if name.startswith("~/") else Path(name)
+    if textfile.is_folder(folder):
         return _in_folder(name, folder.resolve())
     if name.lower() in _IDS:
         return _IDS[name.lower()]
@@ -211,6 +212,18 @@ def check(model: Model, wanted: Generation) -> None:
         return
     known = with_defaults(model, found.family, found.configs)
     found.family.grid(found.configs).resolve(wanted, known.size)
+
+
+def video_shape(model: Model, wanted: Generation) -> tuple[int, int, int] | None:
+    """Frames, height and width of a video, where they are known before the model is loaded."""
+    if not model.local and model.name not in KNOWN:
+        return None  # its configuration is on the hub
+    try:
+        family, configs = _sizes(model)
+        known = with_defaults(model, family, configs)
+        return family.grid(configs).resolve(wanted, known.size)
+    except (InputError, LoadError):
+        return None  # loading will have more to say about it
 
 
 def load(

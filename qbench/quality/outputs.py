@@ -18,6 +18,11 @@ FOLDER = "outputs"  # in a run's folder
 LEVELS, NOT_A_NUMBER = 255 * 256, -(2**15)
 
 
+def video_bytes(frames: int, height: int, width: int) -> int:
+    """About what one video takes: float16 frames, and latents of 5 % of that."""
+    return round(frames * 3 * height * width * 2 * 1.05)
+
+
 class Outputs:
     """Frames (n, f, 3, h, w) in [0, 1] and final latents (n, ...) by the number of the prompt.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from qbench import prompts, textfile
 from qbench.errors import InputError, nearest
 from qbench.pipelines import specs
+from qbench.prompts import PromptSet
 from qbench.quality import networks
 from qbench.recipe import shipped
 from qbench.recipe.files import Loaded, read
@@ -24,6 +25,7 @@ class Planned:
     """A recipe with what the command line changed about it."""
 
     recipe: Recipe
+    prompts: PromptSet  # read once: a file may change while the sweep runs
     overrides: dict[str, str] = field(default_factory=dict)
     implied: bool = False  # the reference of another, not named itself
     notes: tuple[str, ...] = ()  # what the user must hear before it runs
@@ -47,19 +49,25 @@ def plan(
     shared = {key: text for key, text in overrides.items() if not _own(key)}
     apart = dict(overrides) != shared
     files = list({path.resolve(): path for path in paths}.values())
-    as_written = [read(path, shared, options) for path in files]
+
+    def found(path: Path, changes: Mapping[str, str]) -> Loaded:
+        loaded = read(path, changes, options)
+        return replace(loaded, recipe=_trusting(loaded.recipe)) if trust_torchscript else loaded
+
+    as_written = [found(path, shared) for path in files]
     compared = {one.recipe.reference for one in as_written if not one.recipe.is_reference}
     named: dict[str, Planned] = {}
     sources: dict[str, Loaded] = {}
     for plain in as_written:
         kept = not apart or plain.recipe.name in compared
-        loaded = plain if kept else read(plain.path, overrides, options)
+        loaded = plain if kept else found(plain.path, overrides)
         name = loaded.recipe.name
         if name in named:
             raise InputError(_twice(loaded, sources[name], overrides))
         applied = shared if kept else dict(overrides)
         notes = (_unchanged(name, overrides),) if kept and apart else ()
-        named[name], sources[name] = Planned(loaded.recipe, applied, notes=notes), loaded
+        named[name] = Planned(loaded.recipe, _checked(loaded), applied, notes=notes)
+        sources[name] = loaded
     implied: dict[str, Planned] = {}
     for item, loaded in [(named[name], sources[name]) for name in named]:
         wanted = item.recipe.reference
@@ -68,19 +76,29 @@ def plan(
         if wanted in named:
             _end_of_chain(named[wanted].recipe, item.recipe, loaded)
             continue
-        other = read(_beside(loaded, wanted), shared, options)
+        other = found(_beside(loaded, wanted), shared)
         # What its own file compares it with is no part of this sweep.
         itself = other.recipe.model_copy(update={"name": wanted, "reference": wanted})
         notes = (_unchanged(wanted, overrides),) if _variant(overrides) else ()
-        implied[wanted] = Planned(itself, shared, implied=True, notes=notes)
-        sources[wanted] = replace(other, recipe=itself)
+        chosen = _checked(replace(other, recipe=itself))
+        implied[wanted] = Planned(itself, chosen, shared, implied=True, notes=notes)
     everything = [*implied.values(), *named.values()]
-    if trust_torchscript:
-        everything = [replace(item, recipe=_trusting(item.recipe)) for item in everything]
-    for item in everything:
-        _check(replace(sources[item.recipe.name], recipe=item.recipe))
     spelled = [replace(item, recipe=_one_spelling(item.recipe)) for item in everything]
     return sorted(spelled, key=lambda item: not item.recipe.is_reference)
+
+
+def outputs_bytes(planned: list[Planned]) -> int:
+    """About what the raw videos of a sweep will take on disk; models of unknown size count 0."""
+    from qbench.quality.outputs import video_bytes
+
+    total = 0
+    for item in planned:
+        recipe = item.recipe
+        if recipe.measure.unit == "step" or recipe.weights == "random":
+            continue  # nothing is kept
+        shape = specs.video_shape(specs.find(recipe.model), recipe.generation)
+        total += video_bytes(*shape) * len(item.prompts.prompts) if shape else 0
+    return total
 
 
 def _own(key: str) -> bool:
@@ -135,8 +153,8 @@ def _one_spelling(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": specs.find(recipe.model).spelling})
 
 
-def _check(loaded: Loaded) -> None:
-    """What can be known to fail before anything is loaded, with the place that it was asked at."""
+def _checked(loaded: Loaded) -> PromptSet:
+    """The prompts, once all is checked that can be known to fail before a model is loaded."""
     recipe = loaded.recipe
     field_: tuple[str, ...] = ("model",)
     try:
@@ -146,7 +164,7 @@ def _check(loaded: Loaded) -> None:
         field_ = ("quality",)
         networks.check(recipe.quality, model)
         field_ = ("prompts", "set")
-        prompts.chosen(recipe.prompts, model)
+        return prompts.chosen(recipe.prompts, model)
     except InputError as error:
         where = loaded.where(*_field(str(error), field_))
         named = where.startswith("--") and recipe.prompts.set

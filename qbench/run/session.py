@@ -169,6 +169,7 @@ def _check_support(job: Job) -> None:
 
 def _load(job: Job, stages: Stages) -> Session:
     from qbench.pipelines import specs
+    from qbench.prompts import tokens
 
     recipe, device = job.draft.recipe, job.draft.environment.device
     variant, recorder = recipe.variant, stages.recorder
@@ -192,8 +193,11 @@ def _load(job: Job, stages: Stages) -> Session:
         recorder.note(RANDOM_NOTE)
         if variant.cache and variant.cache.by_content:
             recorder.note(BY_CONTENT_NOTE)
-    elif uneven := pipeline.uneven(generation.steps):
-        recorder.note(uneven)
+    else:
+        if uneven := pipeline.uneven(generation.steps):
+            recorder.note(uneven)
+        for note in tokens.notes(pipeline.pipe.tokenizer, job.prompts, generation.text_tokens):
+            recorder.note(note)
     if recipe.measure.unit == "step":
         recorder.note(STEPS_NOTE)
     stages.leave("load")

@@ -17,12 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from qbench import cache, prompts
+from qbench import cache
 from qbench.errors import InputError
 from qbench.meters import roofline
 from qbench.meters.environment import Environment
 from qbench.meters.roofline import Ceilings
 from qbench.pipelines import specs
+from qbench.prompts import PromptSet
 from qbench.quality import networks
 from qbench.quality.outputs import FOLDER, Outputs
 from qbench.recipe.schema import Recipe, digest
@@ -36,6 +37,7 @@ from qbench.run.processes import Child
 from qbench.run.reference_server import ReferenceServer
 
 DONE = ("ok", "invalid")  # a record with such a status is complete
+LABELS = ("about", "reference", "noise_floor", "expects")
 
 
 class Watcher(Protocol):
@@ -58,6 +60,7 @@ def run(
     finished: dict[str, tuple[Path, Record]] = {}
     machines = _Machines(out)
     servers: dict[str, ReferenceServer] = {}
+    texts = {item.recipe.name: item.prompts for item in planned}
     try:
         for position, item in enumerate(planned, 1):
             recipe = item.recipe
@@ -72,10 +75,10 @@ def run(
                 draft = draft.model_copy(update={"ceilings": machines.ceilings(recipe.device)})
             server = None
             if recipe.measure.interleave and draft.reference and reference and not old:
-                job = _job(reference[1], reference[0])
+                job = _job(reference[1], reference[0], texts[reference[1].recipe.name])
                 server = servers.setdefault(draft.reference.run, ReferenceServer(job))
             where = reference[0] if reference else None
-            record = old or _execute(draft, folder, where, watcher, server)
+            record = old or _execute(draft, folder, item.prompts, where, watcher, server)
             watcher.end(record, folder, fresh=old is None)
             if old is None and record.beats_ceiling():
                 machines.calibrate_again(recipe.device)
@@ -138,7 +141,7 @@ def _draft(
         fingerprints=Fingerprints(
             recipe=recipe.fingerprint(),
             settings=_settings(recipe, model),
-            prompts=prompts.chosen(recipe.prompts, model).digest(),
+            prompts=item.prompts.digest(),
             model=model.digest(recipe.weights),
             hardware=digest(environment.hardware()),
             software=digest(environment.software()),
@@ -165,7 +168,18 @@ def _complete(folder: Path, draft: Record) -> Record | None:
     same = old.fingerprints == draft.fingerprints and old.reference == draft.reference
     if same and old.recipe.is_reference and not _has_videos(old, folder):
         return None  # others are compared with them, so they are made anew
-    return old if same and old.status in DONE else None
+    return _relabelled(old, draft, folder) if same and old.status in DONE else None
+
+
+def _relabelled(old: Record, draft: Record, folder: Path) -> Record:
+    """The record with what its recipe says about itself today: nothing of that is measured."""
+    labels = {name: getattr(draft.recipe, name) for name in LABELS}
+    if labels == {name: getattr(old.recipe, name) for name in LABELS}:
+        return old
+    recipe = old.recipe.model_copy(update=labels)
+    new = old.model_copy(update={"recipe": recipe, "overrides": draft.overrides})
+    store.write(new, folder)
+    return new
 
 
 def _has_videos(record: Record, folder: Path) -> bool:
@@ -190,13 +204,16 @@ def read_environment(device: str) -> Environment:
 
 
 def _job(
-    draft: Record, folder: Path, reference: Path | None = None, interleaved: bool = False
+    draft: Record,
+    folder: Path,
+    prompts: PromptSet,
+    reference: Path | None = None,
+    interleaved: bool = False,
 ) -> Job:
-    chosen = prompts.chosen(draft.recipe.prompts, specs.find(draft.recipe.model))
     return Job(
         draft=draft,
         folder=folder.resolve(),
-        prompts=tuple(chosen.prompts),
+        prompts=prompts.prompts,
         reference=reference and reference.resolve(),
         interleaved=interleaved,
     )
@@ -205,6 +222,7 @@ def _job(
 def _execute(
     draft: Record,
     folder: Path,
+    prompts: PromptSet,
     reference: Path | None,
     watcher: Watcher,
     server: ReferenceServer | None,
@@ -212,7 +230,7 @@ def _execute(
     """One process from start to end; its record, or one that says how it died."""
     folder.mkdir(parents=True, exist_ok=True)
     usable = reference if draft.reference else None
-    job = _job(draft, folder, usable, interleaved=server is not None)
+    job = _job(draft, folder, prompts, usable, interleaved=server is not None)
     store.write(draft, folder)
     stage, limit = "start", draft.recipe.measure.timeout_s
     deadline = time.monotonic() + limit

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from conftest import RECIPES
+from conftest import RECIPES, SMALL, qbench
 
 from qbench.errors import InputError
-from qbench.run.plan import Planned, plan
+from qbench.results import store
+from qbench.run.plan import Planned, outputs_bytes, plan
 
 
 def _plan(*names: str, **overrides: str) -> dict[str, Planned]:
@@ -99,3 +101,32 @@ def test_what_is_wrong_on_the_command_line_is_told_with_the_option() -> None:
         )
     with pytest.raises(InputError, match=r"^--device tpu: device: 'tpu' is not a choice"):
         plan([RECIPES / "int8.yaml"], {"device": "tpu"}, {"device": "--device tpu"})
+
+
+def test_raw_videos_are_as_large_as_was_estimated(finished: Path) -> None:
+    changes = {"generation.steps": "2", "prompts.count": "2"}
+    planned = plan([RECIPES / "int8.yaml"], changes)
+    (outputs,) = finished.glob("*/int8-*/outputs")
+    taken = sum(path.stat().st_size for path in outputs.glob("*.safetensors"))
+    assert outputs_bytes(planned) / 2 == pytest.approx(taken, rel=0.05)
+    assert outputs_bytes(plan([RECIPES / "int8.yaml"], {"weights": "random"})) == 0
+
+
+def test_prompts_are_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a red star\n")
+    planned = plan([RECIPES / "int8.yaml"], {"prompts.set": str(path)})
+    path.write_text("a blue ring\n")
+    assert {item.prompts.prompts for item in planned} == {("a red star",)}
+
+
+def test_a_complete_run_takes_todays_labels(finished: Path, tmp_path: Path) -> None:
+    """They change nothing that is measured, so nothing runs again, and they are not ignored."""
+    shutil.copytree(finished, tmp_path / "runs")
+    words = [str(RECIPES / "int8.yaml"), *SMALL, "--device=cpu", f"--out={tmp_path / 'runs'}"]
+    done = qbench("run", *words, "--set=noise_floor=true", "--set=expects=drift")
+    assert done.stdout.count("complete already, not run again") == 2, done.stdout
+    for name, floor, expected in (("int8", True, "drift"), ("fp32", False, None)):
+        (found,) = (tmp_path / "runs").glob(f"*/{name}-*/record.json")
+        recipe = store.read(found).recipe
+        assert (recipe.noise_floor, recipe.expects) == (floor, expected)
