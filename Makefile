@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types layers figures setup clean
+.PHONY: demo test lint types layers figures wheel setup clean
 
 demo: $(INSTALLED)
 	$(BIN)/qbench run recipes --set measure.interleave=true
@@ -25,6 +25,9 @@ layers: $(INSTALLED)
 
 figures: $(INSTALLED)
 	$(BIN)/python -m scripts.figures
+
+wheel: $(INSTALLED)
+	PYTHON=$(BIN)/python scripts/check_wheel.sh
 
 setup: $(INSTALLED)
 
