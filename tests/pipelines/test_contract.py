@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -198,21 +199,20 @@ def test_caches_keep_the_two_calls_of_guidance_apart_or_are_refused(
         with pytest.raises(Unsupported, match="one state for both halves"):
             axes.apply(video, variant, "cpu", steps=8)
         return
-    run = settings(video, steps=8)
-    plain, computed = denoised(video, run, [0]), [0]
+    run, computed, outputs = settings(video, steps=8), [0], []
     video.denoiser.blocks[-1].attn1.to_out[0].register_forward_hook(
         lambda *_: computed.__setitem__(0, computed[0] + 1)
     )
     axes.apply(video, variant, "cpu", steps=8)
-    found = denoised(video, run, [0])
+    video.denoiser.register_forward_hook(lambda *parts: outputs.append(parts[-1][0].flatten()))
+    denoised(video, run, [0])
     assert computed[0] < 16
     assert computed[0] % 2 == 0
-    assert ((found - plain).norm() / plain.norm()).item() < 0.1
-    given, latents = inputs(video, run, [0])
-    swapped = type(given)(given.negative, given.positive)
-    own_noise = video.generators([0])
-    other = video.denoise(run, swapped, latents, lambda _: None, generators=own_noise)
-    assert ((other - plain).norm() / plain.norm()).item() > 0.1  # what mixing them up would cost
+    # What guidance amplifies, the difference of the two, goes on from step to step; with one state
+    # for both it turns round (cosine -0.2), or a half is skipped before it was ever computed.
+    guided = [a - b for a, b in zip(outputs[::2], outputs[1::2], strict=True)]
+    for before, after in itertools.pairwise(guided):
+        assert torch.cosine_similarity(before, after, dim=0) > 0.3
 
 
 @FAMILIES
