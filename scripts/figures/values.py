@@ -119,6 +119,11 @@ class Row:
         judged = self.ranking.judged.get(self.record.run)
         return Figure(judged.text if judged else tables.MISSING)
 
+    def distance(self) -> Figure:
+        """Whether the videos stayed close to the reference's, in words."""
+        judged = self.ranking.judged.get(self.record.run)
+        return Figure((judged.distance if judged else "") or tables.MISSING)
+
     def gain(self, metric: str, digits: int) -> Figure:
         """The mean paired difference from the reference, positive where better."""
         judged = self.ranking.judged.get(self.record.run)
@@ -202,6 +207,7 @@ FIGURES: dict[str, Callable[[Row], Figure]] = {
     "fvd": lambda row: row.quality("fvd_reference", "%.2f"),
     "adherence": lambda row: _share(row.quality("adherence", "%g").value),
     "verdict": Row.verdict,
+    "distance": Row.distance,
     "videos": lambda row: Figure(f"{row.record.videos:,}", row.record.videos),
     "n": lambda row: Figure(str(len(row.record.latency_s) or sum(map(len, row.record.step_s)))),
     "date": lambda row: Figure(row.record.started[:10]),
