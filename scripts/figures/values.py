@@ -119,6 +119,10 @@ class Row:
         judged = self.ranking.judged.get(self.record.run)
         return Figure(judged.text if judged else tables.MISSING)
 
+    def because(self) -> Figure:
+        judged = self.ranking.judged.get(self.record.run)
+        return Figure((judged.because if judged else "") or "no loss")
+
     def distance(self) -> Figure:
         """Whether the videos stayed close to the reference's, in words."""
         judged = self.ranking.judged.get(self.record.run)
@@ -208,6 +212,8 @@ FIGURES: dict[str, Callable[[Row], Figure]] = {
     "adherence": lambda row: _share(row.quality("adherence", "%g").value),
     "verdict": Row.verdict,
     "distance": Row.distance,
+    "expects": lambda row: Figure(str(row.record.recipe.expects or tables.MISSING)),
+    "because": Row.because,
     "videos": lambda row: Figure(f"{row.record.videos:,}", row.record.videos),
     "n": lambda row: Figure(str(len(row.record.latency_s) or sum(map(len, row.record.step_s)))),
     "date": lambda row: Figure(row.record.started[:10]),
