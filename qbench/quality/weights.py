@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qbench import cache
 from qbench.errors import InputError, nearest
@@ -279,11 +279,11 @@ def _member(blob: bytes, source: Source) -> bytes:
 class _ArraysOnly(pickle.Unpickler):
     """Makes dicts, numbers, text and numpy arrays. Whatever else is named is refused."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         import numpy as np
         from numpy._core.multiarray import _reconstruct
 
-        allowed: dict[tuple[str, str], Any] = {
+        allowed: dict[tuple[str, str], object] = {
             ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
             ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
             ("numpy", "ndarray"): np.ndarray,
@@ -294,7 +294,7 @@ class _ArraysOnly(pickle.Unpickler):
         return allowed[module, name]
 
 
-def unpickle(blob: bytes) -> Any:
+def unpickle(blob: bytes) -> object:
     """Nested dicts of numpy arrays. Raises UnpicklingError where there is anything else."""
     return _ArraysOnly(io.BytesIO(blob)).load()
 
@@ -302,16 +302,21 @@ def unpickle(blob: bytes) -> Any:
 # From the pickle's names and layout to PyTorch's --------------------------------------------------
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of nested dicts by their dotted names."""
+    import numpy as np
+
+    if not isinstance(tree, dict):
+        raise pickle.UnpicklingError(f"{prefix or 'weights'}: {type(tree).__name__}, not a dict")
     for key, value in tree.items():
         name = f"{prefix}{key.replace('/', '.')}"
         if isinstance(value, dict):
             yield from _flat(value, name + ".")
         else:
-            yield name, value
+            yield name, np.asarray(value)
 
 
-def _weight(kernel: Any) -> Any:
+def _weight(kernel: np.ndarray) -> np.ndarray:
     """(*window, in, out) to (out, in, *window)."""
     import numpy as np
 
@@ -319,7 +324,7 @@ def _weight(kernel: Any) -> Any:
     return np.ascontiguousarray(kernel.transpose(axes[-1], axes[-2], *axes[:-2]))
 
 
-def _i3d(raw: dict[str, Any]) -> dict[str, Any]:
+def _i3d(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Each convolution with its batch norm folded in (epsilon 1e-3, no scale)."""
     import numpy as np
 
@@ -339,7 +344,7 @@ def _i3d(raw: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _lpips(raw: dict[str, Any]) -> dict[str, Any]:
+def _lpips(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     made = {}
     for name, array in raw.items():
         owner, layer, kind = name.split(".")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import shutil
 from pathlib import Path
 
 import pytest
+from conftest import RECIPES
 
 from qbench.errors import InputError
 from qbench.pipelines import specs
@@ -14,6 +16,7 @@ from qbench.quality import networks
 from qbench.quality.metrics import catalogue
 from qbench.quality.metrics.base import MetricSpec
 from qbench.recipe.schema import Fvd, Margin, Quality
+from qbench.run.plan import plan
 
 TINY, OTHER = specs.find("tiny-cogvideox"), specs.Model("any", "any/any")
 
@@ -129,3 +132,15 @@ def test_margins_are_in_the_metrics_unit() -> None:
     old = Quality.model_validate({"metrics": ["following"], "margins": {"psnr_db": 40.0}})
     assert old.metrics == ["adherence"]
     assert catalogue.margins(old, {})["psnr"] == 40.0
+
+
+def test_the_option_writes_the_hash_of_the_program_into_every_recipe(tmp_path: Path) -> None:
+    script = tmp_path / "i3d.pt"
+    script.write_bytes(b"code")
+    changes = {"quality.fvd.network": str(script)}
+    with pytest.raises(InputError, match="quality.fvd.network: .*--trust-torchscript"):
+        plan([RECIPES / "int8.yaml"], changes)
+    planned = plan([RECIPES / "int8.yaml"], changes, trust_torchscript=True)
+    assert len(planned) == 2  # the reference with it: both are measured alike
+    digest = hashlib.sha256(b"code").hexdigest()
+    assert {item.recipe.quality.fvd.sha256 for item in planned} == {digest}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, qbench
 
+from qbench.errors import InputError
+from qbench.quality.outputs import FOLDER, Outputs
 from qbench.recipe.files import load
 from qbench.results import store
 from qbench.results.record import SCHEMA
+from qbench.run import sweep
 
 
 def _one(finished: Path, recipe: str) -> Path:
@@ -116,3 +120,19 @@ def test_memory_of_captured_graphs_is_what_is_reserved() -> None:
     recipe = record.recipe.model_copy(update={"variant": plain})
     eager = record.model_copy(update={"recipe": recipe})
     assert eager.held_bytes(peak) == peak.allocated_bytes
+
+
+def test_the_videos_of_a_reference_are_held_against_its_record(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Others in their place are refused, and deleted ones make the run incomplete."""
+    folder = shutil.copytree(_one(finished, "fp32").parent, tmp_path / "fp32")
+    record = store.read(folder / store.FILE)
+    assert sweep._has_videos(record, folder)
+    kept = Outputs(folder / FOLDER)
+    frames, latents = kept.read(0, 1)
+    kept.add(0, frames.flip(2), latents)
+    with pytest.raises(InputError, match="not the videos that its record was made with"):
+        sweep._has_videos(record, folder)
+    shutil.rmtree(folder / FOLDER)
+    assert not sweep._has_videos(record, folder)

@@ -62,12 +62,11 @@ class ClipScorer:
         from transformers import AutoModel, AutoTokenizer
 
         local = Path(source).is_dir()
-        load: dict[str, Any] = {"local_files_only": local}
         self._model = AutoModel.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, **load
+            source, dtype=torch.float32, use_safetensors=True, local_files_only=local
         )
         self._model.eval().to(device)
-        self._tokenizer = AutoTokenizer.from_pretrained(source, **load)
+        self._tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
         self._device = device
         self._settings = _preprocessing(source)
         self._mean = torch.tensor(self._settings["image_mean"], device=device).view(1, 3, 1, 1)
@@ -125,9 +124,12 @@ def clip_consistency(frames: torch.Tensor) -> torch.Tensor:
     return (100 * (frames[:, 1:] * frames[:, :-1]).sum(-1)).mean(1)
 
 
-def _pooled(found: Any) -> torch.Tensor:
+def _pooled(output: object) -> torch.Tensor:
     """transformers 5 wraps what 4 returned as a tensor."""
-    return found if isinstance(found, torch.Tensor) else found.pooler_output
+    pooled = output if isinstance(output, torch.Tensor) else getattr(output, "pooler_output", None)
+    if not isinstance(pooled, torch.Tensor):
+        raise TypeError(f"no pooled embedding in {type(output).__name__}")
+    return pooled
 
 
 def _preprocessing(source: str) -> dict[str, Any]:
