@@ -138,7 +138,7 @@ def test_the_option_writes_the_hash_of_the_program_into_every_recipe(tmp_path: P
     script = tmp_path / "i3d.pt"
     script.write_bytes(b"code")
     changes = {"quality.fvd.network": str(script)}
-    with pytest.raises(InputError, match="quality.fvd.network: .*--trust-torchscript"):
+    with pytest.raises(InputError, match=r"quality.fvd.network: .*--trust-torchscript"):
         plan([RECIPES / "int8.yaml"], changes)
     planned = plan([RECIPES / "int8.yaml"], changes, trust_torchscript=True)
     assert len(planned) == 2  # the reference with it: both are measured alike
