@@ -23,6 +23,11 @@ def exists(path: Path) -> bool:
     return _mode(path) != 0
 
 
+def expanded(name: str) -> Path:
+    """The path of a name that may begin with `~`; where nobody has that home, as it stands."""
+    return Path(os.path.expanduser(name))  # pathlib's raises RuntimeError
+
+
 def read(path: Path, most_bytes: int, name: str | None = None) -> str:
     """The file's text without a byte order mark, its lines ended by '\\n'.
 

@@ -157,7 +157,7 @@ def find(name: str) -> Model:
     """
     if name in KNOWN:
         return KNOWN[name]
-    folder = Path(name).expanduser() if name.startswith("~/") else Path(name)
+    folder = textfile.expanded(name)
     if textfile.is_folder(folder):
         return _in_folder(name, folder.resolve())
     if name.lower() in _IDS:

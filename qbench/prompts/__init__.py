@@ -66,7 +66,7 @@ def load(name: str, count: int | None = None) -> PromptSet:
         return _first(count, name, read(FOLDER / f"{name}.txt"))
     if is_set(name):
         return _first(count, name, _vbench(name.partition("/")[2]))
-    path = Path(name).expanduser() if name.startswith("~/") else Path(name)
+    path = textfile.expanded(name) if name.startswith("~/") else Path(name)
     if not textfile.exists(path):
         raise InputError(
             f"prompts {brief(name)}: neither a shipped set nor a file{nearest(name, names())}"

@@ -6,12 +6,11 @@ Nothing here loads torch, for it is asked in the process that only plans.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from qbench import cache
-from qbench.errors import InputError, nearest
+from qbench import cache, textfile
+from qbench.errors import InputError, brief, nearest
 from qbench.pipelines.specs import BUNDLED, Model
 from qbench.quality import weights
 from qbench.quality.metrics import catalogue
@@ -34,10 +33,10 @@ def named(fvd: Fvd, model: Model) -> str:
     """
     if fvd.network == "auto":
         return PROBE if model.world else I3D
-    if fvd.network in (PROBE, I3D) or Path(fvd.network).expanduser().is_file():
+    if fvd.network in (PROBE, I3D) or textfile.is_file(textfile.expanded(fvd.network)):
         return fvd.network
     raise InputError(
-        f"quality.fvd.network: {fvd.network!r} is neither a known network nor a file"
+        f"quality.fvd.network: {brief(fvd.network)} is neither a known network nor a file"
         f"{nearest(fvd.network, (PROBE, I3D))}"
     )
 
@@ -62,7 +61,10 @@ def _digests(quality: Quality, model: Model) -> Iterator[tuple[str, str]]:
         yield "lpips", weights.SOURCES[f"lpips-{quality.lpips}"].tensors
     if "clip" in networks:
         source = quality.clip or model.clip
-        yield "clip", cache.folder_digest(Path(source)) if Path(source).is_dir() else source
+        yield (
+            "clip",
+            cache.folder_digest(Path(source)) if textfile.is_folder(Path(source)) else source,
+        )
     if "probe" in networks and model.world:
         yield "probe", cache.folder_digest(BUNDLED / "probe")
     if "fvd" in networks:
@@ -72,7 +74,7 @@ def _digests(quality: Quality, model: Model) -> Iterator[tuple[str, str]]:
         elif name == I3D:
             yield "fvd", weights.SOURCES[I3D].tensors
         else:
-            yield "fvd", cache.file_digest(Path(name).expanduser())
+            yield "fvd", cache.file_digest(textfile.expanded(name))
 
 
 def check(quality: Quality, model: Model) -> None:
@@ -111,7 +113,7 @@ def check_trust(fvd: Fvd) -> None:
 
     Raises InputError, which begins with the field, where its SHA-256 is not the recipe's.
     """
-    path = Path(fvd.network).expanduser()
+    path = textfile.expanded(fvd.network)
     found = cache.file_digest(path)
     if fvd.sha256 is None:
         raise InputError(
@@ -124,8 +126,8 @@ def check_trust(fvd: Fvd) -> None:
 
 def trusted(quality: Quality) -> Quality:
     """The same with the SHA-256 of the TorchScript file as it is now: --trust-torchscript."""
-    path = Path(quality.fvd.network).expanduser()
-    if quality.fvd.sha256 is not None or not path.is_file():
+    path = textfile.expanded(quality.fvd.network)
+    if quality.fvd.sha256 is not None or not textfile.is_file(path):
         return quality
     fvd = quality.fvd.model_copy(update={"sha256": cache.file_digest(path)})
     return quality.model_copy(update={"fvd": fvd})
@@ -143,18 +145,24 @@ def _check_weights(field: str, name: str) -> None:
 def _check_clip(source: str) -> None:
     """A folder with a model, a tokenizer and a preprocessor in it; or an id that the hub has."""
     folder = Path(source)
-    if folder.is_dir():
+    if textfile.is_folder(folder):
         needed = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
         lacking = [name for name in needed if not (folder / name).is_file()]
         if not list(folder.glob("*.safetensors")):
             lacking.append("*.safetensors")
         if lacking:
-            raise InputError(f"quality.clip: {source} has no {', '.join(lacking)}")
+            raise InputError(f"quality.clip: {brief(source)} has no {', '.join(lacking)}")
         return
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
-        raise InputError(f"quality.clip: {source!r} is neither a folder nor an id of the hub")
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        raise InputError(
+            f"quality.clip: {brief(source)} is neither a folder nor an id of the hub"
+        ) from None
     if reason := _not_on_the_hub(source):
-        raise InputError(f"quality.clip: {source!r} is no folder here, and {reason}")
+        raise InputError(f"quality.clip: {brief(source)} is no folder here, and {reason}")
 
 
 def _not_on_the_hub(source: str) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench import cache
+from qbench import cache, textfile
 from qbench.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -211,9 +211,9 @@ def _archive(source: Source, index: str | None, origin: str | None) -> bytes:
 
 def _local(origin: str) -> bytes:
     """A file's bytes, if it is one and of a size that an archive may have."""
-    place = Path(origin).expanduser()
+    place = textfile.expanded(origin)
     try:
-        if not place.is_file():
+        if not textfile.is_file(place):
             raise InputError(f"{origin}: neither a file nor an http(s) address")
         if (size := place.stat().st_size) > MOST_BYTES:
             raise InputError(f"{origin}: {size:,} bytes, more than any of these archives has")

@@ -46,7 +46,7 @@ def find(word: str) -> list[Path]:
     `int8`, `attention/fp8`, `cache`, or `recipes` for those at the top. What exists wins over what
     is shipped, a recipe over a folder of its name. Raises InputError with the nearest name.
     """
-    given = Path(word).expanduser()
+    given = textfile.expanded(word)
     if textfile.is_file(given):
         return [given]
     if textfile.is_folder(given) and (inside := _inside(given)):

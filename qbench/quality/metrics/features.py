@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from qbench import cache, world
+from qbench import cache, textfile, world
 from qbench.errors import InputError
 from qbench.pipelines.specs import BUNDLED, Model
 from qbench.quality import networks, weights
@@ -71,7 +71,7 @@ def load(wanted: Fvd, model: Model, device: str) -> Extractor:
         size = i3d.CLASSES if wanted.layer == "logits" else i3d.FEATURES
         label = f"I3D ({weights.SOURCES[I3D].identity})"
         return Extractor(size, _text(label, wanted), compute, _prepared(wanted))
-    return _torchscript(Path(name).expanduser(), wanted, device)
+    return _torchscript(textfile.expanded(name), wanted, device)
 
 
 def _text(label: str, wanted: Fvd) -> str:
