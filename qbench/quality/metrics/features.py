@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -101,7 +102,7 @@ def _torchscript(path: Path, wanted: Fvd, device: str) -> Extractor:
     """
     networks.check_trust(wanted)
     try:
-        script: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device).eval()
+        script: Any = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"quality.fvd.network {path}: not TorchScript: {first}") from None
