@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qbench.report import tables
-from scripts.figures.values import FIGURES, ROOT, Fault, evaluate, row_of
+from scripts.figures.values import FIGURES, PUBLISHED, ROOT, Fault, evaluate, row_of
 
 INLINE = re.compile(r"<!--= *(?P<expression>[^>]*?) *-->(?P<text>[^<]*)<!--/-->")
 BLOCK = re.compile(
@@ -62,6 +65,22 @@ class Table(BaseModel):
         return " ".join(filter(None, shown)) or tables.MISSING
 
 
+class ScriptTable(BaseModel):
+    """A table that the script draws which wrote the JSON file: its `table` of the file's rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    script: Literal["separation"]
+    file: str  # below results/published
+
+    def markdown(self) -> str:
+        script = importlib.import_module(f"scripts.{self.script}")
+        try:
+            rows = json.loads((PUBLISHED / self.file).read_text(encoding="utf-8"))["rows"]
+        except (OSError, ValueError, KeyError) as error:
+            raise Fault(f"results/published/{self.file}: {error}") from None
+        return str(script.table(rows)) + "\n"
+
+
 def drawn(document: Path) -> tuple[str, list[str]]:
     """The document with its figures drawn anew, and a line for each mark that cannot be."""
     text, name = document.read_text(encoding="utf-8"), name_of(document)
@@ -84,8 +103,10 @@ def drawn(document: Path) -> tuple[str, list[str]]:
 
     def block(at: re.Match[str]) -> str:
         try:
-            table = Table.model_validate(yaml.safe_load(at["spec"]))
-            return f"<!-- figures\n{at['spec']}-->\n\n{table.markdown()}\n<!-- /figures -->"
+            spec = yaml.safe_load(at["spec"])
+            kind = ScriptTable if isinstance(spec, dict) and "script" in spec else Table
+            drawn_anew = kind.model_validate(spec).markdown()
+            return f"<!-- figures\n{at['spec']}-->\n\n{drawn_anew}\n<!-- /figures -->"
         except Fault as fault:
             return fail(at, fault)
         except (ValidationError, yaml.YAMLError) as error:
