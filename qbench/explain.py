@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qbench.errors import InputError, nearest
+from qbench.optimizations import attention, axes, quantization
 from qbench.results import archive, store
 from qbench.results.record import VIDEO_STAGES
 
@@ -102,7 +103,7 @@ def _step(record: Record) -> str:
         )
         share = record.ceiling_share()
     if share and rate:
-        kinds = "/".join(sorted(record.recipe.variant.arithmetic())).upper()
+        kinds = "/".join(sorted(axes.arithmetic(record.recipe.variant))).upper()
         text += (
             f" That is an MFU of {share:.0%}, of the peak measured here for GEMM in the fastest "
             f"dtype that it uses ({kinds}: {rate / share / 1e12:.4g} TFLOP/s); at that rate a step "
@@ -148,19 +149,17 @@ def bound(profile: Profile, reference: Record, variant: Variant, share: float) -
         return None
     rates, seconds = ceilings.product_flop_per_s, dict(profile.seconds())
     before = sum(seconds.values())
-    kind = next((k for k in ("fp8", "int8") if k in variant.arithmetic()), str(variant.dtype))
-    dynamic = variant.quantize is not None and "dynamic" in variant.quantize.scheme
-    if dynamic and kind in rates:
+    quantized = quantization.scheme(variant.quantize).activations if variant.quantize else None
+    if quantized and quantized in rates:
         part = min(1.0, share * work.flop / work.product_flop)
-        floor = part * work.product_flop / rates[kind]
+        floor = part * work.product_flop / rates[quantized]
         kept = (1 - part) * seconds["gemm"]
         seconds["gemm"] = min(seconds["gemm"], floor + kept)
-    if variant.attention == "fp8" and "fp8" in rates:
-        floor = work.attention_flop / rates["fp8"]
-        seconds["attention"] = min(seconds["attention"], floor)
-    elif variant.attention != "auto" and str(variant.dtype) in rates:
-        floor = work.attention_flop / rates[str(variant.dtype)]
-        seconds["attention"] = min(seconds["attention"], floor)
+    if variant.attention != "auto":
+        attended = attention.KERNELS[variant.attention].arithmetic or str(variant.dtype)
+        if attended in rates:
+            floor = work.attention_flop / rates[attended]
+            seconds["attention"] = min(seconds["attention"], floor)
     if variant.compile:
         seconds["pointwise"] = seconds["movement"] = 0.0
     after = sum(seconds.values())

@@ -11,7 +11,7 @@ from qbench.errors import InputError, nearest, one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qbench.optimizations.support import Machine
+    from qbench.optimizations.rules import Machine
 
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -19,8 +19,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 def show(console: Console, folder: Path | None = None, why: bool = False) -> None:
     """Recipes of `folder` or the shipped ones, models, schemes, metrics, prompts: and why not."""
-    from qbench import prompts
-    from qbench.optimizations import support
+    from qbench import prompts, support
     from qbench.pipelines import specs
     from qbench.quality.evaluate import available
     from qbench.quality.metrics.catalogue import METRICS
@@ -67,7 +66,7 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
 
 def doctor(console: Console, device: str) -> None:
     """The machine and what can run on it."""
-    from qbench.optimizations import support
+    from qbench import support
     from qbench.report.tables import bytes_text
     from qbench.run import sweep
 
@@ -92,7 +91,7 @@ def doctor(console: Console, device: str) -> None:
 
 
 def _scheme_why(backend: str, scheme: str, machine: Machine) -> str:
-    from qbench.optimizations import support
+    from qbench import support
     from qbench.recipe.schema import Quantize, Variant
 
     quantize = Quantize.model_validate({"backend": backend, "scheme": scheme})

@@ -26,8 +26,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from qbench import support
 from qbench.meters.environment import Environment
-from qbench.optimizations import support
 from qbench.recipe import schema
 from qbench.recipe.schema import Variant
 from qbench.run import processes, sweep

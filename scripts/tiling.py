@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from qbench import world
 from qbench.meters import environment
-from qbench.optimizations.vae import patch
+from qbench.optimizations.changes import Changes
+from qbench.optimizations.vae import group_norm
 from qbench.pipelines import specs
 from qbench.quality.metrics.fidelity import psnr
 
@@ -33,14 +34,14 @@ Moments = dict[torch.nn.GroupNorm, list[tuple[torch.Tensor, torch.Tensor]]]
 @contextmanager
 def _norms(vae: Any, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
     """Every group norm of the decoder computed by `forward(layer, x)`."""
-    layers = [x for x in vae.decoder.modules() if isinstance(x, torch.nn.GroupNorm)]
-    for layer in layers:
-        patch.computed_by(layer, forward)
+    changes = Changes("decode")
+    for layer in vae.decoder.modules():
+        if isinstance(layer, torch.nn.GroupNorm):
+            changes.compute(layer, forward)
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        changes.undo()
 
 
 def moments_of(vae: Any, latents: torch.Tensor) -> Moments:
@@ -48,7 +49,7 @@ def moments_of(vae: Any, latents: torch.Tensor) -> Moments:
     seen: Moments = {}
 
     def note(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
-        seen.setdefault(layer, []).append(patch.moments(layer, x))
+        seen.setdefault(layer, []).append(group_norm.moments(layer, x))
         return torch.nn.GroupNorm.forward(layer, x)
 
     with _norms(vae, note):
@@ -62,7 +63,7 @@ def given(known: Moments) -> Callable[[torch.nn.GroupNorm, torch.Tensor], torch.
 
     def forward(layer: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
         turn = calls[layer] = calls.get(layer, -1) + 1
-        return patch.normed(layer, x, *known[layer][turn % len(known[layer])])
+        return group_norm.normed(layer, x, *known[layer][turn % len(known[layer])])
 
     return forward
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from qbench import support
 from qbench.meters import environment
-from qbench.optimizations import support
 from qbench.recipe.schema import Variant
 from qbench.results import store
 from scripts import combinations
@@ -75,7 +75,7 @@ def test_a_rule_that_is_wrong_is_found_out() -> None:
     """What runs and is refused, and what fails and is not."""
     machine = support.Machine("cpu", packages=frozenset({"onnx", "onnxscript", "onnxruntime"}))
     runs = {"variant": {"engine": "onnxruntime"}, "works": True, "relative_error": 0.01}
-    assert "no products in BF16" in (combinations.disagreement(runs, machine) or "")
+    assert "no GEMMs in BF16" in (combinations.disagreement(runs, machine) or "")
     fails = {"variant": {"attention": "math"}, "works": False, "error": "ValueError: no"}
     assert combinations.disagreement(fails, machine) == "ValueError: no; the rules say: runs"
     assert combinations.disagreement(fails | {"works": True}, machine) is None

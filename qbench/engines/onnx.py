@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from qbench.optimizations.rules import Rule
+from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +20,17 @@ if TYPE_CHECKING:
 # From opset 23 on, attention stays one node. Below, it is written out as MatMul and Softmax, whose
 # score tensor at video lengths passes 2^31 elements, where ONNX Runtime has returned wrong results.
 OPSET = 23
+PACKAGES = ("onnx", "onnxscript")
+
+
+def exporter(applies: Callable[[Variant], bool]) -> Rule:
+    """What an engine that is built of ONNX needs for the export."""
+    return Rule(
+        "ONNX export",
+        applies,
+        lambda m: m.packages.issuperset(PACKAGES),
+        "onnx and onnxscript are not installed: pip install 'qbench[onnx]'",
+    )
 
 
 def export(module: Module, signature: Signature, example: Mapping[str, Tensor], path: Path) -> Path:

@@ -6,17 +6,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.engines import EngineDenoiser
+from qbench.engines import onnx
+from qbench.engines.base import EngineDenoiser
+from qbench.optimizations.rules import Rule
+from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from torch import Tensor
 
-    from qbench.engines import Run
+    from qbench.engines.base import Run
     from qbench.engines.inputs import Signature
     from qbench.pipelines.base import Module
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+PACKAGES = (*onnx.PACKAGES, "onnxruntime")
+
+
+def build(
+    module: Module,
+    signature: Signature,
+    example: Mapping[str, Tensor],
+    variant: Variant,
+    folder: Path,
+) -> EngineDenoiser:
+    """A session of the exported module, quantized to INT8 where the variant says so."""
+    exported = onnx.export(module, signature, example, folder / "denoiser.onnx")
+    return load(module, signature, quantize(exported) if variant.quantize else exported)
 
 
 def quantize(path: Path) -> Path:
@@ -100,3 +117,30 @@ def _on_cuda(session: InferenceSession, first: str) -> Run:
         return output
 
     return run
+
+
+def _is(variant: Variant) -> bool:
+    return variant.engine == "onnxruntime"
+
+
+RULES: tuple[Rule, ...] = (
+    onnx.exporter(_is),
+    Rule(
+        "ONNX Runtime",
+        _is,
+        lambda m: "onnxruntime" in m.packages,
+        "onnxruntime is not installed: pip install 'qbench[onnx]' (CPU) or 'qbench[gpu]' (CUDA)",
+    ),
+    Rule(
+        "ONNX Runtime in BF16",
+        lambda v: _is(v) and v.dtype == "bf16",
+        lambda m: m.cuda,
+        "ONNX Runtime computes no GEMMs in BF16 on a CPU: choose fp32 or fp16",
+    ),
+    Rule(
+        "ONNX Runtime for CUDA",
+        _is,
+        lambda m: not m.cuda or "onnxruntime-gpu" in m.packages,
+        "the CPU build of ONNX Runtime cannot use this GPU: replace it by 'qbench[gpu]'",
+    ),
+)

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbench.engines import EngineDenoiser
+from qbench.engines import onnx
+from qbench.engines.base import EngineDenoiser
 from qbench.errors import Unsupported
+from qbench.optimizations.rules import Rule
+from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +22,24 @@ if TYPE_CHECKING:
     from qbench.engines.inputs import Signature
     from qbench.pipelines.base import Module
 
+LIBRARIES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+PACKAGES = (*onnx.PACKAGES, *LIBRARIES)
+
+
+def build(
+    module: Module,
+    signature: Signature,
+    example: Mapping[str, Tensor],
+    _: Variant,
+    folder: Path,
+) -> EngineDenoiser:
+    """A plan of the exported module, loaded on the module's GPU."""
+    exported = onnx.export(module, signature, example, folder / "denoiser.onnx")
+    return load(module, signature, make_plan(exported, signature, example))
+
 
 def _library() -> Any:
-    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+    for name in LIBRARIES:
         try:
             return importlib.import_module(name)
         except (ImportError, OSError):
@@ -31,7 +49,7 @@ def _library() -> Any:
     )
 
 
-def build(
+def make_plan(
     path: Path, signature: Signature, example: Mapping[str, Tensor], largest_batch: int = 256
 ) -> bytes:
     """A serialized plan for batches of the example's size up to `largest_batch`.
@@ -102,3 +120,19 @@ def load(module: Module, signature: Signature, plan: bytes) -> EngineDenoiser:
 def _torch_name(dtype: Any) -> str:
     names = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16", "INT64": "int64"}
     return names.get(dtype.name, "int32")
+
+
+def _is(variant: Variant) -> bool:
+    return variant.engine == "tensorrt"
+
+
+RULES: tuple[Rule, ...] = (
+    onnx.exporter(_is),
+    Rule("TensorRT's GPU", _is, lambda m: m.cuda, "TensorRT needs an NVIDIA GPU"),
+    Rule(
+        "TensorRT",
+        _is,
+        lambda m: bool(m.packages.intersection(LIBRARIES)),
+        "TensorRT is not installed: pip install 'qbench[tensorrt]'",
+    ),
+)

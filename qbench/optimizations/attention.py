@@ -3,74 +3,89 @@
 CogVideoX's processor calls `scaled_dot_product_attention` itself, so diffusers' own switch does not
 reach it. torch's own kernels are chosen by torch's switch, which acts on that very call. For all
 others the processor is replaced by one that computes the same and calls the kernel.
+
+`KERNELS` is the one table; a kernel is added with its name in `recipe/choices.py`, and its entry
+and rules here.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qbench.errors import Unsupported
+from qbench.optimizations.changes import Changes
+from qbench.optimizations.rules import Machine, ModelFacts, Rule, always
+from qbench.pipelines.attention import Kernel as AttentionFunction
+from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
     from qbench.pipelines.base import VideoPipeline
 
-TORCH = ("math", "flash", "efficient", "cudnn")
-Kernel = Callable[[Any, Any, Any], Any]  # q, k, v and result: (batch, tokens, heads, channels)
+
+@dataclass(frozen=True)
+class Kernel:
+    """One attention kernel: torch's own by the name of its backend, or one that `load` imports.
+
+    half: whether it takes FP16 and BF16 alone.
+    arithmetic: the format of its GEMMs, where it is not that of its inputs.
+    """
+
+    backend: str | None = None  # of torch.nn.attention.SDPBackend
+    load: Callable[[], AttentionFunction] | None = None
+    half: bool = False
+    arithmetic: str | None = None
 
 
-def apply(video: VideoPipeline, kernel: str) -> None:
+def apply(video: VideoPipeline, kernel: str) -> Changes:
     """Have the denoiser compute attention by this kernel alone, and nothing around it."""
+    changes = Changes("attention")
     if kernel == "auto":
-        return
-    module = video.denoiser
-    if kernel in TORCH:
-        _only(module, kernel)
-        return
-    head_dim = module.config.attention_head_dim
-    if kernel == "fp8" and head_dim != 64:
-        raise Unsupported(f"attention: fp8 takes heads of 64 channels; this model has {head_dim}")
-    video.set_attention(load(kernel))
+        return changes
+    module, chosen = video.denoiser, KERNELS[kernel]
+    if chosen.backend:
+        _only(module, chosen.backend, changes)
+        return changes
+    attend = load(kernel)
+    for layer in module.modules():
+        if hasattr(layer, "set_processor") and hasattr(layer, "processor"):
+            changes.on_undo(functools.partial(layer.set_processor, layer.processor))
+    video.set_attention(attend)
+    return changes
 
 
-def _only(module: Any, kernel: str) -> None:
+def _only(module: nn.Module, backend: str, changes: Changes) -> None:
     """Leave one of torch's kernels enabled while the module runs.
 
     Not for longer: T5 gives its attention a bias, which flash does not take and fails on.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    backends = {
-        "math": SDPBackend.MATH,
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-    }
-    inner = module.forward
+    only, inner = getattr(SDPBackend, backend), module.forward
 
-    @functools.wraps(inner)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with sdpa_kernel(backends[kernel]):
+    def forward(_: nn.Module, *args: object, **kwargs: object) -> object:
+        with sdpa_kernel(only):
             return inner(*args, **kwargs)
 
-    module.forward = forward
+    changes.compute(module, forward)
 
 
-def load(kernel: str) -> Kernel:
+@functools.cache  # an operator can be registered once a process
+def load(kernel: str) -> AttentionFunction:
     """The function of a kernel that is not torch's own. Imports its package.
 
-    Raises Unsupported where only a part of that is installed.
+    Raises Unsupported where only a part of that is installed, KeyError for an unknown name.
     """
-    loaders = {
-        "fp8": _fp8,
-        "flash-3": _flash_3,
-        "flash-4": _flash_4,
-        "sage": _sage,
-        "xformers": _xformers,
-    }
+    loader = KERNELS[kernel].load
+    if loader is None:
+        raise ValueError(f"attention: {kernel} is torch's own kernel and is not loaded")
     try:
-        return loaders[kernel]()
+        return loader()
     except ImportError as error:  # a part of it is missing, or it was built for another torch
         raise Unsupported(
             f"attention: the package of {kernel} is not installed whole: {error}; reinstall it as "
@@ -78,35 +93,31 @@ def load(kernel: str) -> Kernel:
         ) from error
 
 
-def _fp8() -> Kernel:
+def _fp8() -> AttentionFunction:
     from qbench.optimizations.kernels import fp8_attention
 
     return fp8_attention.attend
 
 
-def _xformers() -> Kernel:
+def _xformers() -> AttentionFunction:
     from xformers.ops import memory_efficient_attention
 
     return _opaque("xformers", lambda q, k, v: memory_efficient_attention(q, k, v))
 
 
-def _sage() -> Kernel:
+def _sage() -> AttentionFunction:
     from sageattention import sageattn
 
     return _opaque("sage", lambda q, k, v: sageattn(q, k, v, tensor_layout="NHD"))
 
 
-def _flash_4() -> Kernel:
+def _flash_4() -> AttentionFunction:
     from flash_attn.cute import flash_attn_func
 
-    def run(q: Any, k: Any, v: Any) -> Any:
-        out = flash_attn_func(q, k, v)
-        return out[0] if isinstance(out, tuple) else out
-
-    return _opaque("flash_4", run)
+    return _opaque("flash_4", lambda q, k, v: _first(flash_attn_func(q, k, v)))
 
 
-def _flash_3() -> Kernel:
+def _flash_3() -> AttentionFunction:
     """From FlashAttention 3's own package, or from the library inside xformers' wheel."""
     import importlib.util
 
@@ -115,13 +126,13 @@ def _flash_3() -> Kernel:
     if importlib.util.find_spec("flash_attn_interface"):
         from flash_attn_interface import flash_attn_func
 
-        def own(q: Any, k: Any, v: Any) -> Any:
-            out = flash_attn_func(q, k, v)
-            return out[0] if isinstance(out, tuple) else out
-
-        return _opaque("flash_3", own)
+        return _opaque("flash_3", lambda q, k, v: _first(flash_attn_func(q, k, v)))
     _load_library_of_xformers()
     return _opaque("flash_3", lambda q, k, v: torch.ops.flash_attn_3.fwd(q, k, v)[0])
+
+
+def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
 
 
 def _load_library_of_xformers() -> None:
@@ -144,9 +155,8 @@ def _load_library_of_xformers() -> None:
     torch.ops.load_library(str(library))
 
 
-def _opaque(name: str, run: Kernel) -> Kernel:
+def _opaque(name: str, run: AttentionFunction) -> AttentionFunction:
     """The kernel as an operator that torch.compile keeps as one node instead of tracing it."""
-    import torch
     from torch.library import custom_op
 
     @custom_op(
@@ -162,3 +172,118 @@ def _opaque(name: str, run: Kernel) -> Kernel:
         return q.new_empty(q.shape)
 
     return operator
+
+
+KERNELS: dict[str, Kernel] = {
+    "math": Kernel("MATH"),
+    "flash": Kernel("FLASH_ATTENTION", half=True),
+    "efficient": Kernel("EFFICIENT_ATTENTION"),
+    "cudnn": Kernel("CUDNN_ATTENTION", half=True),
+    "flash-3": Kernel(load=_flash_3, half=True),
+    "flash-4": Kernel(load=_flash_4, half=True),
+    "sage": Kernel(load=_sage),
+    "xformers": Kernel(load=_xformers),
+    "fp8": Kernel(load=_fp8, half=True, arithmetic="fp8"),
+}
+HALF = [name for name, kernel in KERNELS.items() if kernel.half]
+
+
+def _is(*names: str) -> Callable[[Variant], bool]:
+    return lambda variant: variant.attention in names
+
+
+def _hopper(machine: Machine) -> bool:
+    return machine.cuda and machine.capability == (9, 0)
+
+
+def _heads_of_64(_: Variant, model: ModelFacts) -> bool:
+    return model.head_dim == 64
+
+
+PACKAGES = (
+    "flash_attn_interface",
+    "flash_attn.cute",
+    "flash_attn.flash_attn_interface",
+    "sageattention",
+    "xformers",
+)
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "xformers beside FlashAttention 4",
+        always,  # diffusers imports xformers whatever runs
+        lambda m: (
+            not {"xformers", "flash_attn.cute"} <= m.packages
+            or "flash_attn.flash_attn_interface" in m.packages
+        ),
+        "xformers takes flash-attn-4 for FlashAttention 2, and diffusers, which imports xformers, "
+        "cannot be imported: pip uninstall one of the two, or install flash-attn besides",
+    ),
+    Rule(
+        "FP8 attention",
+        _is("fp8"),
+        _hopper,
+        "qbench's FP8 attention is written for NVIDIA Hopper (compute capability 9.0)",
+    ),
+    Rule(
+        "FP8 attention's heads",
+        _is("fp8"),
+        always,
+        "qbench's FP8 attention takes heads of 64 channels, and this model has others",
+        fits=_heads_of_64,
+    ),
+    Rule(
+        "FlashAttention 3's GPU",
+        _is("flash-3"),
+        _hopper,
+        "FlashAttention 3 is written for NVIDIA Hopper (compute capability 9.0)",
+    ),
+    Rule(
+        "FlashAttention 3",
+        _is("flash-3"),
+        lambda m: bool({"flash_attn_interface", "xformers"} & m.packages),
+        "FlashAttention 3 is not installed: pip install --no-deps xformers==0.0.34 "
+        "nvidia-cuda-runtime-cu12",
+    ),
+    Rule(
+        "FlashAttention 4's GPU",
+        _is("flash-4"),
+        lambda m: m.cuda and m.capability >= (9, 0),
+        "FlashAttention 4 needs an NVIDIA GPU of compute capability 9.0 or newer",
+    ),
+    Rule(
+        "FlashAttention 4",
+        _is("flash-4"),
+        lambda m: "flash_attn.cute" in m.packages,
+        "FlashAttention 4 is not installed: pip install --pre 'flash-attn-4[cu13]'",
+    ),
+    Rule(
+        "the GPU of SageAttention and xformers",
+        _is("sage", "xformers"),
+        lambda m: m.cuda and m.capability >= (8, 0),
+        "this attention kernel needs an NVIDIA GPU of compute capability 8.0 or newer",
+    ),
+    Rule(
+        "SageAttention",
+        _is("sage"),
+        lambda m: "sageattention" in m.packages,
+        "SageAttention is not installed: pip install sageattention==1.0.6",
+    ),
+    Rule(
+        "xformers",
+        _is("xformers"),
+        lambda m: "xformers" in m.packages,
+        "xformers is not installed: pip install xformers",
+    ),
+    Rule(
+        "half precision for attention kernels",
+        lambda v: v.attention in HALF and v.dtype == "fp32",
+        lambda m: not m.cuda,
+        f"the attention kernels {', '.join(HALF)} take FP16 or BF16, not FP32",
+    ),
+    Rule(
+        "GPU attention kernels",
+        _is("efficient", "cudnn"),
+        lambda m: m.cuda,
+        "this attention kernel needs an NVIDIA GPU; on a CPU there are math and flash",
+    ),
+)

@@ -2,54 +2,108 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qbench.optimizations import attention, caching, compilation, memory, quantization
+from qbench.optimizations.changes import Changes
+from qbench.optimizations.vae import patch
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
     from qbench.pipelines.base import VideoPipeline
 
 
-def apply(video: VideoPipeline, variant: Variant, device: str, steps: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Applied:
+    """facts: figures for the record. changes: what was done, in order, to be undone in reverse."""
+
+    facts: dict[str, float]
+    changes: tuple[Changes, ...]
+
+    def undo(self) -> list[str]:
+        """Take back what can be taken back; a sentence for each axis that cannot be."""
+        for change in reversed(self.changes):
+            change.undo()
+        return [f"{one.axis}: {one.permanent}" for one in self.changes if one.permanent]
+
+
+def apply(video: VideoPipeline, variant: Variant, device: str, steps: int) -> Applied:
     """All that does not need the compiler to run, in place. Compiling itself happens at first use.
 
-    `steps` is how many denoise steps a video takes, which a cache may count from.
-    Returns facts for the record, such as the share of parameters that was quantized.
+    `steps` is how many denoise steps a video takes, which a cache may count from. Where an axis
+    cannot be applied, those before it are undone as far as they can be.
     """
-    from qbench.optimizations import attention, caching, compilation, memory, quantization
-    from qbench.optimizations.vae import patch
+    facts: dict[str, float] = {}
+    changes: list[Changes] = []
+    try:
+        if variant.fault:
+            from qbench.optimizations import faults
 
-    facts: dict[str, Any] = {}
-    if variant.fault:
-        from qbench.optimizations import faults
+            changes.append(faults.apply(video, variant.fault))
+        if variant.fuse_qkv:
+            changes.append(fuse_qkv(video.denoiser))
+        if variant.quantize and not variant.engine:
+            found, change = quantization.apply(video.denoiser, variant.quantize)
+            facts |= found
+            for earlier in changes:
+                if earlier.of_weights:  # the very ones that are now rounded
+                    earlier.keep(quantization.ROUNDED)
+            changes.append(change)
+        changes.append(attention.apply(video, variant.attention))
+        if variant.compile:
+            hooked = variant.cache is not None or variant.memory.offload == "group"
+            changes.append(compilation.apply(video, variant.compile, hooked))
+        if variant.cache:
+            changes.append(caching.apply(video, variant.cache, steps))
+        changes.append(patch.apply(video.pipe, variant.decode))
+        changes.append(memory.apply(video, variant.memory, device))
+    except Exception:
+        Applied(facts, tuple(changes)).undo()
+        raise
+    return Applied(facts, tuple(filter(None, changes)))
 
-        faults.apply(video, variant.fault)
-    if variant.fuse_qkv:
-        _fuse_qkv(video.denoiser)
-    if variant.quantize and not variant.engine:
-        facts |= quantization.apply(video.denoiser, variant.quantize)
-    attention.apply(video, variant.attention)
-    if variant.compile:
-        hooked = variant.cache is not None or variant.memory.offload == "group"
-        compilation.apply(video, variant.compile, hooked)
-    if variant.cache:
-        caching.apply(video, variant.cache, steps)
-    patch.apply(video.pipe, variant.decode)
-    memory.apply(video, variant.memory, device)
-    return facts
+
+def arithmetic(variant: Variant) -> set[str]:
+    """The formats in which GEMMs are computed: fp32, fp16, bf16, fp8, int8."""
+    formats = {str(variant.dtype)}
+    if variant.quantize:
+        formats.add(quantization.scheme(variant.quantize).activations or variant.dtype)
+    if variant.attention != "auto":
+        formats.add(attention.KERNELS[variant.attention].arithmetic or variant.dtype)
+    return formats
 
 
-def _fuse_qkv(module: Any) -> None:
-    """One linear in place of three, by diffusers; those that it keeps besides are let go.
+def fuse_qkv(module: Any) -> Changes:
+    """One linear in place of three, by diffusers; the three that it keeps besides are freed.
 
-    Attention over a prompt fuses key and value alone, for its query reads something else.
+    Cross-attention fuses key and value alone, because its query has another input.
     """
+    changes = Changes("fuse_qkv", of_weights=True)
+    processors = dict(module.attn_processors)
+    changes.on_undo(lambda: module.set_attn_processor(dict(processors)))
     module.fuse_qkv_projections()
     module.requires_grad_(False)
     for layer in module.modules():
         if getattr(layer, "fused_projections", False):
-            fused = layer.to_qkv if hasattr(layer, "to_qkv") else layer.to_kv
-            gone = ("to_q", "to_k", "to_v") if hasattr(layer, "to_qkv") else ("to_k", "to_v")
-            for name in gone:
-                getattr(layer, name).weight.data = fused.weight.data.new_empty(0)
-                setattr(layer, name, None)
+            whole = hasattr(layer, "to_qkv")
+            names = ("to_q", "to_k", "to_v") if whole else ("to_k", "to_v")
+            _free(layer, "to_qkv" if whole else "to_kv", names, changes)
+    return changes
+
+
+def _free(layer: Any, fused: str, names: tuple[str, ...], changes: Changes) -> None:
+    parts = [getattr(layer, name) for name in names]
+
+    def split() -> None:
+        """The parts' weights again, cut from the fused one's. Their biases were kept."""
+        weights = getattr(layer, fused).weight.data.split([part.out_features for part in parts])
+        for part, weight in zip(parts, weights, strict=True):
+            part.weight.data = weight.clone()
+        delattr(layer, fused)
+        layer.fused_projections = False
+
+    changes.on_undo(split)
+    for name, part in zip(names, parts, strict=True):
+        part.weight.data = part.weight.data.new_empty(0)
+        changes.replace(layer, name, None)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
+from qbench.optimizations.changes import Changes
+from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Compile
 
 if TYPE_CHECKING:
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
 BATCH_SIZES = 4  # at most, in a run: one video, a batch, a smaller one, those followed by step
 
 
-def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> None:
+def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> Changes:
     """Wrap in place; the compiler itself runs at the first call.
 
     Regional compilation compiles one block and reuses it for its twins. diffusers' own helper needs
@@ -24,6 +27,7 @@ def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> None:
     """
     import torch
 
+    changes = Changes("compile")
     module = video.denoiser
     how: dict[str, Any] = {
         "mode": wanted.mode,
@@ -31,14 +35,35 @@ def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> None:
         "fullgraph": wanted.fullgraph,
     }
     if wanted.scope == "model":
-        module.compile(**how)
-        return
+        _compile(module, how, changes)
+        return changes
     parts = video.compiled_parts()
     limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, len(parts) * BATCH_SIZES)
-    limits.fail_on_recompile_limit_hit = True
+    for name, value in (
+        ("recompile_limit", max(limits.recompile_limit, len(parts) * BATCH_SIZES)),
+        ("fail_on_recompile_limit_hit", True),
+    ):
+        old = getattr(limits, name)
+        setattr(limits, name, value)
+        changes.on_undo(functools.partial(setattr, limits, name, old))
     for block in parts:
         if hooked:
-            block.forward = torch.compile(block.forward, **how)
+            changes.replace(block, "forward", torch.compile(block.forward, **how))
         else:
-            block.compile(**how)
+            _compile(block, how, changes)
+    return changes
+
+
+def _compile(module: Any, how: dict[str, Any], changes: Changes) -> None:
+    changes.replace(module, "_compiled_call_impl", None)  # torch's own place for it
+    module.compile(**how)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "torch.compile",
+        lambda v: v.compile is not None,
+        lambda m: m.cuda or m.compiler,
+        "torch.compile on a CPU needs a C++ compiler (g++), and none was found",
+    ),
+)

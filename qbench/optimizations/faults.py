@@ -6,51 +6,56 @@ Each does what its name says to the live pipeline, and nothing else in the progr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from qbench.optimizations.changes import Changes
 from qbench.optimizations.frame_faults import CHANGES
 from qbench.recipe.schema import Fault
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Generator, Tensor, nn
 
     from qbench.pipelines.base import Conditioning, Exchange, OnStep, Resolved, VideoPipeline
 
 OTHER_SEED = 2_000_000  # the noise of a splice's first half
 
 
-def apply(video: VideoPipeline, fault: Fault) -> None:
+def apply(video: VideoPipeline, fault: Fault) -> Changes:
     """Plant the fault in the denoiser, or in the frames that the pipeline decodes."""
+    changes = Changes("fault", of_weights=fault == "scale_doubled")
     if fault in CHANGES:
-        _change_frames(video, CHANGES[fault])
-        return
+        _change_frames(video, CHANGES[fault], changes)
+        return changes
     if fault == "first_half_other_seed":
-        _splice(video)
-        return
-    module = video.denoiser
+        _splice(video, changes)
+        return changes
     blocks = video.repeated_blocks()
     middle = blocks[len(blocks) // 2]
     if fault == "scale_doubled":
-        _double(middle)
+        _double(middle, changes)
     elif fault == "block_skipped":
+        changes.replace(middle, "forward", middle.forward)
         video.skip(middle)
     elif fault == "norms_fp8":
-        _round_norms(module)
+        _round_norms(video.denoiser, changes)
     else:
         raise ValueError(f"no such fault: {fault}")
+    return changes
 
 
-def _change_frames(video: VideoPipeline, change: Callable[[Tensor], Tensor]) -> None:
+def _change_frames(
+    video: VideoPipeline, change: Callable[[Tensor], Tensor], changes: Changes
+) -> None:
     """Have `change` applied to what the VAE decodes: (batch, frames, 3, h, w) in [0, 1]."""
     plain = video.decode
 
     def decode(run: Resolved, latents: Tensor) -> Tensor:
         return change(plain(run, latents))
 
-    video.decode = decode  # type: ignore[method-assign]
+    changes.replace(video, "decode", decode)
 
 
-def _splice(video: VideoPipeline) -> None:
+def _splice(video: VideoPipeline, changes: Changes) -> None:
     """The first half of every video is one of the same prompt from other noise."""
     import torch
 
@@ -86,26 +91,31 @@ def _splice(video: VideoPipeline) -> None:
             shown = torch.cat([plain_decode(run, others[0])[:, :half], shown[:, half:]], dim=1)
         return shown
 
-    video.denoise = denoise  # type: ignore[method-assign]
-    video.decode = decode  # type: ignore[method-assign]
+    changes.replace(video, "denoise", denoise)
+    changes.replace(video, "decode", decode)
 
 
-def _double(block: Any) -> None:
+def _double(block: nn.Module, changes: Changes) -> None:
     """A scale that is wrong by two: the block's last linear, as a dequantization would have it."""
     import torch
 
-    linears = [layer for layer in block.modules() if isinstance(layer, torch.nn.Linear)]
-    with torch.no_grad():
-        linears[-1].weight.mul_(2)
+    last = [layer for layer in block.modules() if isinstance(layer, torch.nn.Linear)][-1]
+
+    def scale(factor: float) -> None:
+        with torch.no_grad():
+            last.weight.mul_(factor)
+
+    scale(2)
+    changes.on_undo(lambda: scale(0.5))
 
 
-def _round_norms(module: Any) -> None:
+def _round_norms(module: nn.Module, changes: Changes) -> None:
     """Every layer norm's output rounded to FP8 (E4M3), though nothing after it expects that."""
     import torch
 
-    def rounded(_: Any, __: Any, output: Any) -> Any:
+    def rounded(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return output.to(torch.float8_e4m3fn).to(output.dtype)
 
     for layer in module.modules():
         if isinstance(layer, torch.nn.LayerNorm):
-            layer.register_forward_hook(rounded)
+            changes.on_undo(layer.register_forward_hook(rounded).remove)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qbench.optimizations.changes import Changes
+from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Memory
 
 if TYPE_CHECKING:
     from qbench.pipelines.base import VideoPipeline
+
+STREAMED = "group offload keeps the weights in buffers of its own: load the pipeline again"
+ALLOCATOR = "the allocator's setting holds until the process ends"
 
 
 def prepare(wanted: Memory, device: str) -> None:
@@ -18,26 +23,44 @@ def prepare(wanted: Memory, device: str) -> None:
         torch.cuda.memory._set_allocator_settings("expandable_segments:True")
 
 
-def apply(video: VideoPipeline, wanted: Memory, device: str) -> None:
-    pipeline = video.pipe
+def apply(video: VideoPipeline, wanted: Memory, device: str) -> Changes:
+    """Tiling and slicing of the VAE, and offload to `device` part by part."""
+    changes = Changes("memory")
+    pipe = video.pipe
+    vae = pipe.vae
+    if wanted.expandable_segments:
+        changes.permanent = ALLOCATOR
     if wanted.vae_tiling:
-        _tile(pipeline.vae)
+        _tile(vae, changes)
     if wanted.vae_slicing:
-        pipeline.vae.enable_slicing()
-    if wanted.offload == "model":
-        pipeline.enable_model_cpu_offload(device=device)
-    elif wanted.offload == "sequential":
-        pipeline.enable_sequential_cpu_offload(device=device)
-    elif wanted.offload == "group":
+        if not vae.use_slicing:
+            changes.on_undo(vae.disable_slicing)
+        vae.enable_slicing()
+    if wanted.offload is None:
+        return changes
+    if wanted.offload == "group":
+        changes.permanent = STREAMED
         _offload_groups(video, device)
+        return changes
+    changes.on_undo(lambda: pipe.to(device))
+    changes.on_undo(pipe.remove_all_hooks)
+    if wanted.offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif wanted.offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        raise ValueError(f"memory.offload: no such way: {wanted.offload}")
+    return changes
 
 
-def _tile(vae: Any) -> None:
+def _tile(vae: Any, changes: Changes) -> None:
     """Decode in tiles, by diffusers; with an overlap that this VAE's tiles can be cut to.
 
     The default overlaps leave whole latents only for tiles of CogVideoX's own size: for a smaller
     VAE the tiles would not add up to the frame.
     """
+    if not vae.use_tiling:
+        changes.on_undo(vae.disable_tiling)
     vae.enable_tiling()
     if not hasattr(vae, "tile_overlap_factor_height"):
         return  # a VAE of images, whose tiles fit as they are
@@ -46,7 +69,7 @@ def _tile(vae: Any) -> None:
         overlap = getattr(vae, f"tile_overlap_factor_{side}")
         step = int(latent * (1 - overlap))
         if step * (sample // latent) != sample - int(sample * overlap):
-            setattr(vae, f"tile_overlap_factor_{side}", 1 / 4)
+            changes.replace(vae, f"tile_overlap_factor_{side}", 1 / 4)
 
 
 def _offload_groups(video: VideoPipeline, device: str) -> None:
@@ -66,3 +89,21 @@ def _offload_groups(video: VideoPipeline, device: str) -> None:
     for encoder in video.text_encoders():
         apply_group_offloading(encoder, **how, offload_type="leaf_level")
     video.pipe.vae.to(device)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "offload",
+        lambda v: v.memory.offload is not None,
+        lambda m: m.cuda,
+        "offload moves weights off a GPU, and there is none",
+        fails=False,  # model offload runs, and moves nothing
+    ),
+    Rule(
+        "expandable segments",
+        lambda v: v.memory.expandable_segments,
+        lambda m: m.cuda,
+        "expandable_segments is a setting of torch's allocator for GPUs, and there is none",
+        fails=False,
+    ),
+)

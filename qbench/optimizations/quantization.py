@@ -1,111 +1,367 @@
-"""Quantizing the denoiser's linears in place, by torchao, optimum-quanto or qbench itself."""
+"""Quantizing the denoiser's linears in place, by torchao, optimum-quanto or qbench itself.
+
+`SCHEMES` is the one table of schemes; docs/extending/scheme.md says how to add one.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from qbench.errors import InputError, Unsupported
-from qbench.recipe.schema import Quantize
+from qbench.optimizations.changes import Changes
+from qbench.optimizations.rules import Machine, ModelFacts, Rule, always
+from qbench.recipe.choices import Backend
+from qbench.recipe.schema import Quantize, Variant
 
-STALE_S = 900  # a build takes about a minute
+if TYPE_CHECKING:
+    from torch import nn
+
+Format = Literal["int8", "fp8", "int4", "int2"]
+Build = Callable[["nn.Module", Quantize, Collection[str]], None]
+STALE_S = 900  # a build of optimum-quanto's extension takes about a minute
+GROUP = 32  # weights that share a scale, in torchao's INT4 and INT2
+ROUNDED = "quantized weights hold no more than their bits: load the pipeline again"
 
 
-def apply(module: Any, wanted: Quantize) -> dict[str, Any]:
-    """Quantize the chosen linears of `module`. Returns which share of it they hold."""
+@dataclass(frozen=True)
+class Scheme:
+    """One way to quantize linears.
+
+    weights: format in which weights are stored.
+    activations: format in which GEMMs are computed, inputs quantized as they come; None where
+        weights are dequantized and the GEMM is computed in the variant's dtype.
+    granularity: what shares one scale of the weights.
+    build: quantizes the named linears of a module in place; None where an engine does it.
+    skips: (output, input) features of linears that are left as they are.
+    """
+
+    backend: Backend
+    name: str
+    weights: Format
+    activations: Format | None
+    granularity: Literal["tensor", "row", "group"]
+    build: Build | None
+    skips: tuple[tuple[int, int], ...] = ()
+
+
+def scheme(wanted: Quantize) -> Scheme:
+    """The table's entry for a recipe's backend and scheme. Raises KeyError where it has none."""
+    return SCHEMES[wanted.backend, wanted.scheme]
+
+
+def apply(module: nn.Module, wanted: Quantize) -> tuple[dict[str, float], Changes]:
+    """Quantize the chosen linears of `module`, and say which share of its parameters they hold.
+
+    Raises InputError where `include` and `exclude` leave no linear, Unsupported where a package is
+    missing.
+    """
     linears = chosen(module, wanted)
     if not linears:
         raise InputError(
             f"variant.quantize: include {wanted.include} and exclude {wanted.exclude} "
             "leave no linear to quantize"
         )
+    build = scheme(wanted).build
+    if build is None:
+        raise InputError(
+            f"variant.quantize: {wanted.backend} quantizes as it builds an engine: "
+            f"choose engine {wanted.backend}"
+        )
     total = sum(p.numel() for p in module.parameters())
     share = sum(layer.weight.numel() for layer in linears.values()) / total
-    quantizers = {"torchao": _torchao, "quanto": _quanto, "qbench": _qbench}
-    quantizers[wanted.backend](module, wanted, set(linears))
-    return {"quantized_linears": len(linears), "quantized_parameter_share": share}
+    build(module, wanted, set(linears))
+    changes = Changes("quantize")
+    changes.permanent = ROUNDED
+    return {"quantized_linears": len(linears), "quantized_parameter_share": share}, changes
 
 
-def chosen(module: Any, wanted: Quantize) -> dict[str, Any]:
+def chosen(module: nn.Module, wanted: Quantize) -> dict[str, nn.Linear]:
     """The linears of `module` that `include` and `exclude` leave, by name."""
     import torch
 
-    def fits(name: str) -> bool:
-        included = not wanted.include or any(part in name for part in wanted.include)
-        return included and not any(part in name for part in wanted.exclude)
-
-    # torchao 0.18 takes the one scale of a 128x128 weight for that of a block, and fails.
-    one_scale = (wanted.backend, wanted.scheme) == ("torchao", "fp8_dynamic_tensor")
-
+    skips = scheme(wanted).skips
     # What diffusers keeps in FP32 whatever the module's dtype, such as Wan's time embedding, stays.
     dtype = getattr(module, "dtype", None) or next(module.parameters()).dtype
     return {
         name: layer
         for name, layer in module.named_modules()
         if isinstance(layer, torch.nn.Linear)
-        and fits(name)
+        and picks(wanted, name)
         and layer.weight.dtype == dtype
-        and not (one_scale and layer.weight.shape == (128, 128))
+        and tuple(layer.weight.shape) not in skips
     }
 
 
-def _torchao(module: Any, wanted: Quantize, chosen: set[str]) -> None:
-    try:
+def picks(wanted: Quantize, name: str) -> bool:
+    """Whether `include` and `exclude` leave the linear of this name."""
+    included = not wanted.include or any(part in name for part in wanted.include)
+    return included and not any(part in name for part in wanted.exclude)
+
+
+# How schemes are built --------------------------------------------------------------------------
+
+
+def _torchao(config: Callable[[bool], object]) -> Build:
+    """`config(tune)` makes torchao's configuration."""
+
+    def build(module: nn.Module, wanted: Quantize, names: Collection[str]) -> None:
+        try:
+            from torchao.quantization import quantize_
+        except ImportError as error:
+            raise Unsupported("torchao is not installed: pip install torchao") from error
+        quantize_(module, config(wanted.tune), filter_fn=lambda _, name: name in names)
+
+    return build
+
+
+def _int8_weights(tune: bool) -> object:
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return Int8WeightOnlyConfig(set_inductor_config=tune)
+
+
+def _int8_dynamic(tune: bool) -> object:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+    return Int8DynamicActivationInt8WeightConfig(set_inductor_config=tune)
+
+
+def _fp8_weights(tune: bool) -> object:
+    from torchao.quantization import Float8WeightOnlyConfig
+
+    return Float8WeightOnlyConfig(set_inductor_config=tune)
+
+
+def _fp8_dynamic(per: Literal["PerRow", "PerTensor"]) -> Callable[[bool], object]:
+    def config(tune: bool) -> object:
         import torchao.quantization as ao
-    except ImportError as error:
-        raise Unsupported("torchao is not installed: pip install torchao") from error
+
+        return ao.Float8DynamicActivationFloat8WeightConfig(
+            granularity=getattr(ao, per)(), set_inductor_config=tune
+        )
+
+    return config
+
+
+def _grouped(format: Literal["int4", "int2"]) -> Callable[[bool], object]:
+    def config(_: bool) -> object:
+        import torch
+        from torchao.quantization import IntxWeightOnlyConfig, PerGroup
+
+        return IntxWeightOnlyConfig(
+            weight_dtype=getattr(torch, format), granularity=PerGroup(GROUP)
+        )
+
+    return config
+
+
+def _quanto(qtype: str) -> Build:
+    def build(module: nn.Module, _: Quantize, names: Collection[str]) -> None:
+        try:
+            from optimum import quanto
+        except ImportError as error:
+            raise Unsupported(
+                "optimum-quanto is not installed: pip install 'qbench[quanto]'"
+            ) from error
+        _build_in_cache()
+        quanto.quantize(module, weights=getattr(quanto, qtype), include=sorted(names))
+        quanto.freeze(module)
+
+    return build
+
+
+def _build_in_cache() -> None:
+    """Have optimum-quanto build its extensions in the cache folder, not inside its own package.
+
+    That may be one that nobody may write to, or that other environments share. What is built there
+    for this torch is used as it is.
+    """
     import torch
+    from optimum.quanto.library.extensions.extension import _extensions
 
-    scheme = wanted.scheme
-    plain: dict[str, Any] = {"set_inductor_config": wanted.tune}
+    from qbench import cache
 
-    def config() -> Any:
-        if scheme == "int8_weight_only":
-            return ao.Int8WeightOnlyConfig(**plain)
-        if scheme == "int8_dynamic":
-            return ao.Int8DynamicActivationInt8WeightConfig(**plain)
-        if scheme == "fp8_weight_only":
-            return ao.Float8WeightOnlyConfig(**plain)
-        if scheme == "fp8_dynamic_row":
-            return ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow(), **plain)
-        if scheme == "fp8_dynamic_tensor":
-            return ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerTensor(), **plain)
-        bits = getattr(torch, scheme.split("_")[0])
-        return ao.IntxWeightOnlyConfig(weight_dtype=bits, granularity=ao.PerGroup(32))
-
-    ao.quantize_(module, config(), filter_fn=lambda _, name: name in chosen)
-
-
-def _quanto(module: Any, wanted: Quantize, chosen: set[str]) -> None:
-    try:
-        from optimum import quanto
-    except ImportError as error:
-        raise Unsupported(
-            "optimum-quanto is not installed: pip install 'qbench[quanto]'"
-        ) from error
-    forget_stale_locks(Path(quanto.__file__).parent / "library" / "extensions")
-    weights = {
-        "int8_weight_only": quanto.qint8,
-        "int4_weight_only": quanto.qint4,
-        "int2_weight_only": quanto.qint2,
-        "fp8_weight_only": quanto.qfloat8,
-    }[wanted.scheme]
-    quanto.quantize(module, weights=weights, include=sorted(chosen))
-    quanto.freeze(module)
+    for extension in _extensions.values():
+        stamp = Path(extension.build_directory) / "pytorch_version.txt"
+        if stamp.is_file() and stamp.read_text().strip() == torch.__version__:
+            continue
+        folder = cache.folder() / "quanto" / torch.__version__ / extension.name
+        folder.mkdir(parents=True, exist_ok=True)
+        forget_stale_locks(folder.parent)
+        extension.build_directory = str(folder)
 
 
 def forget_stale_locks(folder: Path) -> None:
-    """Remove what builds that were killed have left below `folder`.
+    """Remove what builds that were killed have left in the folders of `folder`.
 
     optimum-quanto compiles helpers at first use, and waits for ever where a build's lock is left.
     """
-    for lock in folder.glob("*/build/lock"):
+    for lock in folder.glob("*/lock"):
         if time.time() - lock.stat().st_mtime > STALE_S:
             lock.unlink(missing_ok=True)
 
 
-def _qbench(module: Any, _: Quantize, chosen: set[str]) -> None:
+def _qbench(module: nn.Module, _: Quantize, names: Collection[str]) -> None:
     from qbench.optimizations.kernels import fp8_linear
 
-    fp8_linear.replace(module, chosen)
+    fp8_linear.replace(module, names)
+
+
+_ALL = (
+    Scheme("torchao", "int8_weight_only", "int8", None, "row", _torchao(_int8_weights)),
+    Scheme("torchao", "int8_dynamic", "int8", "int8", "row", _torchao(_int8_dynamic)),
+    Scheme("torchao", "fp8_weight_only", "fp8", None, "row", _torchao(_fp8_weights)),
+    Scheme("torchao", "fp8_dynamic_row", "fp8", "fp8", "row", _torchao(_fp8_dynamic("PerRow"))),
+    Scheme(
+        "torchao",
+        "fp8_dynamic_tensor",
+        "fp8",
+        "fp8",
+        "tensor",
+        _torchao(_fp8_dynamic("PerTensor")),
+        # torchao 0.18 takes the one scale of a 128x128 weight for that of a block, and fails.
+        skips=((128, 128),),
+    ),
+    Scheme("torchao", "int4_weight_only", "int4", None, "group", _torchao(_grouped("int4"))),
+    Scheme("torchao", "int2_weight_only", "int2", None, "group", _torchao(_grouped("int2"))),
+    Scheme("quanto", "int8_weight_only", "int8", None, "row", _quanto("qint8")),
+    Scheme("quanto", "int4_weight_only", "int4", None, "group", _quanto("qint4")),
+    Scheme("quanto", "int2_weight_only", "int2", None, "group", _quanto("qint2")),
+    Scheme("quanto", "fp8_weight_only", "fp8", None, "row", _quanto("qfloat8")),
+    Scheme("qbench", "fp8_dynamic_row", "fp8", "fp8", "row", _qbench),
+    Scheme("onnxruntime", "int8_dynamic", "int8", "int8", "row", None),
+)
+SCHEMES: dict[tuple[str, str], Scheme] = {(one.backend, one.name): one for one in _ALL}
+
+
+# What they need ---------------------------------------------------------------------------------
+
+
+def _of(
+    backend: Backend,
+    *,
+    weights: Format | None = None,
+    activations: Format | None = None,
+    granularity: str | None = None,
+) -> Callable[[Variant], bool]:
+    """Whether a variant quantizes by `backend`, and as the rest says where it says so."""
+
+    def applies(variant: Variant) -> bool:
+        if variant.quantize is None or variant.quantize.backend != backend:
+            return False
+        found = scheme(variant.quantize)
+        return (
+            weights in (None, found.weights)
+            and activations in (None, found.activations)
+            and granularity in (None, found.granularity)
+        )
+
+    return applies
+
+
+def _excludes(variant: Variant, *parts: str) -> bool:
+    return variant.quantize is not None and set(parts) <= set(variant.quantize.exclude)
+
+
+def _fp8_gpu(machine: Machine) -> bool:
+    return machine.cuda and machine.capability >= (8, 9)
+
+
+def _whole_groups(variant: Variant, model: ModelFacts) -> bool:
+    assert variant.quantize is not None
+    return all(
+        inputs % GROUP == 0
+        for name, inputs in model.linears.items()
+        if picks(variant.quantize, name)
+    )
+
+
+PACKAGES = ("torchao", "optimum.quanto")
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "torchao",
+        _of("torchao"),
+        lambda m: "torchao" in m.packages,
+        "torchao is not installed: pip install torchao",
+    ),
+    Rule(
+        "optimum-quanto",
+        _of("quanto"),
+        lambda m: "optimum.quanto" in m.packages,
+        "optimum-quanto is not installed: pip install 'qbench[quanto]'",
+    ),
+    Rule(
+        "optimum-quanto's kernels",
+        _of("quanto"),
+        lambda m: m.compiler,
+        "optimum-quanto builds its kernels at first use and no C++ compiler was found",
+    ),
+    Rule(
+        "FP8 GEMMs",
+        _of("torchao", activations="fp8"),
+        _fp8_gpu,
+        "FP8 GEMMs need an NVIDIA GPU of compute capability 8.9 or newer",
+    ),
+    Rule(
+        "qbench's FP8 GEMMs",
+        _of("qbench", activations="fp8"),
+        _fp8_gpu,
+        "FP8 GEMMs need an NVIDIA GPU of compute capability 8.9 or newer",
+        fails=False,  # elsewhere they are computed in FP32, for tests
+    ),
+    Rule(
+        "FP8 GEMMs in BF16",
+        lambda v: v.dtype != "bf16" and _of("torchao", activations="fp8", granularity="row")(v),
+        lambda m: not m.cuda,
+        "torchao's FP8 GEMMs with a scale for each row give BF16 only: choose bf16",
+    ),
+    Rule(
+        "qbench's FP8 GEMMs in FP32",
+        lambda v: v.dtype == "fp32" and _of("qbench", activations="fp8")(v),
+        lambda m: not m.cuda,
+        "FP8 GEMMs with a bias give FP16 or BF16, not FP32: choose bf16",
+    ),
+    Rule(
+        "torchao's INT4 and INT2 weights",
+        lambda v: _of("torchao", granularity="group")(v),
+        always,
+        f"torchao's INT4 and INT2 weights share a scale in groups of {GROUP}, which divides the "
+        "width of every linear but some of this model's: exclude those, or choose quanto",
+        fits=_whole_groups,
+    ),
+    Rule(
+        "optimum-quanto's INT4, compiled",
+        lambda v: v.compile is not None and _of("quanto", weights="int4")(v),
+        lambda _: False,
+        "optimum-quanto's INT4 weights cannot be compiled: leave out compile",
+    ),
+    Rule(
+        "optimum-quanto's INT4 in FP16",
+        lambda v: v.dtype == "fp16" and _of("quanto", weights="int4")(v),
+        lambda m: not m.cuda,
+        "optimum-quanto's kernel for INT4 weights in FP16 reads memory out of bounds on a GPU: "
+        "choose bf16",
+    ),
+    Rule(
+        "optimum-quanto's weights, offloaded",
+        lambda v: v.memory.offload in ("sequential", "group") and _of("quanto")(v),
+        lambda m: not m.cuda,
+        "optimum-quanto's weights cannot be moved part by part: choose offload model, or torchao",
+    ),
+    Rule(
+        "INT8 GEMMs, compiled",
+        # Without the compiler torchao computes the GEMMs that would fail in FP32.
+        lambda v: (
+            v.compile is not None
+            and _of("torchao", activations="int8")(v)
+            and not _excludes(v, "time_embedding", "norm")
+        ),
+        lambda m: not m.cuda,
+        "INT8 GEMMs on a GPU take more than 16 rows, and these linears see one a video: "
+        "exclude [time_embedding, norm], or leave out compile",
+    ),
+)

@@ -246,7 +246,7 @@ def load(
         from qbench.pipelines import random_weights
 
         family, configs = _sizes(model)
-        dtypes = _dtypes(with_defaults(model, family, configs), dtype, family.part, device)
+        dtypes = part_dtypes(with_defaults(model, family, configs), dtype, family.part, device)
         pipe = random_weights.pipeline(family, configs, dtypes, device)
         return _placed(pipe, device, offloaded)
     limit = LOAD_S
@@ -258,7 +258,7 @@ def load(
     else:
         family, configs = _on_hub(model)
         limit = HUB_LOAD_S
-    dtypes = _dtypes(with_defaults(model, family, configs), dtype, family.part, device)
+    dtypes = part_dtypes(with_defaults(model, family, configs), dtype, family.part, device)
     message = f"model {model.source}: not loaded after {limit:.0f} s"
     with _told(model), folders.time_limit(limit, message):
         from diffusers import DiffusionPipeline
@@ -274,7 +274,7 @@ def load(
     return _placed(pipe, device, offloaded)
 
 
-def _dtypes(model: Model, dtype: Dtype, part: str, device: str) -> dict[str, torch.dtype]:
+def part_dtypes(model: Model, dtype: Dtype, part: str, device: str) -> dict[str, torch.dtype]:
     """The dtype of the denoiser, of the VAE, and of the rest ("default")."""
     import torch
 

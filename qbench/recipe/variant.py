@@ -7,11 +7,17 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qbench.errors import brief, nearest
+from qbench.recipe.choices import (
+    BY_CONTENT,
+    ENGINES,
+    SCHEMES,
+    Attention,
+    Backend,
+    CacheKind,
+    EngineName,
+)
 
 Dtype = Literal["fp32", "fp16", "bf16"]
-Attention = Literal[
-    "auto", "math", "flash", "efficient", "cudnn", "flash-3", "flash-4", "sage", "xformers", "fp8"
-]
 Fault = Literal[
     "scale_doubled",
     "block_skipped",
@@ -35,20 +41,6 @@ Fault = Literal[
     "tinted",
     "grainy",
 ]
-SCHEMES: dict[str, tuple[str, ...]] = {
-    "torchao": (
-        "int8_weight_only",
-        "int8_dynamic",
-        "fp8_weight_only",
-        "fp8_dynamic_row",
-        "fp8_dynamic_tensor",
-        "int4_weight_only",
-        "int2_weight_only",
-    ),
-    "quanto": ("int8_weight_only", "int4_weight_only", "int2_weight_only", "fp8_weight_only"),
-    "qbench": ("fp8_dynamic_row",),
-    "onnxruntime": ("int8_dynamic",),
-}
 
 
 class Strict(BaseModel):
@@ -66,7 +58,7 @@ class Strict(BaseModel):
 class Quantize(Strict):
     """Which linear layers are quantized, and how."""
 
-    backend: Literal["torchao", "quanto", "qbench", "onnxruntime"]
+    backend: Backend
     """The library that quantizes."""
     scheme: str
     """What weights and activations become; `qbench ls` lists the schemes of each backend."""
@@ -112,7 +104,7 @@ class Cache(Strict):
     unconditional half of the batch. All but `first_block` compute the last step in full.
     """
 
-    kind: Literal["first_block", "pab", "faster", "taylorseer"]
+    kind: CacheKind
     """The method."""
     interval: Annotated[int, Field(ge=2, le=100)] | None = None
     """Every so many steps one is computed in full; not for `first_block`."""
@@ -122,7 +114,7 @@ class Cache(Strict):
     @model_validator(mode="after")
     def _own_field(self) -> Cache:
         needed, other = "interval", "threshold"
-        if self.kind == "first_block":
+        if self.kind in BY_CONTENT:
             needed, other = other, needed
         if getattr(self, needed) is None:
             raise ValueError(f"@kind: {self.kind} needs a field '{needed}'")
@@ -133,7 +125,7 @@ class Cache(Strict):
     @property
     def by_content(self) -> bool:
         """Whether the latents decide which steps are skipped: all that is in a batch, together."""
-        return self.kind == "first_block"
+        return self.kind in BY_CONTENT
 
 
 class Memory(Strict):
@@ -196,17 +188,8 @@ class Variant(Strict):
     as a planted fault, a pairing that is off by one."""
     fault: Fault | None = None
     """Damage on purpose, to see that the verdict catches it."""
-    engine: Literal["onnxruntime", "tensorrt"] | None = None
+    engine: EngineName | None = None
     """Export the denoiser and run it there; null runs it in PyTorch."""
-
-    def arithmetic(self) -> set[str]:
-        """The dtypes that GEMM computes in: fp32, fp16, bf16, fp8, int8."""
-        kinds = {str(self.dtype)}
-        if self.attention == "fp8" or (self.quantize and "fp8_dynamic" in self.quantize.scheme):
-            kinds.add("fp8")
-        if self.quantize and self.quantize.scheme == "int8_dynamic":
-            kinds.add("int8")
-        return kinds
 
     @model_validator(mode="after")
     def _possible(self) -> Variant:
@@ -219,9 +202,10 @@ class Variant(Strict):
             raise ValueError(f"@{field}: an engine replaces the modules that this one changes")
         if self.engine and self.memory.offload:
             raise ValueError("@memory: an engine's weights cannot be offloaded by diffusers")
-        by_engine = self.quantize is not None and self.quantize.backend == "onnxruntime"
-        if by_engine and self.engine != "onnxruntime":
-            raise ValueError("@quantize: the onnxruntime backend needs 'engine: onnxruntime'")
+        backend = self.quantize.backend if self.quantize else None
+        by_engine = backend in ENGINES
+        if by_engine and self.engine != backend:
+            raise ValueError(f"@quantize: the {backend} backend needs 'engine: {backend}'")
         if self.engine and self.quantize and not by_engine:
             raise ValueError(
                 f"@quantize: tensors of {self.quantize.backend} do not pass an ONNX export; "

@@ -18,6 +18,7 @@ from qbench.meters.flops import Work
 from qbench.meters.memory import Peak
 from qbench.meters.nvml import Gauges
 from qbench.meters.roofline import Ceilings
+from qbench.optimizations import axes
 from qbench.quality.metrics.trajectory import ErrorGrowth
 from qbench.quality.statistics import Metric, Ratio, Summary
 from qbench.recipe.schema import RENAMED, Recipe
@@ -192,7 +193,7 @@ class Record(Strict):
         return rate / max(reached) if reached else None
 
     def _dtypes(self) -> set[str]:
-        return {"fp32", *self.recipe.variant.arithmetic()}
+        return {"fp32", *axes.arithmetic(self.recipe.variant)}
 
     def peak(self) -> Peak:
         """The largest peak of the stages that a user pays for each video."""

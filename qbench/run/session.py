@@ -152,6 +152,7 @@ def prepare(job: Job, stages: Stages) -> Session:
     """
     _check_support(job)
     session = _load(job, stages)
+    _check_model(session)
     work = _count_work(session)
     _quantize(session, work)
     _compile(session)
@@ -159,7 +160,7 @@ def prepare(job: Job, stages: Stages) -> Session:
 
 
 def _check_support(job: Job) -> None:
-    from qbench.optimizations import support
+    from qbench import support
 
     recipe, device = job.draft.recipe, job.draft.environment.device
     reason = support.why_not(recipe.variant, support.this_machine(device))
@@ -235,6 +236,19 @@ def _check_step_share(session: Session) -> None:
         )
 
 
+def _check_model(session: Session) -> None:
+    """Refuse what the machine could run and this model cannot, before any of it is in effect."""
+    from dataclasses import replace
+
+    from qbench import support
+
+    model = support.model_facts(session.pipeline, session.generation.guided)
+    machine = replace(support.this_machine(session.device), model=model)
+    reason = support.why_not(session.recipe.variant, machine)
+    if reason:
+        raise Unsupported(reason)
+
+
 def _count_work(session: Session) -> Work | None:
     """FLOPs and bytes of a step, of the plain denoiser as it was loaded."""
     from qbench.meters import flops
@@ -260,7 +274,8 @@ def _quantize(session: Session, work: Work | None) -> None:
     if variant.quantize and work:
         linears = set(quantization.chosen(session.pipeline.denoiser, variant.quantize))
         recorder.facts({"quantized_flop_share": work.share(linears)})
-    recorder.facts(axes.apply(session.pipeline, variant, session.device, session.generation.steps))
+    applied = axes.apply(session.pipeline, variant, session.device, session.generation.steps)
+    recorder.facts(applied.facts)
     if variant.decode.fused and not patch.fuses(session.pipeline.pipe.vae):
         recorder.note(NOT_FUSED_NOTE)
     gc.collect()

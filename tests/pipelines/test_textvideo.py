@@ -152,7 +152,8 @@ def test_fp8_layers_of_a_unet(folder: Path) -> None:
     inputs = inputs_of(pipeline, run)
     plain = denoised(pipeline, run, *inputs, steps=1)
     wanted = Quantize(backend="qbench", scheme="fp8_dynamic_row")
-    facts = axes.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu", steps=1)
+    applied = axes.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu", steps=1)
+    facts = applied.facts
     found = denoised(pipeline, run, *inputs, steps=1)
     unet = pipeline.denoiser
     kinds = [layer for layer in unet.modules() if isinstance(layer, Fp8FeedForward)]

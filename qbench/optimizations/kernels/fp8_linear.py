@@ -9,6 +9,7 @@ layer is one operator that works through its rows in parts, so its widest tensor
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -226,13 +227,14 @@ def _(
     return x.new_empty(*x.shape[:-1], narrow.shape[0])
 
 
-def replace(module: nn.Module, chosen: set[str]) -> None:
+def replace(module: nn.Module, names: Collection[str]) -> None:
     """Put FP8 layers in place of the chosen linears of `module`, feed-forward layers as a whole."""
+    chosen = set(names)
     for name, layer in list(module.named_modules()):
         found = _feed_forward_parts(layer)
         if found and {f"{name}.net.0.proj", f"{name}.net.2"} <= chosen:
             _set(module, name, Fp8FeedForward(*found))
-            chosen = chosen - {f"{name}.net.0.proj", f"{name}.net.2"}
+            chosen -= {f"{name}.net.0.proj", f"{name}.net.2"}
     for name in sorted(chosen):
         _set(module, name, Fp8Linear(module.get_submodule(name)))  # type: ignore[arg-type]
 

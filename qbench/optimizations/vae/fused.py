@@ -17,12 +17,12 @@ from diffusers.models.autoencoders import autoencoder_kl_cogvideox as kinds
 from diffusers.models.upsampling import CogVideoXUpsample3D
 
 from qbench.errors import Unsupported
+from qbench.optimizations.changes import Changes
 from qbench.optimizations.kernels import vae_conv
 from qbench.optimizations.vae import causal
-from qbench.optimizations.vae.patch import computed_by
 
 
-def apply(vae: Any) -> None:
+def apply(vae: Any, changes: Changes) -> None:
     """Change the decoder in place. Raises Unsupported unless channels come in eights."""
     decoder = vae.decoder
     norms = [x for x in decoder.modules() if isinstance(x, torch.nn.GroupNorm)]
@@ -30,31 +30,43 @@ def apply(vae: Any) -> None:
         raise Unsupported(f"decode.fused is for VAEs with channels in multiples of {vae_conv.EACH}")
     for layer in decoder.modules():
         if isinstance(layer, kinds.CogVideoXSpatialNorm3D):
-            computed_by(layer, _normed)
-            computed_by(layer.norm_layer, vae_conv.group_norm)
+            changes.compute(layer, _normed)
+            changes.compute(layer.norm_layer, vae_conv.group_norm)
         elif isinstance(layer, kinds.CogVideoXResnetBlock3D):
-            computed_by(layer, _resnet)
+            changes.compute(layer, _resnet)
             for conv in (layer.conv1, layer.conv2):
-                _pack(conv.conv)
-                computed_by(conv, _causal)
+                _pack(changes, conv.conv)
+                changes.compute(conv, _causal)
             if hasattr(layer, "conv_shortcut"):
-                _pack(layer.conv_shortcut)
+                _pack(changes, layer.conv_shortcut)
         elif isinstance(layer, CogVideoXUpsample3D):
-            _pack(layer.conv, grow=2)
-            computed_by(layer, _upsampled)
+            _pack(changes, layer.conv, grow=2)
+            changes.compute(layer, _upsampled)
         elif isinstance(layer, torch.nn.SiLU):
-            computed_by(layer, lambda _, x: x)  # done with the norm before it
+            changes.compute(layer, lambda _, x: x)  # done with the norm before it
     for conv, forward in ((decoder.conv_in, _entered), (decoder.conv_out, _left)):
-        _pack(conv.conv)
-        computed_by(conv, forward)
+        _pack(changes, conv.conv)
+        changes.compute(conv, forward)
 
 
-def _pack(conv: Any, grow: int = 1) -> None:
+def _pack(changes: Changes, conv: Any, grow: int = 1) -> None:
+    """Lay the weights out as the kernel reads them; undone, they are what they were, bit for bit.
+
+    Folded weights (`grow`) cannot be unfolded, so those of the few upsamplers are kept aside.
+    """
     weights = vae_conv.Weights(conv, grow)
+    shape, kept = conv.weight.shape, conv.weight.data.cpu() if grow > 1 else None
+
+    def unpack() -> None:
+        plain = weights.unpacked(conv.weight.data) if kept is None else kept
+        conv.weight.data = plain.reshape(shape).contiguous().to(conv.weight.device)
+        conv.bias.data = conv.bias.data[: weights.outputs].clone()
+
     conv.weight.data = weights.packed(conv.weight.data)
     short = weights.planes * vae_conv.EACH - weights.outputs
     conv.bias.data = torch.nn.functional.pad(conv.bias.data, (0, short))
-    computed_by(conv, functools.partial(_convolved, weights))
+    changes.on_undo(unpack)
+    changes.compute(conv, functools.partial(_convolved, weights))
 
 
 def _convolved(weights: vae_conv.Weights, conv: Any, x: torch.Tensor, **more: Any) -> torch.Tensor:

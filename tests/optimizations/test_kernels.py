@@ -175,7 +175,7 @@ def test_fp8_layers_hold_a_byte_a_weight_and_nothing_of_their_making() -> None:
         fuse_qkv=True,
         quantize=Quantize(backend="qbench", scheme="fp8_dynamic_row"),
     )
-    facts = axes.apply(pipeline, variant, "cpu", steps=1)
+    facts = axes.apply(pipeline, variant, "cpu", steps=1).facts
     assert facts["quantized_parameter_share"] > 0.98
     assert not any(weight.grad_fn for weight in module.parameters())
     assert sum(layer.weight.numel() for layer in before) == 0  # even where someone still has them

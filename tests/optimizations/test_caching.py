@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from qbench import support
 from qbench.errors import InputError
-from qbench.optimizations import axes, support
+from qbench.optimizations import axes
 from qbench.pipelines import specs
 from qbench.recipe.files import load
 from qbench.recipe.schema import Generation, Variant

@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from qbench.errors import Unsupported
 from qbench.optimizations import axes, memory
-from qbench.optimizations.vae import patch
-from qbench.optimizations.vae.patch import split_group_norm
+from qbench.optimizations.vae import group_norm, patch, strips
 from qbench.pipelines import base, specs
 from qbench.quality.metrics import fidelity
 from qbench.recipe.schema import Decode, Memory, Variant
@@ -44,7 +43,7 @@ def test_a_split_group_norm_is_as_close_as_torchs(
         return (found.double() - exact).abs().max().item()
 
     allowed = error(layer(x)) + (1e-5 if dtype == torch.float32 else 1e-3)
-    assert error(split_group_norm(layer, x)) <= allowed
+    assert error(group_norm.split(layer, x)) <= allowed
 
 
 def _decoded(fields: dict[str, Any]) -> tuple[Any, torch.Tensor, torch.Tensor]:
@@ -97,9 +96,9 @@ def test_strips_decode_the_very_video_that_the_whole_is(
     frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    plain_strips = patch._strips
-    monkeypatch.setattr(patch, "STRIP_BYTES", 40_000)
-    monkeypatch.setattr(patch, "_strips", lambda x: seen.append(plain_strips(x)) or seen[-1])
+    plain_strips = strips._strips
+    monkeypatch.setattr(strips, "STRIP_BYTES", 40_000)
+    monkeypatch.setattr(strips, "_strips", lambda x: seen.append(plain_strips(x)) or seen[-1])
     _makes_the_very_video(Decode(strips=True), frames)
     assert max(map(len, seen)) > 10
 

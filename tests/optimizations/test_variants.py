@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 import torch
 from conftest import RECIPES
 
+from qbench import support
 from qbench.errors import InputError
 from qbench.meters.memory import stored_bytes
-from qbench.optimizations import axes, compilation, quantization, support
+from qbench.optimizations import axes, compilation, quantization
 from qbench.pipelines import specs
 from qbench.recipe import files, schema
 from qbench.recipe.schema import Quantize, Variant
@@ -41,7 +43,7 @@ def _error(module: Any, dtype: torch.dtype) -> float:
 def _quantized(backend: str, scheme: str, **more: Any) -> tuple[Any, dict[str, Any]]:
     module = _denoiser("bf16")
     wanted = Quantize.model_validate({"backend": backend, "scheme": scheme, **more})
-    return module, quantization.apply(module, wanted)
+    return module, quantization.apply(module, wanted)[0]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +186,16 @@ FULL = support.Machine(
     capability=(9, 0),
     packages=frozenset({*support.PACKAGES, "onnxruntime-gpu"}),
 )
+ODD = support.ModelFacts(
+    pipeline="OddPipeline",
+    linears={"blocks.0.to_q": 48},
+    head_dim=128,
+    blocks=False,
+    guided=False,
+    causal_vae=False,
+    exports=False,
+    separate_guidance=True,
+)
 
 
 def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
@@ -212,8 +224,10 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
         )
     ]
     for rule in support.RULES:
-        assert any(rule.applies(variant) for variant in [*shipped, *others]), rule.about
-        assert not all(map(rule.holds, (BARE, GPU_ALONE, CLASHING))), rule.about
+        about = [variant for variant in [*shipped, *others] if rule.applies(variant)]
+        assert about, rule.about
+        machines = (BARE, GPU_ALONE, CLASHING, dataclasses.replace(FULL, model=ODD))
+        assert any(rule.refuses(v, m) for v in about for m in machines), rule.about
 
 
 @pytest.mark.parametrize(
@@ -272,7 +286,7 @@ def test_lock_of_a_killed_build_is_forgotten_and_that_of_a_running_one_is_kept(
     tmp_path: Path,
 ) -> None:
     """optimum-quanto waits on it for ever: a sweep stood still for hours."""
-    stale, fresh = (tmp_path / name / "build" / "lock" for name in ("cpp", "mps"))
+    stale, fresh = (tmp_path / name / "lock" for name in ("cpp", "mps"))
     for lock in (stale, fresh):
         lock.parent.mkdir(parents=True)
         lock.touch()
@@ -280,3 +294,25 @@ def test_lock_of_a_killed_build_is_forgotten_and_that_of_a_running_one_is_kept(
     quantization.forget_stale_locks(tmp_path)
     assert not stale.exists()
     assert fresh.exists()
+
+
+def test_quantos_extensions_are_built_in_the_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in site-packages; what is built there for this torch is used."""
+    extension = pytest.importorskip("optimum.quanto.library.extensions.extension")
+    from qbench import cache
+
+    built, missing = (
+        extension.Extension(name, str(tmp_path / "site-packages" / name), [])
+        for name in ("built", "missing")
+    )
+    stamp = Path(built.build_directory) / "pytorch_version.txt"
+    stamp.parent.mkdir(parents=True)
+    stamp.write_text(torch.__version__)
+    monkeypatch.setattr(extension, "_extensions", {"built": built, "missing": missing})
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path / "cache")
+    quantization._build_in_cache()
+    assert built.build_directory == str(stamp.parent)
+    assert Path(missing.build_directory).is_relative_to(tmp_path / "cache")
+    assert Path(missing.build_directory).is_dir()

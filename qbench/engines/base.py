@@ -1,0 +1,79 @@
+"""What every engine is: a denoiser that left the Python model, behind the same interface."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from qbench.engines.inputs import Signature
+from qbench.optimizations.rules import Rule
+from qbench.recipe.choices import ENGINES
+from qbench.recipe.schema import Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qbench.pipelines.base import Module
+
+# Tensors by name (those of a tuple as `name_0`, `name_1`) -> the prediction.
+Run = Callable[[Mapping[str, "Tensor"]], "Tensor"]
+
+
+class Engine(Protocol):
+    """One kind of engine: what `qbench/engines/<name>.py` defines, for a name of ENGINES."""
+
+    @property
+    def RULES(self) -> tuple[Rule, ...]: ...
+
+    @property
+    def PACKAGES(self) -> tuple[str, ...]: ...
+
+    def build(
+        self,
+        module: Module,
+        signature: Signature,
+        example: Mapping[str, Tensor],
+        variant: Variant,
+        folder: Path,
+    ) -> EngineDenoiser:
+        """Build the variant's engine of `module` in `folder`; `example` is one call's inputs."""
+
+
+def engine(name: str) -> Engine:
+    """The kind of engine of this name. Raises KeyError where there is none."""
+    if name not in ENGINES:
+        raise KeyError(name)
+    return cast(Engine, importlib.import_module(f"qbench.engines.{name}"))
+
+
+class EngineDenoiser:
+    """Stands where the pipeline's denoiser stood: called the same, with the same `.config`.
+
+    It takes every input that it was built with, by name. What the pipeline passes besides, and an
+    input that it leaves out, is refused: the video would be another than the module's.
+    """
+
+    def __init__(self, original: Module, signature: Signature, run: Run, stored_bytes: int) -> None:
+        self.config = original.config
+        self.dtype, self.device = original.dtype, original.device
+        self.stored_bytes = stored_bytes
+        self._signature, self._run = signature, run
+
+    def cache_context(self, name: str, **where: object) -> contextlib.AbstractContextManager[None]:
+        """The pipeline asks for it around each call; an engine caches nothing."""
+        return contextlib.nullcontext()
+
+    def to(self, *_: object, **__: object) -> EngineDenoiser:
+        """Pipelines move their parts; an engine stays where it was built."""
+        return self
+
+    def __call__(self, *args: object, return_dict: bool = True, **kwargs: object) -> object:
+        sample = self._run(self._signature.tensors(args, kwargs))
+        if not return_dict:
+            return (sample,)
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=sample)

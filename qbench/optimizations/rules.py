@@ -1,0 +1,78 @@
+"""Rules of what runs where, as data: the machine, the model, and why a variant cannot run there.
+
+A rule stands beside the axis that it is about; `qbench.support` puts them together and says what
+this machine is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qbench.recipe.schema import Variant
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What rules ask of a model and of what is generated with it.
+
+    linears: name of each linear of the denoiser -> its input features.
+    head_dim: channels of one attention head, where all blocks have the same.
+    blocks: whether diffusers' cache hooks know the denoiser's blocks.
+    guided: whether each step also denoises the unconditional half (guidance above 1).
+    """
+
+    pipeline: str
+    linears: dict[str, int]
+    head_dim: int | None
+    blocks: bool
+    guided: bool
+    causal_vae: bool = True  # CogVideoX's, which the decode in strips is written for
+    exports: bool = True  # to ONNX, for engines
+    separate_guidance: bool = False  # both halves of guidance in calls of their own
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts that decide what can run. `model` is None where none has been looked at yet."""
+
+    device: str  # cpu or cuda
+    capability: tuple[int, int] = (0, 0)  # CUDA compute capability
+    packages: frozenset[str] = frozenset()
+    compiler: bool = True  # a C++ compiler, which inductor needs on a CPU
+    model: ModelFacts | None = None
+
+    @property
+    def cuda(self) -> bool:
+        return self.device == "cuda"
+
+
+def always(*_: object) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One reason why a variant cannot run, and where that is so.
+
+    applies: which variants it is about.
+    holds: whether the machine has what they need.
+    fits: whether the model has; asked only where the model is known.
+    reason: what a skipped row shows where one of the two is false.
+    fails: whether a variant that is run all the same fails; if not, it would run but be something
+        else than its recipe says.
+    """
+
+    about: str
+    applies: Callable[[Variant], bool]
+    holds: Callable[[Machine], bool]
+    reason: str
+    fails: bool = True
+    fits: Callable[[Variant, ModelFacts], bool] = always
+
+    def refuses(self, variant: Variant, machine: Machine) -> bool:
+        if not self.applies(variant):
+            return False
+        if not self.holds(machine):
+            return True
+        return machine.model is not None and not self.fits(variant, machine.model)

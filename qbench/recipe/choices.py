@@ -1,0 +1,37 @@
+"""The names that a recipe may choose from, axis by axis.
+
+What stands behind a name (how it is built, what it needs, how it is undone) is in the table of its
+axis: `optimizations/quantization.py`, `attention.py` and `caching.py`, and `engines/<name>.py`. A
+new choice is its name here and its entry there; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Backend = Literal["torchao", "quanto", "qbench", "onnxruntime"]
+SCHEMES: dict[str, tuple[str, ...]] = {
+    "torchao": (
+        "int8_weight_only",
+        "int8_dynamic",
+        "fp8_weight_only",
+        "fp8_dynamic_row",
+        "fp8_dynamic_tensor",
+        "int4_weight_only",
+        "int2_weight_only",
+    ),
+    "quanto": ("int8_weight_only", "int4_weight_only", "int2_weight_only", "fp8_weight_only"),
+    "qbench": ("fp8_dynamic_row",),
+    "onnxruntime": ("int8_dynamic",),  # by the engine, as it is built
+}
+
+Attention = Literal[
+    "auto", "math", "flash", "efficient", "cudnn", "flash-3", "flash-4", "sage", "xformers", "fp8"
+]
+
+CacheKind = Literal["first_block", "pab", "faster", "taylorseer"]
+# Caches that decide by the latents which steps they skip; the others go by the step's number.
+BY_CONTENT: tuple[CacheKind, ...] = ("first_block",)
+
+EngineName = Literal["onnxruntime", "tensorrt"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)

@@ -1,0 +1,98 @@
+"""What runs where, and why not: the rules of all axes, and the machine that they are held against.
+
+Each axis has its rules beside it; here they are put together. `scripts/combinations.py` runs every
+choice and pair of choices with the rules put aside, and tests hold the rules against what came of
+it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shutil
+from typing import TYPE_CHECKING
+
+from qbench import engines
+from qbench.optimizations import attention, caching, compilation, memory, quantization
+from qbench.optimizations.rules import Machine, ModelFacts, Rule
+from qbench.optimizations.vae import patch
+from qbench.recipe.schema import Variant
+
+if TYPE_CHECKING:
+    from qbench.pipelines.base import VideoPipeline
+
+__all__ = ["PACKAGES", "RULES", "Machine", "ModelFacts", "Rule", "refusing", "why_not"]
+
+RULES: tuple[Rule, ...] = (
+    *quantization.RULES,
+    *attention.RULES,
+    *compilation.RULES,
+    *caching.RULES,
+    *memory.RULES,
+    *patch.RULES,
+    *engines.rules(),
+)
+PACKAGES: tuple[str, ...] = (
+    *quantization.PACKAGES,
+    *attention.PACKAGES,
+    *engines.packages(),
+)
+
+
+def refusing(variant: Variant, machine: Machine) -> list[Rule]:
+    """The rules by which the variant cannot run there."""
+    return [rule for rule in RULES if rule.refuses(variant, machine)]
+
+
+def why_not(variant: Variant, machine: Machine) -> str | None:
+    """The reason that the variant cannot run there, or None where it can."""
+    rules = refusing(variant, machine)
+    return rules[0].reason if rules else None
+
+
+def this_machine(device: str = "auto") -> Machine:
+    """The machine as found; `device` is what the recipe asks for."""
+    import torch
+
+    cuda = torch.cuda.is_available() and device != "cpu"
+    packages = set(filter(_installed, PACKAGES))
+    try:
+        importlib.metadata.version("onnxruntime-gpu")
+        packages.add("onnxruntime-gpu")  # one module, two packages: only the name tells them apart
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    return Machine(
+        device="cuda" if cuda else "cpu",
+        capability=torch.cuda.get_device_capability() if cuda else (0, 0),
+        packages=frozenset(packages),
+        compiler=any(map(shutil.which, ("g++", "clang++", "c++"))),
+    )
+
+
+def model_facts(video: VideoPipeline, guided: bool) -> ModelFacts:
+    """What rules ask of a live pipeline; `guided` is whether guidance will be above 1."""
+    import torch
+
+    module = video.denoiser
+    head_dim = getattr(module.config, "attention_head_dim", None)
+    return ModelFacts(
+        pipeline=video.pipeline_class,
+        linears={
+            name: layer.in_features
+            for name, layer in module.named_modules()
+            if isinstance(layer, torch.nn.Linear) and layer.weight.dtype == module.dtype
+        },
+        head_dim=head_dim if isinstance(head_dim, int) else None,
+        blocks=hasattr(module, "enable_cache"),
+        guided=guided,
+        causal_vae=patch.fuses(video.pipe.vae),
+        exports=video.exports,
+        separate_guidance=video.separate_guidance,
+    )
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
