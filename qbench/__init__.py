@@ -15,13 +15,6 @@ Importing the package is instant: what a function needs is imported when it is c
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from qbench.api import apply, load_recipe, measure, restore
-    from qbench.errors import InputError, Unsupported
-    from qbench.recipe.schema import Recipe
-    from qbench.results.record import Record
 
 __version__ = "0.1.0"
 
