@@ -27,7 +27,7 @@ _HOME = {
     "apply": "qbench.api",
     "restore": "qbench.api",
     "measure": "qbench.api",
-    "load_results": "qbench.api",
+    "load_results": "qbench.results.frame",
 }
 __all__ = [
     "InputError",
