@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
-from conftest import RECIPES, SMALL, qbench
+from conftest import RECIPES, ROOT
 
 from qbench.errors import InputError
 from qbench.results import store
+from qbench.run import sweep
 from qbench.run.plan import Planned, outputs_bytes, plan
 
 
@@ -120,13 +120,18 @@ def test_prompts_are_read_once(tmp_path: Path) -> None:
     assert {item.prompts.prompts for item in planned} == {("a red star",)}
 
 
-def test_a_complete_run_takes_todays_labels(finished: Path, tmp_path: Path) -> None:
+def test_a_complete_run_takes_todays_labels(tmp_path: Path) -> None:
     """They change nothing that is measured, so nothing runs again, and they are not ignored."""
-    shutil.copytree(finished, tmp_path / "runs")
-    words = [str(RECIPES / "int8.yaml"), *SMALL, "--device=cpu", f"--out={tmp_path / 'runs'}"]
-    done = qbench("run", *words, "--set=noise_floor=true", "--set=expects=drift")
-    assert done.stdout.count("complete already, not run again") == 2, done.stdout
-    for name, floor, expected in (("int8", True, "drift"), ("fp32", False, None)):
-        (found,) = (tmp_path / "runs").glob(f"*/{name}-*/record.json")
-        recipe = store.read(found).recipe
-        assert (recipe.noise_floor, recipe.expects) == (floor, expected)
+    published = ROOT / "results" / "published" / "amd-epyc-2t"
+    found, _ = store.read_all(store.find([published]))
+    record = next(r for _, r in found if r.status == "ok" and not r.recipe.is_reference)
+    store.write(record, tmp_path)
+    labels = {"noise_floor": True, "expects": "drift", "about": "today"}
+    recipe = record.recipe.model_copy(update=labels)
+    draft = record.model_copy(update={"recipe": recipe, "overrides": {"expects": "drift"}})
+    assert sweep._complete(tmp_path, record) == record
+    shown = sweep._complete(tmp_path, draft)
+    assert shown is not None
+    assert (shown.recipe, shown.overrides) == (recipe, {"expects": "drift"})
+    assert store.read(tmp_path / store.FILE) == shown
+    assert shown.quality == record.quality
