@@ -15,14 +15,15 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qbench.quality.statistics import summarise
 from qbench.quality.verdict import Candidate, Floor, Judged, Quality, judge
 
 if TYPE_CHECKING:
-    from qbench.quality.statistics import Metric
     from qbench.results.ranking import Ranking
     from qbench.results.record import Record
 
@@ -76,22 +77,23 @@ def measured(ranking: Ranking, count: int | None = None) -> dict[str, Candidate]
     return found
 
 
-def rows(ranking: Ranking, planted: dict[str, Candidate]) -> list[Row]:
-    """Both verdicts on every fault and on every run of the ranking, judged as one table."""
+def rows(ranking: Ranking, planted: dict[str, Candidate], count: int | None = None) -> list[Row]:
+    """Both verdicts on every fault and on every run of the ranking, judged as one table.
+
+    count: of the videos, the first so many.
+    """
     from qbench.quality.metrics import catalogue
 
     reference = ranking.reference
     assert reference is not None
-    candidates = [*planted.values(), *ranking.candidates]
-    margins = catalogue.margins(reference.recipe.quality, reference.quality)
-    full = judge(candidates, reference.quality, ranking.floor, margins)
+    candidates = [*planted.values(), *(_seen(one, _first, count) for one in ranking.candidates)]
+    theirs, floor = _first(reference.quality, count), _floor(ranking.floor, _first, count)
+    margins = catalogue.margins(reference.recipe.quality, theirs)
+    full = judge(candidates, theirs, floor, margins)
     bare = judge(
-        [_bare_candidate(one) for one in candidates],
-        _bare(reference.quality),
-        Floor(
-            {name: _bare(quality) for name, quality in ranking.floor.same_noise.items()},
-            {name: _bare(quality) for name, quality in ranking.floor.other_noise.items()},
-        ),
+        [_seen(one, _bare, count) for one in candidates],
+        _bare(theirs, count),
+        _floor(floor, _bare, count),
         margins,
     )
     records = {record.run: record for record in ranking.measured}
@@ -107,12 +109,37 @@ def _is_fault(record: Record) -> bool:
     return record.recipe.expects in ("degraded", "broken")
 
 
-def _bare(quality: Quality) -> dict[str, Metric]:
+def _first(quality: Quality, count: int | None) -> Quality:
+    """The figures of the first videos alone; those of a whole set are left out."""
+    if count is None:
+        return quality
+    found = {}
+    for name, metric in quality.items():
+        if metric.samples and not metric.scale:
+            samples = metric.samples[:count]
+            summary = summarise(samples)
+            changed = {"value": summary.mean, "summary": summary, "samples": samples}
+            found[name] = metric.model_copy(update=changed)
+    return found
+
+
+def _bare(quality: Quality, _: int | None) -> Quality:
     return {name: metric for name, metric in quality.items() if not name.startswith(NETWORKS)}
 
 
-def _bare_candidate(one: Candidate) -> Candidate:
-    return Candidate(one.name, _bare(one.quality), one.invalid, one.other_noise, one.older)
+def _seen(
+    one: Candidate, view: Callable[[Quality, int | None], Quality], count: int | None
+) -> Candidate:
+    return replace(one, quality=view(one.quality, count))
+
+
+def _floor(
+    floor: Floor, view: Callable[[Quality, int | None], Quality], count: int | None
+) -> Floor:
+    return Floor(
+        {name: view(quality, count) for name, quality in floor.same_noise.items()},
+        {name: view(quality, count) for name, quality in floor.other_noise.items()},
+    )
 
 
 def table(found: list[Row]) -> str:
@@ -148,7 +175,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="of the reference's videos, the first so many")
     arguments = parser.parse_args()
     ranking = rankings(store.read_all(store.find([arguments.runs]))[0])[0]
-    found = rows(ranking, measured(ranking, arguments.prompts))
+    found = rows(ranking, measured(ranking, arguments.prompts), arguments.prompts)
     print(table(found))
     passed = [row.name for row in found if row.planted and row.judged.verdict in PASSED]
     passed += [row.name for row in found if row.planted and row.bare.verdict in PASSED]
