@@ -26,7 +26,8 @@ FEW = [
     "--set=measure.repeats=1",
     "--set=measure.warmup=0",
     "--set=measure.profile=false",
-    "--set=quality.metrics=[psnr, clip_score, adherence, flicker, fvd_reference]",
+    "--set=quality.metrics=[psnr, clip_score, adherence, flicker, fvd_reference, kvd_reference, "
+    "sharpness, contrast, colour, motion_amount, motion_direction, motion_rhythm]",
     "--set=quality.batch=12",
     "--device=cpu",
     "--quiet",
