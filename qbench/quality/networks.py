@@ -114,14 +114,14 @@ def check_trust(fvd: Fvd) -> None:
     Raises InputError, which begins with the field, where its SHA-256 is not the recipe's.
     """
     path = textfile.expanded(fvd.network)
-    found = cache.file_digest(path)
+    actual = cache.file_digest(path)
     if fvd.sha256 is None:
         raise InputError(
             f"quality.fvd.network: {path} is a program, which runs as it is loaded; where you "
-            f"trust it, give --trust-torchscript, or write sha256: {found} below quality.fvd"
+            f"trust it, give --trust-torchscript, or write sha256: {actual} below quality.fvd"
         )
-    if fvd.sha256.lower() != found:
-        raise InputError(f"quality.fvd.sha256: {path} has {found}, so it is another file")
+    if fvd.sha256.lower() != actual:
+        raise InputError(f"quality.fvd.sha256: {path} has {actual}, so it is another file")
 
 
 def trusted(quality: Quality) -> Quality:

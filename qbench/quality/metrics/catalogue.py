@@ -314,19 +314,19 @@ def margins(quality: Quality, reference: Mapping[str, Metric]) -> dict[str, floa
 
     One that is a share of what the reference has is left out where the reference has it not.
     """
-    found = {}
+    sizes = {}
     for name in {**METRICS.own, **quality.margins}:
         said = margin(METRICS[name], quality) if name in METRICS else None
         figure = reference.get(name)
         if said is None:
             continue
         if said.of == "unit":
-            found[name] = said.size
+            sizes[name] = said.size
         elif said.of == "reference" and figure is not None:
-            found[name] = said.size * (abs(figure.value) or 1.0)
+            sizes[name] = said.size * (abs(figure.value) or 1.0)
         elif said.of == "spread" and figure is not None and figure.summary is not None:
-            found[name] = said.size * (figure.summary.sigma or 1.0)
-    return found
+            sizes[name] = said.size * (figure.summary.sigma or 1.0)
+    return sizes
 
 
 def check(quality: Quality) -> None:

@@ -54,9 +54,9 @@ class Distances:
 
     def update(self, batch: Batch) -> None:
         self._device = batch.frames.device
-        found = self._extractor(batch.frames)
-        self._ours.append(found)
-        self._moments.update(found)
+        own = self._extractor(batch.frames)
+        self._ours.append(own)
+        self._moments.update(own)
         if batch.reference_frames is not None and OWN not in self._kept:
             self._theirs.append(self._extractor(batch.reference_frames))
 
@@ -83,23 +83,23 @@ class Distances:
             if len(rendered) >= 2:
                 values["fvd_rendered"] = fvd.frechet_distance(self._moments, fvd.moments(rendered))
         self._outputs.keep_features(self._key, keep)
-        found = {name: self._specs[name].figure(value, note) for name, value in values.items()}
-        if "fvd_reference" in found and (interval := fvd.frechet_interval(ours, theirs)):
+        metrics = {name: self._specs[name].figure(value, note) for name, value in values.items()}
+        if "fvd_reference" in metrics and (interval := fvd.frechet_interval(ours, theirs)):
             bounds = {"low": interval[0], "high": interval[1]}
-            found["fvd_reference"] = found["fvd_reference"].model_copy(update=bounds)
-        if "kvd_reference" in found and count >= LEAST:
+            metrics["fvd_reference"] = metrics["fvd_reference"].model_copy(update=bounds)
+        if "kvd_reference" in metrics and count >= LEAST:
             samples, scale = fvd.kernel_samples(ours, theirs)
             kernel = self._specs["kvd_reference"].sampled(samples.tolist(), note)
-            found["kvd_reference"] = kernel.model_copy(update={"scale": scale})
-        return found
+            metrics["kvd_reference"] = kernel.model_copy(update={"scale": scale})
+        return metrics
 
     def _rendered(self) -> torch.Tensor:
         """Features of clips rendered for the same prompts, some at a time."""
         known = [s for s in map(world.parse, self._prompts) if s is not None]
         jitters = world.jitter(len(known), RENDER_SEED)
-        found = [torch.zeros(0, self._extractor.size)]
+        parts = [torch.zeros(0, self._extractor.size)]
         for i in range(0, len(known), PART):
             indices = torch.tensor([scene.indices() for scene in known[i : i + PART]])
             clips = world.render(indices.to(self._device), jitters[i : i + PART])
-            found.append(self._extractor(clips))
-        return torch.cat(found)
+            parts.append(self._extractor(clips))
+        return torch.cat(parts)

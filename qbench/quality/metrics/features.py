@@ -38,9 +38,9 @@ class Extractor:
         return hashlib.sha256(self.protocol.encode()).hexdigest()[:12]
 
 
-def why_not(wanted: Fvd, model: Model) -> str:
+def why_not(fvd: Fvd, model: Model) -> str:
     """Why there are no features by this protocol here, empty where there are."""
-    name = networks.named(wanted, model)
+    name = networks.named(fvd, model)
     if name == I3D:
         return weights.missing(I3D)
     if name == PROBE:
@@ -48,39 +48,39 @@ def why_not(wanted: Fvd, model: Model) -> str:
     return ""
 
 
-def unfit(wanted: Fvd, model: Model, expected: tuple[int, ...]) -> str:
+def unfit(fvd: Fvd, model: Model, expected: tuple[int, ...]) -> str:
     """Why videos of this shape cannot be read, empty where they can."""
-    if networks.named(wanted, model) == PROBE:
+    if networks.named(fvd, model) == PROBE:
         own = (world.FRAMES, 3, world.SIDE, world.SIDE)
         if expected != own:
             return f"the probe reads {own[0]} frames of {own[2]}x{own[3]}"
         return ""
-    left = len(range(0, expected[0], wanted.stride)[: wanted.frames])
+    left = len(range(0, expected[0], fvd.stride)[: fvd.frames])
     if left < i3d.FEWEST_FRAMES:
         return f"I3D needs {i3d.FEWEST_FRAMES} frames, and the protocol leaves {left}"
     return ""
 
 
-def load(wanted: Fvd, model: Model, device: str) -> Extractor:
+def load(fvd: Fvd, model: Model, device: str) -> Extractor:
     """The extractor of this protocol. Raises InputError where its network is not here."""
-    name = networks.named(wanted, model)
+    name = networks.named(fvd, model)
     if name == PROBE:
         return _probe(device)
     if name == I3D:
         network = i3d.load_i3d(device)
-        compute = network if wanted.layer == "logits" else network.features
-        size = i3d.CLASSES if wanted.layer == "logits" else i3d.FEATURES
+        compute = network if fvd.layer == "logits" else network.features
+        size = i3d.CLASSES if fvd.layer == "logits" else i3d.FEATURES
         label = f"I3D ({weights.SOURCES[I3D].identity})"
-        return Extractor(size, _text(label, wanted), compute, _prepared(wanted))
-    return _torchscript(textfile.expanded(name), wanted, device)
+        return Extractor(size, _text(label, fvd), compute, _prepared(fvd))
+    return _torchscript(textfile.expanded(name), fvd, device)
 
 
-def _text(label: str, wanted: Fvd) -> str:
-    frames = "all frames" if wanted.frames is None else f"the first {wanted.frames} frames"
-    crop = "centre square" if wanted.crop == "centre" else "stretched"
+def _text(label: str, fvd: Fvd) -> str:
+    frames = "all frames" if fvd.frames is None else f"the first {fvd.frames} frames"
+    crop = "centre square" if fvd.crop == "centre" else "stretched"
     return (
-        f"{label}, {wanted.layer}, {frames}, stride {wanted.stride}, "
-        f"{i3d.SIDE}x{i3d.SIDE} {wanted.resize} {crop}, [-1, 1], FP32 without TF32"
+        f"{label}, {fvd.layer}, {frames}, stride {fvd.stride}, "
+        f"{i3d.SIDE}x{i3d.SIDE} {fvd.resize} {crop}, [-1, 1], FP32 without TF32"
     )
 
 
@@ -95,12 +95,12 @@ def _probe(device: str) -> Extractor:
     )
 
 
-def _torchscript(path: Path, wanted: Fvd, device: str) -> Extractor:
+def _torchscript(path: Path, fvd: Fvd, device: str) -> Extractor:
     """A TorchScript I3D of (batch, 3, frames, 224, 224) in [-1, 1], called as StyleGAN-V's is.
 
     Raises InputError where the recipe does not say by its SHA-256 that it is trusted.
     """
-    networks.check_trust(wanted)
+    networks.check_trust(fvd)
     try:
         script: Any = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
@@ -113,28 +113,28 @@ def _torchscript(path: Path, wanted: Fvd, device: str) -> Extractor:
     def compute(frames: torch.Tensor) -> torch.Tensor:
         return script(frames.transpose(1, 2), **options)
 
-    prepare = _prepared(wanted)
+    prepare = _prepared(fvd)
     size = compute(prepare(torch.zeros(1, 16, 3, 32, 32, device=device))).shape[-1]
     label = f"TorchScript {path.name} (sha256 {cache.file_digest(path)[:12]}), its own layer"
-    return Extractor(size, _text(label, wanted), compute, prepare)
+    return Extractor(size, _text(label, fvd), compute, prepare)
 
 
-def _prepared(wanted: Fvd) -> Callable[[torch.Tensor], torch.Tensor]:
+def _prepared(fvd: Fvd) -> Callable[[torch.Tensor], torch.Tensor]:
     """Frames chosen, resized to 224x224 and moved to [-1, 1]."""
 
     def prepare(videos: torch.Tensor) -> torch.Tensor:
-        chosen = videos[:, :: wanted.stride][:, : wanted.frames].float()
-        if wanted.crop == "centre":
+        chosen = videos[:, :: fvd.stride][:, : fvd.frames].float()
+        if fvd.crop == "centre":
             side = min(chosen.shape[-2:])
             top, left = ((n - side) // 2 for n in chosen.shape[-2:])
             chosen = chosen[..., top : top + side, left : left + side]
         flat = chosen.flatten(0, 1)
         if flat.shape[-2:] == (i3d.SIDE, i3d.SIDE):
             pass
-        elif wanted.resize == "bilinear-tf1":
+        elif fvd.resize == "bilinear-tf1":
             flat = _at_corners(flat, i3d.SIDE)
         else:
-            mode, _, antialias = wanted.resize.partition("-")
+            mode, _, antialias = fvd.resize.partition("-")
             flat = functional.interpolate(
                 flat, size=(i3d.SIDE, i3d.SIDE), mode=mode, antialias=bool(antialias)
             ).clamp(0, 1)
