@@ -142,7 +142,9 @@ def report(
 
 @app.command()
 def explain(
-    run: Annotated[Path, typer.Argument(help="Folder of one run.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of one run, or ARCHIVE/RUN in a records.jsonl.xz.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for the charts.")] = None,
 ) -> None:
     """Why a run is as fast and as large as it is, and what would change that."""
@@ -151,8 +153,12 @@ def explain(
 
     paragraphs, ranking = said(run)
     for text in paragraphs:
-        print(text + "\n")
+        for line in text.splitlines():
+            print(" " * (len(line) - len(line.lstrip())) + one_line(line))
+        print()
     folder = out or (run if run.is_dir() else run.parent)
+    if out is None and not folder.is_dir():
+        return  # a run in an archive, beside which nothing is drawn unless a folder is named
     _writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for path in charts.draw(ranking, folder, "", only="step-by-work"):
@@ -347,3 +353,5 @@ def _print(console: Console, ranking: Ranking) -> None:
     for row in rows:
         if row.remark:
             _say(console, f"  {row.cells[0]} {row.status}: {row.remark}")
+    for note in tables.remarks(ranking):
+        _say(console, f"  {note}")

@@ -1,7 +1,8 @@
 """Text from outside (names, paths, reasons, prompts) as plain text in whatever shows it.
 
 One function for each target. None of them may let the text become markup, a formula, a link or a
-control sequence there; what they return reads as the text did.
+control sequence there; what they return reads as the text did. For a terminal it is
+`errors.one_line`, inside `rich.text.Text` where rich prints it.
 """
 
 from __future__ import annotations
@@ -35,11 +36,6 @@ def plain(text: str) -> str:
         for char in text
     )  # fmt: skip
     return "".join(kept) if not (text.isascii() and text.isprintable()) else text
-
-
-def terminal(text: str) -> str:
-    """For a terminal. rich takes it as text only where it is wrapped in `rich.text.Text`."""
-    return plain(text)
 
 
 def markdown(text: str) -> str:

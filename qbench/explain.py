@@ -47,11 +47,11 @@ def explain(place: Path) -> tuple[list[str], Ranking]:
     if record.status not in ("ok", "invalid"):
         return [_failure(record)], ranking
     profiles = profiles_of(ranking)
-    said = [_step(record), _shares(record, profiles.get(record.run))]
+    said = [_step(record, ranking), _shares(record, profiles.get(record.run))]
     reference = ranking.reference
     if reference is not None and reference.run in profiles:
         said.append(_gains(record, ranking, profiles[reference.run]))
-    said += [_memory(record), _payback(record, ranking), _gauges(record), *record.notes]
+    said += [*record.notes, _gauges(record), _payback(record, ranking), _memory(record)]
     return [text for text in said if text], ranking
 
 
@@ -89,19 +89,20 @@ def _failure(record: Record) -> str:
     return f"{text} What lowers it: {told}." if told else text
 
 
-def _step(record: Record) -> str:
-    seconds, rate, share = record.step_seconds(), record.achieved_flop_per_s(), None
-    if seconds is None:
+def _step(record: Record, ranking: Ranking) -> str:
+    seconds = ranking.timing(record).step_s
+    if not seconds:
         return ""
+    rate, share = record.achieved_flop_per_s(seconds), None
     name, device = record.recipe.name, record.environment.device_name
     text = f"A denoise step of {name} takes {seconds * 1000:.4g} ms on {device}."
     if record.work and rate:
         text += (
-            f" It is worth {record.work.flop / 1e12:.3g} TFLOP, "
+            f" It is {record.work.flop / 1e12:.3g} TFLOPs, "
             f"{record.work.attention_flop / record.work.flop:.0%} of them in attention: "
             f"{rate / 1e12:.3g} TFLOP/s."
         )
-        share = record.ceiling_share()
+        share = record.mfu(seconds)
     if share and rate:
         kinds = "/".join(sorted(axes.arithmetic(record.recipe.variant))).upper()
         text += (
@@ -133,7 +134,9 @@ def _shares(record: Record, profile: Profile | None) -> str:
             f" The kernels fill {total / step:.0%} of the step: the GPU waits for the host, so "
             "quantizing gains little here and compiling more."
         )
-    longest = profile.kernels[0]
+    longest = max(profile.kernels, key=lambda kernel: kernel.seconds, default=None)
+    if longest is None:
+        return text
     return text + f" The longest kernel is {longest.name} ({longest.seconds / total:.0%})."
 
 
@@ -170,22 +173,24 @@ def bound(profile: Profile, reference: Record, variant: Variant, share: float) -
 
 def _gains(record: Record, ranking: Ranking, profile: Profile) -> str:
     """What every variant beside this run could gain at most, and what it did gain."""
-    from qbench.report.tables import against_reference
-
     reference = ranking.reference
     assert reference is not None
-    lines = []
+    lines: list[str] = []
+    unbounded: list[str] = []
     shown = [r for r in ranking.records if r.status == "ok" and r is not reference]
     shown.sort(key=lambda r: r.run != record.run)
     for other in shown:
         share = other.facts.get("quantized_flop_share", 0.0)
         most = bound(profile, reference, other.recipe.variant, share)
-        ratio = against_reference(other, ranking)
+        ratio = ranking.timing(other).speed_up
         if most is None or ratio is None or other.recipe.variant.engine:
             continue
-        same = other.recipe.variant.dtype == reference.recipe.variant.dtype
-        limit = f"at most {most:.2f}x" if same else "no bound from here (another dtype)"
-        lines.append(f"  {other.recipe.name}: {limit}, gained {ratio.value:.2f}x")
+        if other.recipe.variant.dtype == reference.recipe.variant.dtype:
+            lines.append(f"  {other.recipe.name}: at most {most:.2f}x, gained {ratio.value:.2f}x")
+        else:
+            unbounded.append(f"{other.recipe.name} {ratio.value:.2f}x")
+    if unbounded:  # the profile is of the reference's dtype
+        lines.append(f"  no bound, for they have another dtype: {', '.join(unbounded)} gained")
     if not lines:
         return ""
     head = (
@@ -234,19 +239,26 @@ def _lower(record: Record, stage: str) -> str:
 
 
 def _payback(record: Record, ranking: Ranking) -> str:
-    from qbench.report.tables import payback_videos
+    from qbench.results.compare import payback_videos
 
-    videos = payback_videos(record, ranking)
+    reference = ranking.reference
+    if reference is None:
+        return ""
+    shown = ranking.timing(record), ranking.timing(reference)
+    videos = payback_videos(record, reference, *shown)
     if videos is None:
         return ""
-    return f"Quantizing and compiling have paid for themselves after {videos:.2g} videos."
+    count = "the first video" if videos <= 1 else f"{videos:.2g} videos"
+    return f"Quantizing and compiling have paid for themselves after {count}."
 
 
 def _gauges(record: Record) -> str:
     gauges = record.gauges
     if gauges is None or gauges.power_w is None:
         return ""
-    text = f"The card drew {gauges.power_w:.0f} W at {gauges.sm_clock_mhz:.0f} MHz"
+    text = f"The card drew {gauges.power_w:.0f} W"
+    if gauges.sm_clock_mhz is not None:
+        text += f" at {gauges.sm_clock_mhz:.0f} MHz"
     if energy := gauges.mean_energy_j():
         text += f", {energy:.3g} J a {record.recipe.measure.unit}"
     for reason, share in gauges.throttled.items():

@@ -52,7 +52,7 @@ def test_random_weights_give_no_quality_and_say_why(interleaved: Path) -> None:
         assert not record.quality
         assert any("weights: random" in note for note in record.notes)
         assert record.work is not None
-        assert record.ceiling_share() is not None
+        assert record.mfu() is not None
 
 
 def test_a_report_of_steps_ranks_them(interleaved: Path, tmp_path: Path) -> None:

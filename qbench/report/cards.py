@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qbench.meters.memory import CONTEXT_BYTES
 from qbench.report import tables
-from qbench.results.ranking import Ranking, label
+from qbench.results.ranking import Ranking
 from qbench.results.record import VIDEO_STAGES
 
 CARDS_GIB = (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141)  # as they are sold
@@ -37,12 +37,15 @@ def ladder(ranking: Ranking) -> str:
     stages = VIDEO_STAGES if encoded else VIDEO_STAGES[1:]
     rows: list[Sequence[str]] = []
     for record in shown:
-        peaks = [record.held_bytes(record.stages[stage].peak) for stage in stages]
+        peaks = [
+            record.held_bytes(record.stages[stage].peak) if stage in record.stages else None
+            for stage in stages
+        ]
         whole = record.peak()
         cards = [smallest(size) for size in (record.held_bytes(whole), whole.reserved_bytes)]
         rows.append(
             (
-                label(record, ranking),
+                tables.named(record, ranking),
                 *(tables.bytes_text(peak) for peak in peaks),
                 *(f"{card} GB" if card else tables.MISSING for card in cards),
             )

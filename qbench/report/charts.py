@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbench.report import tables
+from qbench import escape
+from qbench.report import labels, tables
 from qbench.results import store
 from qbench.results.ranking import Ranking, label
 from qbench.results.record import Record
@@ -33,6 +35,7 @@ KINDS: dict[Class, tuple[str, str]] = {
     "movement": ("memory movement", GREY),
 }
 LABELLED, BARS = 40, 30  # points that get a name; bars that fit on a page
+NAME = 60  # characters of a name
 PROFILE_BYTES = 4 * 2**20  # of a profile, at most
 LONGEST = 2.5  # bars past so many times the median are cut, and say how long they are
 
@@ -54,7 +57,9 @@ def draw(ranking: Ranking, out: Path, suffix: str, only: str | None = None) -> l
     }
     sound = [r for r in ranking.records if r.status == "ok" and (r.latency or r.step)]
     made = []
-    with plt.rc_context(style):
+    with plt.rc_context(style), warnings.catch_warnings():
+        # A name may have letters that the font lacks: they are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph")
         for name, plot in (
             ("speed-quality", _speed_quality),
             ("error-by-step", _error_by_step),
@@ -68,7 +73,7 @@ def draw(ranking: Ranking, out: Path, suffix: str, only: str | None = None) -> l
             figure = plot(plt, ranking, sound)
             if figure is None:
                 continue
-            figure.text(0.01, 0.01, ranking.title(), fontsize=7, color=GREY)
+            figure.text(0.01, 0.01, escape.chart(ranking.title()), fontsize=7, color=GREY)
             path = out / f"{name}{suffix}.png"
             _save(figure, path)
             figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
@@ -118,14 +123,17 @@ def pareto(points: list[tuple[float, float]]) -> list[int]:
 
 
 def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
-    shown = [r for r in sound if "psnr" in r.quality and r.video_seconds()]
+    shown = [r for r in sound if "psnr" in r.quality and ranking.timing(r).video_s]
     if not shown:
         return None
+    seconds = [ranking.timing(r).video_s or 0.0 for r in shown]
     figure, axes = _figure(plt, 5.0, left=0.75)
-    points = [(_median(r), r.quality["psnr"].value) for r in shown]
+    points = [(x, r.quality["psnr"].value) for x, r in zip(seconds, shown, strict=True)]
+    means = [r.quality["psnr"].summary for r in shown]
+    spans = [(mean.low, mean.high) if mean else (None, None) for mean in means]
     for axis, (low, high) in (
-        ("x", _errors([(r.latency, _median(r)) for r in shown])),
-        ("y", _errors([(r.quality["psnr"].summary, r.quality["psnr"].value) for r in shown])),
+        ("x", _errors([_span(r, ranking) for r in shown], seconds)),
+        ("y", _errors(spans, [y for _, y in points])),
     ):
         xs, ys = zip(*points, strict=True)
         axes.errorbar(xs, ys, **{f"{axis}err": (low, high)}, fmt="none", ecolor=GREY, lw=1)
@@ -144,17 +152,18 @@ def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         if some:
             axes.scatter(*zip(*some, strict=True), color=colour, zorder=3, s=28, label=verdict)
     if ranking.reference is not None:
-        seconds = _median(ranking.reference)
-        axes.axvline(seconds, color=BLACK, ls="--", lw=1, label="reference's latency")
+        latency = ranking.timing(ranking.reference).video_s
+        if latency is not None:
+            axes.axvline(latency, color=BLACK, ls="--", lw=1, label="reference's latency")
     axes.set_xscale("log")
     _plain_log_ticks(axes, [x for x, _ in points])
-    axes.set_xlabel("seconds a video (median, 95 %; left is faster)")
+    axes.set_xlabel("seconds a video (95 %; left is faster)")
     axes.set_ylabel("PSNR against the reference, dB (mean, 95 %)")
     axes.set_title("Speed against quality")
-    axes.legend(frameon=False, loc="best")
+    _legend_above(axes)
     axes.grid(alpha=0.25)
     if len(shown) <= LABELLED:
-        _name_points(axes, points, [label(r, ranking) for r in shown])
+        labels.place(axes, points, [_name(r, ranking) for r in shown])
     return figure
 
 
@@ -175,7 +184,7 @@ def _error_by_step(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         if growth is None:
             continue
         steps = range(1, len(growth.free) + 1)
-        axes.plot(steps, growth.free, color=colour, lw=1.6, label=label(record, ranking))
+        axes.plot(steps, growth.free, color=colour, lw=1.6, label=_name(record, ranking))
         axes.plot(steps, growth.forced, color=colour, lw=1.2, ls=":")
     axes.set_yscale("log", nonpositive="mask")  # an error of zero is below any axis
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -185,42 +194,6 @@ def _error_by_step(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
-
-
-def _name_points(axes: Any, points: list[tuple[float, float]], names: list[str]) -> None:
-    """Names beside their points, each on the first free side, so that they can be read."""
-    axes.set_ylim(axes.get_ylim())  # what is not fixed yet would move under the names
-    size, clear = 8.5, 5.0
-    places = [tuple(axes.transData.transform(point)) for point in points]
-    taken = [(x - clear, y - clear, x + clear, y + clear) for x, y in places]
-    scale = axes.figure.dpi / 72
-    for (px, py), point, name in zip(places, points, names, strict=True):
-        wide, tall = 0.62 * size * scale * len(name), 1.3 * size * scale
-        sides = [
-            (dx * reach, dy * reach)
-            for reach in (1, 4.5, 8)
-            for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1))
-        ]
-        for dx, dy in sides:
-            left = px + 8 if dx > 0 else px - 8 - wide
-            low = py + 4 * dy if dy > 0 else py + 4 * dy - tall
-            box = (left, low, left + wide, low + tall)
-            if not any(_overlap(box, other) for other in taken):
-                break
-        else:
-            continue  # one name over another is no name: the table has it
-        taken.append(box)
-        axes.annotate(
-            name,
-            point,
-            xytext=((left - px) / scale, (low - py) / scale),
-            textcoords="offset points",
-            fontsize=size,
-        )
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _plain_log_ticks(axes: Any, values: list[float]) -> None:
@@ -246,23 +219,28 @@ def _bars(plt: Any, names: list[str]) -> tuple[Any, Any]:
     figure, axes = _figure(plt, 1.6 + 0.32 * len(names), left=0.3 + min(0.085 * longest, 3.0))
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
+    axes.set_yticks(range(len(names)), names)
     return figure, axes
 
 
 def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     import statistics
 
-    shown = [r for r in sound if r.video_seconds() or r.step_seconds()][:BARS]
+    shown = [r for r in sound if ranking.timing(r).seconds][:BARS]
     if not shown:
         return None
-    names = [label(r, ranking) for r in shown]
+    names = [_name(r, ranking) for r in shown]
     figure, axes = _bars(plt, names)
     start = [0.0] * len(shown)
     for stage, colour in STAGES.items():
         widths = [
-            statistics.median(r.stages[stage].seconds) if stage in r.stages else 0.0 for r in shown
+            # By the rule of every table: as long as the paired speed-up says.
+            statistics.median(r.stages[stage].seconds) * ranking.timing(r).scale
+            if stage in r.stages
+            else 0.0
+            for r in shown
         ]
-        axes.barh(names, widths, left=start, color=colour, label=stage)
+        axes.barh(range(len(names)), widths, left=start, color=colour, label=stage)
         start = [a + b for a, b in zip(start, widths, strict=True)]
     _cut(axes, start, tables.time_text)
     unit = shown[0].recipe.measure.unit
@@ -273,17 +251,17 @@ def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
 def _work(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     """Where a step goes: its time by class of kernel, as the profiler saw one step."""
     profiles = profiles_of(ranking)
-    shown = [r for r in sound if r.run in profiles and r.step_seconds()][:BARS]
+    shown = [r for r in sound if r.run in profiles and ranking.timing(r).step_s][:BARS]
     if not shown:
         return None
-    names = [label(r, ranking) for r in shown]
+    names = [_name(r, ranking) for r in shown]
     figure, axes = _bars(plt, names)
     start = [0.0] * len(shown)
     for kind, (text, colour) in KINDS.items():
         widths = [profiles[r.run].seconds()[kind] * 1000 for r in shown]
-        axes.barh(names, widths, left=start, color=colour, label=text)
+        axes.barh(range(len(names)), widths, left=start, color=colour, label=text)
         start = [a + b for a, b in zip(start, widths, strict=True)]
-    measured = [(record.step_seconds() or 0.0) * 1000 for record in shown]
+    measured = [(ranking.timing(record).step_s or 0.0) * 1000 for record in shown]
     for i, length in enumerate(measured):
         axes.plot(2 * [length], [i - 0.4, i + 0.4], color="black")
     _cut(axes, measured, lambda length: tables.time_text(length / 1000))
@@ -308,7 +286,7 @@ def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     shown = sound[:BARS]
     if not shown:
         return None
-    names = [label(r, ranking) for r in shown]
+    names = [_name(r, ranking) for r in shown]
     figure, axes = _bars(plt, names)
     peaks = {stage: [_held(r, stage) for r in shown] for stage in STAGES}
     scale, unit = _unit(max(max(sizes) for sizes in peaks.values()))
@@ -316,7 +294,6 @@ def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         places = [i + offset for i in range(len(shown))]
         scaled = [size / scale for size in sizes]
         axes.barh(places, scaled, height=0.25, color=STAGES[stage], label=stage)
-    axes.set_yticks(range(len(shown)), names)
     gpu = shown[0].environment.device == "cuda"
     own = "reserved where CUDA graphs are" if _graphs(shown) else "engines' own not in it"
     what = f"allocated by torch; {own}" if gpu else "resident set of the process"
@@ -343,11 +320,11 @@ def _size(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     shown = [r for r in sound if r.weights_bytes][:BARS]
     if not shown:
         return None
-    names = [label(r, ranking) for r in shown]
+    names = [_name(r, ranking) for r in shown]
     figure, axes = _bars(plt, names)
     stored = [r.weights_bytes or 0 for r in shown]
     scale, unit = _unit(max(stored))
-    bars = axes.barh(names, [size / scale for size in stored], color=BLUE)
+    bars = axes.barh(range(len(names)), [size / scale for size in stored], color=BLUE)
     axes.bar_label(bars, [tables.bytes_text(size) for size in stored], padding=4, fontsize=8)
     axes.margins(x=0.12)
     _finish(axes, "Size", f"denoiser's weights as stored, {unit}", sound)
@@ -375,25 +352,43 @@ def _finish(axes: Any, title: str, xlabel: str, sound: list[Record]) -> None:
     place = axes.get_position()  # the title from the page's left, clear of the legend
     axes.set_title(title + cut, x=(0.012 - place.x0) / place.width)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(
-            frameon=False,
-            ncols=4,
-            loc="lower right",
-            bbox_to_anchor=(1.03, 1),
-            fontsize=8,
-            handlelength=0.9,
-            handletextpad=0.4,
-            columnspacing=0.9,
-        )
+        _legend_above(axes)
 
 
-def _median(record: Record) -> float:
-    assert record.latency is not None
-    return record.latency.median
+def _legend_above(axes: Any) -> None:
+    """Beside the title, where no point and no bar can be."""
+    axes.legend(
+        frameon=False,
+        ncols=8,
+        loc="lower right",
+        bbox_to_anchor=(1.03, 1),
+        fontsize=8,
+        handlelength=0.9,
+        handletextpad=0.4,
+        columnspacing=0.9,
+    )
 
 
-def _errors(pairs: list[tuple[Any, float]]) -> tuple[list[float], list[float]]:
+def _name(record: Record, ranking: Ranking) -> str:
+    """The record's name, of which matplotlib reads nothing as mathematics."""
+    return escape.chart(escape.clipped(label(record, ranking), NAME))
+
+
+Span = tuple[float | None, float | None]
+
+
+def _span(record: Record, ranking: Ranking) -> Span:
+    """The interval of the seconds that are shown: of the pairs, or of the run's own median."""
+    shown = ranking.timing(record)
+    ratio, seconds = shown.speed_up, shown.video_s
+    if ratio and seconds and record.paired_speed_up and ratio.low > 0:
+        return seconds * ratio.value / ratio.high, seconds * ratio.value / ratio.low
+    return (record.latency.low, record.latency.high) if record.latency else (None, None)
+
+
+def _errors(spans: list[Span], values: list[float]) -> tuple[list[float], list[float]]:
     """Lengths of the error bars below and above each value."""
-    low = [value - s.low if s and s.low is not None else 0.0 for s, value in pairs]
-    high = [s.high - value if s and s.high is not None else 0.0 for s, value in pairs]
+    pairs = list(zip(spans, values, strict=True))
+    low = [value - low if low is not None else 0.0 for (low, _), value in pairs]
+    high = [high - value if high is not None else 0.0 for (_, high), value in pairs]
     return [max(v, 0.0) for v in low], [max(v, 0.0) for v in high]

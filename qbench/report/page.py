@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
+from qbench import escape
 from qbench.report import cards, tables
+from qbench.results import frame
 from qbench.results.ranking import Ranking
 
 CHARTED = 4  # rankings that get charts; the tables hold every one
 LADDER = 40  # longest ladder that is written out
+NOTES, NOTE = 60, 1000  # notes below a table, and the characters of one
+NAMED = 100  # unreadable records that are named
+COLUMNS = 2000  # of the CSV: figures may have any name
+RULE = (
+    "Seconds of interleaved rows are the reference's median over the paired speed-up, so the two "
+    "never contradict each other; MFU is of the GEMM peak measured on this machine."
+)
 
 
 def write(
     made: list[Ranking], pictures: list[list[Path]], unreadable: list[str], out: Path
 ) -> Path:
+    """Write both files. Returns the path of report.md."""
     lines = ["# Report", ""]
     if unreadable:
         lines += ["Left out, because they could not be read:", ""]
-        lines += [f"- {line}" for line in unreadable] + [""]
+        lines += [f"- {_note(line)}" for line in unreadable[:NAMED]]
+        lines += [f"- and {len(unreadable) - NAMED} more"] if len(unreadable) > NAMED else []
+        lines += [""]
     if not made:
         lines += ["No records.", ""]
     if len(made) > 1:
@@ -30,8 +43,24 @@ def write(
         lines += _section(ranking, drawn)
     path = out / "report.md"
     path.write_text("\n".join(lines), encoding="utf-8")
-    tables.frame(made).to_csv(out / "results.csv", index=False)
+    _write_csv(made, out / "results.csv")
     return path
+
+
+def _write_csv(made: list[Ranking], path: Path) -> None:
+    """Every record as a row of numbers. No cell begins a formula: names come from records."""
+    columns: dict[str, None] = {}
+    for ranking in made:
+        for row in frame.rows(ranking):
+            columns.update(dict.fromkeys(row))
+    names = list(columns)[:COLUMNS]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([escape.csv(name) for name in names])
+        for ranking in made:
+            for row in frame.rows(ranking):
+                cells = (row.get(name) for name in names)
+                writer.writerow([escape.csv(c) if isinstance(c, str) else c for c in cells])
 
 
 def _how(ranking: Ranking) -> str:
@@ -48,7 +77,9 @@ def _how(ranking: Ranking) -> str:
         else "The machine did other things besides, so no latency is shown."
     )
     if any(r.paired_reference_s for r in ranking.records):
-        text += f" The reference took its turn before each {unit}; speed-ups are of those pairs."
+        text += (
+            f" The reference took its turn for each {unit}; speed-ups are of those pairs. {RULE}"
+        )
     videos = max((r.videos for r in ranking.records), default=0)
     if videos:
         text += (
@@ -63,21 +94,17 @@ def _section(ranking: Ranking, drawn: list[Path]) -> list[str]:
     environment = first.environment
     versions = ", ".join(f"{k} {v}" for k, v in environment.libraries.items() if k != "numpy")
     lines = [
-        f"## {ranking.title()}",
+        f"## {escape.markdown(ranking.title())}",
         "",
-        f"{_how(ranking)} Python {environment.python}, {versions}.",
+        f"{_how(ranking)} Python {escape.markdown(environment.python)}, "
+        f"{escape.markdown(escape.clipped(versions, NOTE))}.",
         "",
         tables.markdown(ranking),
         "",
     ]
     notes = {note for record in ranking.records for note in record.notes}
-    notes |= {
-        f"{name}: {metric.note}"
-        for record in ranking.records
-        for name, metric in record.quality.items()
-        if metric.note and "_" not in name.removeprefix("fvd_").removeprefix("clip_")
-    }
-    lines += [f"- {note}" for note in sorted(notes)] + [""]
+    notes |= set(metric_notes(ranking))
+    lines += [f"- {_note(note)}" for note in [*ranking.notes(), *sorted(notes)[:NOTES]]] + [""]
     if len(ranking.records) <= LADDER and (steps := tables.ladder(ranking)):
         lines += ["### Quality ladder", "", steps, ""]
     if len(ranking.records) <= LADDER and (verdicts := tables.verdicts(ranking)):
@@ -90,3 +117,18 @@ def _section(ranking: Ranking, drawn: list[Path]) -> list[str]:
         title = picture.stem.replace("-", " ")
         lines += [f"![{title}]({picture.name})", ""]
     return lines
+
+
+def metric_notes(ranking: Ranking) -> list[str]:
+    """What a reader of the quality figures must know, such as that FVD is of too few videos."""
+    found = {
+        f"{name}: {metric.note}"
+        for record in ranking.records
+        for name, metric in record.quality.items()
+        if metric.note and "_" not in name.removeprefix("fvd_").removeprefix("clip_")
+    }
+    return sorted(found)
+
+
+def _note(text: str) -> str:
+    return escape.markdown(escape.clipped(text, NOTE))

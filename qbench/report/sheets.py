@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,11 @@ def _tile(text: bytes) -> Image.Image | None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(text), formats=("PNG", "WEBP", "JPEG")) as picture:
+        # Its own warning of large pictures comes before the limit here.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(text), formats=("PNG", "WEBP", "JPEG")) as picture,
+        ):
             height = round(picture.height * WIDTH / picture.width)
             if picture.width * picture.height > PIXELS or not 0 < height <= 16 * WIDTH:
                 return None

@@ -1,14 +1,18 @@
-"""One table of a ranking, in two forms: cells for people, numbers for programs."""
+"""The tables of a ranking, as cells for people and as Markdown.
+
+Names and reasons come from records, so they may hold anything: cells are plain text, and what makes
+Markdown of them escapes it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from qbench import escape
 from qbench.quality.metrics.base import MetricSpec
 from qbench.quality.metrics.catalogue import METRICS
-from qbench.quality.statistics import Ratio, SpeedWord, paired_difference, speed_up, speed_words
+from qbench.quality.statistics import paired_difference
 from qbench.results.ranking import Ranking, label
 from qbench.results.record import Record
 
@@ -19,19 +23,21 @@ HEADERS = (
     "video",
     "step",
     "first call",
-    "of ceiling",
+    "MFU",
     "speed-up (95 %)",
     "peak memory",
     "weights",
     *(spec.column.heading for spec in QUALITY if spec.column),
     "verdict",
+    "code",
 )
 # On a terminal too narrow for all of them these go first; the report has them.
 SPARED = (
+    "code",
     "SSIM",
     "LPIPS",
     "first call",
-    "of ceiling",
+    "MFU",
     "weights",
     "FVD",
     "step",
@@ -39,6 +45,7 @@ SPARED = (
     "adherence",
 )
 MISSING = "-"
+REMARK = 1000  # characters of a reason
 FEW = 3  # samples below which there is no interval
 
 
@@ -63,15 +70,8 @@ class Row:
 
 
 def rows(ranking: Ranking) -> list[Row]:
-    """A row for every record: what could not run is a row too.
-
-    What is said of the speed-ups is corrected for their number.
-    """
-    ratios = [against_reference(record, ranking) for record in ranking.records]
-    return [
-        _row(record, ranking, _speed(record, ranking, ratio, word))
-        for record, ratio, word in zip(ranking.records, ratios, speed_words(ratios), strict=True)
-    ]
+    """A row for every record: what could not run is a row too."""
+    return [_row(record, ranking) for record in ranking.records]
 
 
 def columns(found: list[Row], width: float = float("inf")) -> list[int]:
@@ -86,33 +86,13 @@ def columns(found: list[Row], width: float = float("inf")) -> list[int]:
     return [0, *kept]
 
 
-def against_reference(record: Record, ranking: Ranking) -> Ratio | None:
-    """Speed-up over the reference, of the video, or of the step where only steps were timed.
-
-    Interleaved runs carry their own pairs; others are compared run against run.
-    """
-    reference = ranking.reference
-    if not record.recipe.measure.timing:
-        return None
-    if record.paired_speed_up or reference is None or reference is record:
-        return record.paired_speed_up
-    if record.latency_s and reference.latency_s:
-        return speed_up(reference.latency_s, record.latency_s)
-    if record.step_s and reference.step_s:
-        return speed_up(_flat(reference.step_s), _flat(record.step_s))
-    return None
-
-
-def _flat(videos: list[list[float]]) -> list[float]:
-    return [step for video in videos for step in video]
-
-
-def _row(record: Record, ranking: Ranking, speed: str) -> Row:
+def _row(record: Record, ranking: Ranking) -> Row:
     name = label(record, ranking)
     if record.status not in ("ok", "invalid"):
         blank = (MISSING,) * (len(HEADERS) - 1)
         return Row((name, *blank), record.status, record.reason)
-    video, step, share = record.video_seconds(), record.step_seconds(), record.ceiling_share()
+    shown = ranking.timing(record)
+    video, step, share = shown.video_s, shown.step_s, record.mfu(shown.step_s)
     first = record.first_call_s if record.recipe.measure.timing else None
     cells = (
         name,
@@ -120,31 +100,34 @@ def _row(record: Record, ranking: Ranking, speed: str) -> Row:
         time_text(step) if step else MISSING,
         f"{first:.3g} s" if first else MISSING,
         f"{share:.0%}" if share else MISSING,
-        speed,
+        _speed(record, ranking),
         _peak(record),
         bytes_text(record.weights_bytes),
         *(_quality(record, spec) for spec in QUALITY),
         judged.text if (judged := ranking.judged.get(record.run)) else MISSING,
+        (record.environment.commit or "unknown")[:20] if len(ranking.commits) > 1 else MISSING,
     )
     return Row(cells, record.status, record.reason)
 
 
-def _speed(record: Record, ranking: Ranking, ratio: Ratio | None, word: SpeedWord) -> str:
+def _speed(record: Record, ranking: Ranking) -> str:
     if not record.recipe.measure.timing:
         return MISSING
     if record is ranking.reference:
         return "reference"
+    ratio = ranking.timing(record).speed_up
     if ratio is None:
         return MISSING
     samples = record.latency or record.step
     if samples is not None and samples.n < FEW:
         return f"{ratio.value:.2f}x (n = {samples.n})"  # too few to say how sure that is
+    word = ranking.speed_words.get(record.run, "")
     ends, digits = (ratio.value, ratio.low, ratio.high), 2
     claimed = word in ("faster", "SLOWER")
     while claimed and digits < 5 and any(float(f"{end:.{digits}f}") == 1 for end in ends):
         digits += 1  # "1.00x SLOWER" would contradict itself
     value, low, high = (f"{end:.{digits}f}" for end in ends)
-    return f"{value}x [{low}, {high}] {word}"
+    return f"{value}x [{low}, {high}] {word}".rstrip()
 
 
 def _quality(record: Record, spec: MetricSpec) -> str:
@@ -191,87 +174,14 @@ def markdown(ranking: Ranking) -> str:
     remarks = []
     for row in found:
         cells = row.shown(kept)
+        cells = [escape.markdown(cells[0]), *cells[1:]]
         lines.append([f"~~{cell}~~" for cell in cells] if row.struck else cells)
         if row.remark:
-            remarks.append(f"- `{row.cells[0]}` {row.status}: {row.remark}")
+            said = escape.markdown(escape.clipped(row.remark, REMARK))
+            remarks.append(f"- {escape.code(row.cells[0])} {row.status}: {said}")
     return "\n".join(
         [grid([HEADERS[i] for i in kept], lines), *(["", *remarks] if remarks else [])]
     )
-
-
-def numbers(ranking: Ranking) -> list[dict[str, Any]]:
-    """The table as plain numbers with units in the names, one mapping a record, for CSV."""
-    found = []
-    for record in ranking.records:
-        ratio = against_reference(record, ranking)
-        peak = record.peak()
-        timed = record.recipe.measure.timing
-        latency, step = (record.latency, record.step) if timed else (None, None)
-        line: dict[str, Any] = {
-            "recipe": record.recipe.name,
-            "overrides": "; ".join(f"{k}={v}" for k, v in sorted(record.overrides.items())),
-            "status": record.status,
-            "reason": record.reason,
-            "machine": ranking.machine,
-            "model": record.recipe.model,
-            "latency_n": latency.n if latency else None,
-        }
-        for name, summary in (("latency", latency), ("step", step)):
-            for key in ("median", "low", "high", "p90", "sigma"):
-                line[f"{name}_{key}_s"] = getattr(summary, key) if summary else None
-        line |= {
-            "first_call_s": record.first_call_s if timed else None,
-            "payback_videos": payback_videos(record, ranking),
-            "achieved_flop_per_s": record.achieved_flop_per_s(),
-            "ceiling_share": record.ceiling_share(),
-            "interleaved": bool(record.paired_reference_s),
-            **_gauges(record),
-            "speed_up": ratio.value if ratio else None,
-            "speed_up_low": ratio.low if ratio else None,
-            "speed_up_high": ratio.high if ratio else None,
-            "weights_bytes": record.weights_bytes,
-            **{f"peak_{name}": value for name, value in peak.model_dump().items()},
-            "videos": record.videos,
-            **_verdict(record, ranking),
-        }
-        for name, metric in record.quality.items():
-            line[name] = metric.value
-            if metric.summary:
-                line |= {f"{name}_low": metric.summary.low, f"{name}_high": metric.summary.high}
-        found.append(line | {"run": record.run, "ranking": "-".join(record.fingerprints.ranking())})
-    return found
-
-
-def _verdict(record: Record, ranking: Ranking) -> dict[str, Any]:
-    """The verdict, whether it is shown, and its evidence figure by figure."""
-    judged = ranking.judged.get(record.run)
-    if judged is None:
-        return {}
-    line: dict[str, Any] = {"verdict": judged.verdict, "verdict_shown": judged.shown}
-    for tested in judged.tests:
-        c = tested.comparison
-        line |= {
-            f"{c.metric}_gain": c.gain,
-            f"{c.metric}_gain_low": c.low,
-            f"{c.metric}_gain_high": c.high,
-            f"{c.metric}_margin": c.margin,
-            f"{c.metric}_worse_p_holm": tested.worse_p,
-            f"{c.metric}_no_loss_p_holm": tested.no_loss_p,
-        }
-    return line
-
-
-def _gauges(record: Record) -> dict[str, Any]:
-    """Energy of a timed unit, and the state of the GPU while it was timed."""
-    gauges = record.gauges
-    if gauges is None or not record.recipe.measure.timing:
-        return {}
-    unit = record.recipe.measure.unit
-    return {
-        f"energy_j_per_{unit}": gauges.mean_energy_j(),
-        **gauges.model_dump(include={"power_w", "sm_clock_mhz", "temperature_c"}),
-        "throttled": "; ".join(f"{k} {v:.0%}" for k, v in gauges.throttled.items()),
-    }
 
 
 def grid(head: Sequence[str], rows: list[Sequence[str]]) -> str:
@@ -280,10 +190,25 @@ def grid(head: Sequence[str], rows: list[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def remarks(ranking: Ranking) -> list[str]:
+    """What a reader of the table must know wherever it is shown, as plain text."""
+    fvd = {
+        record.quality["fvd_reference"].note
+        for record in ranking.records
+        if "fvd_reference" in record.quality
+    }
+    return [*ranking.notes(), *sorted(f"FVD: {note}" for note in fvd if note)]
+
+
+def named(record: Record, ranking: Ranking) -> str:
+    """The record's name for a cell of Markdown."""
+    return escape.markdown(label(record, ranking))
+
+
 def verdicts(ranking: Ranking) -> str:
     """Every verdict and what it rests on; empty where none was reached."""
     rows: list[Sequence[str]] = [
-        (label(record, ranking), judged.text, judged.because or "no loss")
+        (named(record, ranking), judged.text, escape.markdown(judged.because) or "no loss")
         for record in ranking.records
         if (judged := ranking.judged.get(record.run))
     ]
@@ -302,44 +227,12 @@ def confusion(ranking: Ranking) -> str:
     for record in planted:
         judged, wanted = ranking.judged[record.run], record.recipe.expects
         got = judged.text if judged.verdict == wanted else f"**{judged.text}, wrong**"
-        cells = [label(record, ranking), str(wanted), got]
+        cells = [named(record, ranking), str(wanted), got]
         for name in alone:
             said = judged.alone.get(name)
             cells.append(f"**{said}**" if said == wanted else said or MISSING)
         rows.append(cells)
     return grid(head, rows)
-
-
-def payback_videos(record: Record, ranking: Ranking) -> float | None:
-    """After how many videos quantizing and compiling have paid for themselves.
-
-    The extra time until the first result, over what each video saves; null where nothing is saved.
-    Where only steps were timed a video is `generation.steps` of them.
-    """
-    reference = ranking.reference
-    if reference is None or reference is record:
-        return None
-    times = []
-    for one in (reference, record):
-        video = one.video_seconds()
-        step = one.step_seconds()
-        if video is None and step is not None:
-            steps = one.generation.get("steps")
-            video = step * steps if isinstance(steps, int) else None
-        stage = one.stages.get("quantize")
-        if video is None or one.first_call_s is None:
-            return None
-        times.append((video, one.first_call_s + (stage.seconds[0] if stage else 0.0)))
-    (video_before, start_before), (video_after, start_after) = times
-    saved = video_before - video_after
-    return max(0.0, start_after - start_before) / saved if saved > 0 else None
-
-
-def frame(made: list[Ranking]) -> Any:
-    """Every record of every ranking as a pandas DataFrame, for CSV files and notebooks."""
-    import pandas as pd
-
-    return pd.DataFrame([line for ranking in made for line in numbers(ranking)])
 
 
 def ladder(ranking: Ranking) -> str:
@@ -355,7 +248,7 @@ def ladder(ranking: Ranking) -> str:
     for record, below in zip(rungs, [*rungs[1:], None], strict=True):
         metric = record.quality["psnr"]
         shown = f"{metric.value:.2f} dB"
-        if metric.summary and metric.summary.low is not None:
+        if metric.summary and metric.summary.low is not None and metric.summary.high is not None:
             shown += f" [{metric.summary.low:.2f}, {metric.summary.high:.2f}]"
         step, verdict = "", ""
         if below is not None:
@@ -366,5 +259,5 @@ def ladder(ranking: Ranking) -> str:
                 if gap.low is not None and gap.high is not None:
                     step += f" [{gap.low:.2f}, {gap.high:.2f}]"
                     verdict = "beyond noise" if gap.low > 0 or gap.high < 0 else "within noise"
-        lines.append((label(record, ranking), shown, step, verdict))
+        lines.append((named(record, ranking), shown, step, verdict))
     return grid(("variant", "PSNR (95 %)", "above the next by (paired, 95 %)", ""), lines)

@@ -16,6 +16,7 @@ from qbench.quality.statistics import Metric, Ratio, Summary, paired_speed_up, s
 from qbench.results.record import Record
 
 LARGEST = 1e30  # as `fields.Finite`
+WIDEST = 15  # standard errors that an interval of a mean may reach: t of two samples has 12.7
 CLOSE = 1e-6  # metrics are stored with seven digits
 
 
@@ -76,7 +77,7 @@ def _summary(old: Summary | None, samples: Sequence[float], of: str) -> Summary 
         and _near(old.median, median(samples))
         and _near(old.p90, _quantile(sorted(samples), 0.9))
         and _spread(old.sigma, samples)
-        and _bounds(old, old.median if of == "median" else old.mean, samples)
+        and _bounds(old, of, samples)
     ):
         return old
     return summarise(samples, of=of)
@@ -90,14 +91,19 @@ def _spread(sigma: float | None, samples: Sequence[float]) -> bool:
     return sigma is not None and _near(sigma, math.sqrt(variance))
 
 
-def _bounds(summary: Summary, value: float, samples: Sequence[float]) -> bool:
-    """Whether the interval is one of a mean or a median of these samples."""
+def _bounds(summary: Summary, of: str, samples: Sequence[float]) -> bool:
+    """Whether the interval can be one of the median or the mean of these samples."""
     low, high = summary.low, summary.high
     if low is None or high is None:
         return low is high
-    edge = CLOSE * max(abs(low), abs(high))
-    inside = min(samples) - edge <= low and high <= max(samples) + edge
-    return inside and low - edge <= value <= high + edge
+    value = summary.median if of == "median" else summary.mean
+    edge = CLOSE * max(abs(low), abs(high), abs(value))
+    if of == "median":
+        least, most = min(samples), max(samples)
+    else:
+        reach = WIDEST * (summary.sigma or 0.0) / math.sqrt(len(samples))
+        least, most = value - reach, value + reach
+    return least - edge <= low <= value + edge and value - edge <= high <= most + edge
 
 
 def _paired(record: Record) -> Ratio | None:
@@ -125,7 +131,7 @@ def _quality(quality: dict[str, Metric], notes: list[str]) -> tuple[dict[str, Me
                 or summary.n != len(samples)
                 or not _near(summary.mean, average)
                 or not _near(metric.value, average)
-                or not _bounds(summary, summary.mean, samples)
+                or not _bounds(summary, "mean", samples)
             ):
                 summary = summarise(samples)
                 new = metric.model_copy(update={"value": summary.mean, "summary": summary})

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from qbench import escape
 from qbench.quality.metrics import catalogue
+from qbench.quality.statistics import speed_words
 from qbench.quality.verdict import Candidate, Floor, Judged, judge
 from qbench.recipe.schema import Recipe
-from qbench.results.record import Record
+from qbench.results.compare import Timing, timing
+from qbench.results.record import SIZES, Record
+
+LABEL = 160  # characters of a name with what tells it apart
+NAMED = 8  # variants that a note names
 
 LOOKED_AT_ALL = 4  # version of the schema from which records have figures of picture and motion
 
@@ -22,15 +28,56 @@ class Ranking:
     machine: str
     records: tuple[Record, ...]
     folders: tuple[Path, ...]
+    # The record that the others are compared with, if it is here and sound.
+    reference: Record | None
     # Runs of the reference besides the one shown that made the same videos, as shards of a sweep
     # on one machine do: what was compared with them was compared with the one shown.
-    twins: frozenset[str] = frozenset()
+    twins: frozenset[str]
+    foreign: frozenset[str]  # runs that were compared with a reference of another ranking
+    other_runs: frozenset[str]  # of this ranking, shown or not
+    timings: dict[str, Timing]  # by run
+
+    def timing(self, record: Record) -> Timing:
+        """How fast a run is, by the rule that every table and chart shows it by."""
+        found = self.timings.get(record.run)  # none of an older run, which is not shown
+        return found if found is not None else timing(record, self.reference)
 
     @cached_property
-    def reference(self) -> Record | None:
-        """The record that the others are compared with, if it is here and sound."""
-        sound = [r for r in self.records if r.recipe.is_reference and r.status == "ok"]
-        return sound[0] if sound else None
+    def speed_words(self) -> dict[str, str]:
+        """Run -> what may be said of its speed-up, corrected for the number of rows."""
+        sound = [r for r in self.records if r.status in ("ok", "invalid")]
+        words = speed_words([self.timing(record).speed_up for record in sound])
+        return {record.run: word for record, word in zip(sound, words, strict=True)}
+
+    def notes(self) -> list[str]:
+        """What a reader must know about who was compared with whom."""
+        found = []
+        lost: dict[tuple[str, str], list[str]] = {}
+        for record in self.records:
+            if record.reference is None or record.status not in ("ok", "invalid"):
+                continue
+            run = record.reference.run
+            if record.run in self.foreign:
+                kind = "a reference of other settings, so there is no speed-up and no verdict"
+            elif record.run in self.judged or not (record.quality or record.status == "invalid"):
+                continue
+            elif run in self.other_runs:
+                kind = "another run of the reference, which made other videos: no verdict"
+            elif self.reference is None:
+                kind = "a run of the reference that is not here: no verdict"
+            else:
+                kind = (
+                    "an earlier run of the reference, which is not here: no verdict until run anew"
+                )
+            lost.setdefault((run, kind), []).append(label(record, self))
+        for (run, kind), names in lost.items():
+            found.append(f"{_listed(names)}: compared with {run}, {kind}.")
+        return found
+
+    @cached_property
+    def commits(self) -> frozenset[str]:
+        """The states of the source tree that the records were measured with."""
+        return frozenset(record.environment.commit or "unknown" for record in self.records)
 
     @cached_property
     def measured(self) -> list[Record]:
@@ -38,7 +85,11 @@ class Ranking:
         reference = self.reference
         if reference is None:
             return []
-        shown = [r for r in self.records if r.status in ("ok", "invalid") and r is not reference]
+        shown = [
+            r
+            for r in self.records
+            if r.status in ("ok", "invalid") and r is not reference and r.run not in self.foreign
+        ]
         same = {reference.run, *self.twins}
         paired = [r for r in shown if r.reference and r.reference.run in same]
         return [r for r in paired if r.quality or r.status == "invalid"]
@@ -93,8 +144,8 @@ class Ranking:
 
     def title(self) -> str:
         first = self.records[0]
-        shape = next((r.generation for r in self.records if r.generation), {})
-        parts = [first.recipe.model, f"on {first.environment.device_name}"]
+        shape = next((r.generation for r in self.records if r.generation.keys() >= SIZES), {})
+        parts = [escape.clipped(first.recipe.model, LABEL), f"on {first.environment.device_name}"]
         if first.environment.device == "cpu":
             parts.append(f"({first.environment.threads} threads)")
         if shape:
@@ -107,52 +158,101 @@ class Ranking:
 
 
 def rankings(found: list[tuple[Path, Record]]) -> list[Ranking]:
-    """Sort records into rankings; of one recipe run twice the latest counts. Fullest first."""
-    groups: dict[tuple[str, ...], dict[tuple[str, str], tuple[Path, Record]]] = {}
-    references: dict[tuple[str, ...], list[Record]] = {}
+    """Sort records into rankings; of one recipe run twice the latest counts. Fullest first.
+
+    Of several runs of the reference the one counts that most variants were compared with, so that
+    another run of it in the same folder takes no verdict away.
+    """
+    groups: dict[tuple[str, ...], list[tuple[Path, Record]]] = {}
+    ranked_in: dict[str, tuple[str, ...]] = {}
     for path, record in found:
-        if record.recipe.is_reference and record.status == "ok":
-            references.setdefault(record.fingerprints.ranking(), []).append(record)
-        group = groups.setdefault(record.fingerprints.ranking(), {})
-        key = (record.recipe.name, record.fingerprints.recipe)
-        if key not in group or group[key][1].started < record.started:
-            group[key] = (path, record)
+        of = record.fingerprints.ranking()
+        groups.setdefault(of, []).append((path, record))
+        ranked_in[record.run] = of
     made = []
     for of, group in groups.items():
-        rows = sorted(group.values(), key=lambda item: _order(item[1]))
-        records = tuple(record for _, record in rows)
-        made.append(
-            Ranking(
-                machine=records[0].environment.machine(),
-                records=records,
-                folders=tuple(path.parent for path, _ in rows),
-                twins=_twins(records, references.get(of, [])),
-            )
-        )
+        asked = {record.reference.run for _, record in group if record.reference}
+        made.append(_ranking(group, {run for run in asked if ranked_in.get(run, of) != of}))
     return sorted(made, key=lambda ranking: -len(ranking.records))
 
 
-def _twins(shown: tuple[Record, ...], references: list[Record]) -> frozenset[str]:
-    """Runs among `references` whose every figure of every video is that of the one shown."""
-    runs = {record.run for record in shown}
-    kept = [record for record in references if record.run in runs]
-    if not kept or not any(metric.samples for metric in kept[0].quality.values()):
-        return frozenset()
-    ours = {name: metric.samples for name, metric in kept[0].quality.items()}
-    return frozenset(
-        other.run
-        for other in references
-        if other.fingerprints.recipe == kept[0].fingerprints.recipe
-        and {name: metric.samples for name, metric in other.quality.items()} == ours
+def _ranking(group: list[tuple[Path, Record]], elsewhere: set[str]) -> Ranking:
+    """One ranking. `elsewhere`: runs of references that other settings were measured with."""
+    alike = _alike([record for _, record in group])
+    asked: Counter[str] = Counter()
+    latest: dict[tuple[str, str], Record] = {}
+    for _, record in group:
+        key = (record.recipe.name, record.fingerprints.recipe)
+        if key not in latest or latest[key].started < record.started:
+            latest[key] = record
+    for record in latest.values():
+        if record.reference and not record.recipe.is_reference:
+            for run in alike.get(record.reference.run, (record.reference.run,)):
+                asked[run] += 1
+
+    def worth(record: Record) -> tuple[bool, int, str]:
+        sound = record.recipe.is_reference and record.status == "ok"
+        return sound and asked[record.run] > 0, asked[record.run] if sound else 0, record.started
+
+    chosen: dict[tuple[str, str], tuple[Path, Record]] = {}
+    for path, record in group:
+        key = (record.recipe.name, record.fingerprints.recipe)
+        if key not in chosen or worth(chosen[key][1]) < worth(record):
+            chosen[key] = (path, record)
+    sound = [r for _, r in chosen.values() if r.recipe.is_reference and r.status == "ok"]
+    reference = max(sound, key=worth, default=None)
+    foreign = frozenset(
+        record.run
+        for _, record in chosen.values()
+        if record.reference and record.reference.run in elsewhere
+    )
+    timings = {
+        record.run: timing(record, reference, comparable=record.run not in foreign)
+        for _, record in chosen.values()
+    }
+    rows = sorted(
+        chosen.values(), key=lambda item: _order(item[1], reference, timings[item[1].run])
+    )
+    return Ranking(
+        machine=rows[0][1].environment.machine(),
+        records=tuple(record for _, record in rows),
+        folders=tuple(path.parent for path, _ in rows),
+        reference=reference,
+        twins=frozenset(alike.get(reference.run, ())) if reference else frozenset(),
+        foreign=foreign,
+        other_runs=frozenset(record.run for _, record in group),
+        timings=timings,
     )
 
 
-def _order(record: Record) -> tuple[bool, bool, float, float, str]:
+def _alike(records: list[Record]) -> dict[str, tuple[str, ...]]:
+    """Run of the reference -> those with its recipe whose every figure of every video is equal."""
+    groups: dict[object, list[str]] = {}
+    for record in records:
+        if not record.recipe.is_reference or record.status != "ok":
+            continue
+        figures = {name: metric.samples for name, metric in sorted(record.quality.items())}
+        if any(figures.values()):
+            samples = tuple((name, tuple(values or ())) for name, values in figures.items())
+            key = (record.recipe.name, record.fingerprints.recipe, samples)
+            groups.setdefault(key, []).append(record.run)
+    return {run: tuple(group) for group in groups.values() for run in group}
+
+
+def _order(
+    record: Record, reference: Record | None, shown: Timing
+) -> tuple[bool, bool, bool, float, float, str]:
     """The reference, then what is sound from fast to slow, then the rest; untimed by quality."""
-    seconds = record.video_seconds() or record.step_seconds() or float("inf")
+    ratio = shown.speed_up
+    slowness = 1 / ratio.value if ratio and ratio.value > 0 else shown.seconds or float("inf")
     psnr = record.quality["psnr"].value if "psnr" in record.quality else 0.0
     sound = record.status == "ok"
-    return not record.recipe.is_reference, not sound, seconds, -psnr, record.recipe.name
+    return record is not reference, not sound, ratio is None, slowness, -psnr, record.recipe.name
+
+
+def _listed(names: list[str]) -> str:
+    shown = names[:NAMED]
+    return ", ".join(shown) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def label(record: Record, ranking: Ranking) -> str:
@@ -162,12 +262,12 @@ def label(record: Record, ranking: Ranking) -> str:
         return name
     own = _fields(record.recipe.model_dump())
     told = ", ".join(f"{field}={own.get(field)}" for field in sorted(ranking.differing[name]))
-    return f"{name} ({told})"
+    return escape.clipped(f"{name} ({told})", LABEL)
 
 
-def _fields(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+def _fields(tree: dict[str, object], above: str = "") -> dict[str, object]:
     """Nested fields by their dotted names, as `--set` takes them."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             found |= _fields(value, f"{above}{name}.")

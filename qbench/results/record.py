@@ -75,7 +75,7 @@ class Reference(Strict):
 
 Scalar = str | int | float | bool | None
 Timings = Annotated[list[Positive], Field(max_length=10_000)]
-SIZES = ("frames", "height", "width", "steps")  # that what was generated always has
+SIZES = {"frames", "height", "width", "steps"}  # that what was generated always has
 
 
 class Record(Strict):
@@ -164,28 +164,32 @@ class Record(Strict):
         timed = self.recipe.measure.timing
         return self.latency.median if self.latency and timed else None
 
-    def achieved_flop_per_s(self) -> float | None:
-        """The FLOP of a step over its time; none for cached steps, which leave work out."""
-        seconds = self.step_seconds()
+    def achieved_flop_per_s(self, step_s: float | None = None) -> float | None:
+        """The FLOPs of a step over its time, its own or the one given.
+
+        None for cached steps, which leave work out.
+        """
+        seconds = step_s or self.step_seconds()
         if self.work is None or not seconds or self.recipe.variant.cache:
             return None
         return self.work.flop / seconds
 
-    def ceiling_share(self) -> float | None:
-        """What was achieved, of what this machine's products reach in the fastest dtype used.
+    def mfu(self, step_s: float | None = None) -> float | None:
+        """Model FLOPs utilization: what was achieved, of the GEMM peak measured on this machine.
 
-        FP32 counts as used: a CPU computes what it has no units for in FP32, and faster than its
-        own products in that dtype. None where the ceiling is beaten, for it then is none.
+        The peak is that of the fastest dtype used. FP32 counts as used: a CPU computes what it has
+        no units for in FP32, and faster than its own GEMMs in that dtype. None where the peak is
+        beaten, for it then is none.
         """
-        share = self._share()
+        share = self._share(step_s)
         return None if share is None or share > 1 else share
 
-    def beats_ceiling(self) -> bool:
+    def beats_peak(self) -> bool:
         """Whether the calibration cannot be right: the machine was busy with something else."""
-        return (self._share() or 0.0) > 1
+        return (self._share(None) or 0.0) > 1
 
-    def _share(self) -> float | None:
-        rate = self.achieved_flop_per_s()
+    def _share(self, step_s: float | None) -> float | None:
+        rate = self.achieved_flop_per_s(step_s)
         if rate is None or self.ceilings is None:
             return None
         known = self.ceilings.product_flop_per_s

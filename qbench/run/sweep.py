@@ -80,7 +80,7 @@ def run(
             where = reference[0] if reference else None
             record = old or _execute(draft, folder, item.prompts, where, watcher, server)
             watcher.end(record, folder, fresh=old is None)
-            if old is None and record.beats_ceiling():
+            if old is None and record.beats_peak():
                 machines.calibrate_again(recipe.device)
             finished[recipe.name] = (folder, record)
             if record.status == "interrupted":

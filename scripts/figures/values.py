@@ -77,7 +77,8 @@ class Row:
 
     def video_of(self, steps: int) -> Figure:
         """A video of more steps than were run, as what they add: an estimate."""
-        video, step = self.record.video_seconds(), self.record.step_seconds()
+        shown = self.ranking.timing(self.record)
+        video, step = shown.video_s, shown.step_s
         if video is None or step is None:
             return Figure(tables.MISSING)
         return _seconds(video + (steps - int(self.record.generation["steps"])) * step)
@@ -114,13 +115,13 @@ class Row:
     def speed(self) -> Figure:
         if self.record is self.ranking.reference:
             return Figure("reference", 1.0)
-        ratio = tables.against_reference(self.record, self.ranking)
+        ratio = self.ranking.timing(self.record).speed_up
         if ratio is None:
             return Figure(tables.MISSING)
         return Figure(f"{ratio.value:.2f}x", ratio.value)
 
     def speed_interval(self) -> Figure:
-        ratio = tables.against_reference(self.record, self.ranking)
+        ratio = self.ranking.timing(self.record).speed_up
         samples = self.record.latency or self.record.step
         if ratio is None or samples is None or samples.n < tables.FEW:
             raise Fault(f"{self.record.run} has no interval of its speed-up")
@@ -187,9 +188,9 @@ def _clock(record: Record) -> Figure:
 
 
 FIGURES: dict[str, Callable[[Row], Figure]] = {
-    "video": lambda row: row.seconds(Record.video_seconds),
+    "video": lambda row: _seconds(row.ranking.timing(row.record).video_s),
     "video-of-50": lambda row: row.video_of(50),
-    "step": lambda row: row.seconds(Record.step_seconds),
+    "step": lambda row: _seconds(row.ranking.timing(row.record).step_s),
     "denoise": lambda row: row.stage("denoise"),
     "decode": lambda row: row.stage("decode"),
     "first-call": lambda row: _seconds(row.record.first_call_s),

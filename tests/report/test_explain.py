@@ -74,11 +74,11 @@ def test_a_calibration_that_a_run_beats_is_made_anew(finished: Path, tmp_path: P
     """As one made while the machine was busy: no share is shown, and the best of two is kept."""
     made = store.read(next(finished.glob("*/fp32-*/record.json")))
     assert made.ceilings is not None
-    assert not made.beats_ceiling()
+    assert not made.beats_peak()
     busy = made.ceilings.model_copy(update={"product_flop_per_s": {"fp32": 1e6, "bf16": 1e15}})
     beaten = made.model_copy(update={"ceilings": busy})
-    assert beaten.beats_ceiling()
-    assert beaten.ceiling_share() is None
+    assert beaten.beats_peak()
+    assert beaten.mfu() is None
     (tmp_path / roofline.FILE).write_text(busy.model_dump_json())
     again = roofline.kept(tmp_path, "cpu", again=True)
     assert again is not None
