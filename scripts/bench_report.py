@@ -62,8 +62,17 @@ def _write_copies(sound: list[Record], n: int, folder: Path) -> None:
             facts["recipe"]["name"] += f"-{i}"
             facts["recipe"]["variant"]["seed_offset"] = i
             facts["latency_s"] = [scale * value for value in facts["latency_s"]]
+            _scale(facts["latency"], scale)
+            _scale(facts["paired_speed_up"], 1 / scale)
         (folder / str(i)).mkdir()
         (folder / str(i) / store.FILE).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _scale(figures: dict[str, float | None] | None, scale: float) -> None:
+    """What is in seconds, or a ratio of seconds, in place; counts and p values stay."""
+    for name in ("mean", "median", "p90", "sigma", "low", "high", "value"):
+        if figures and figures.get(name) is not None:
+            figures[name] = scale * float(figures[name] or 0)
 
 
 if __name__ == "__main__":

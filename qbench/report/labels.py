@@ -14,7 +14,7 @@ Box = tuple[float, float, float, float]  # left, low, right, high, in pixels
 SIZE = 8.5  # points of the letters
 CLEAR = 5.0  # pixels around a point, of markers and their edges
 NEAR = 12.0  # pixels within which a name is at its point without a line
-REACHES = (7, 11, 16, 24, 34, 46, 60, 76, 94, 114, 136, 160)
+REACHES = (7, 11, 16, 24, 34, 46, 60, 76, 94, 114, 136, 160, 190, 220)
 # Between the axes first, along which error bars run.
 ANGLES = (45, 315, 135, 225, 22, 338, 158, 202, 68, 292, 112, 248, 90, 270, 0, 180)
 
@@ -27,7 +27,8 @@ class _Taken:
     boxes: list[Box] = field(default_factory=list)
     lines: list[tuple[Point, Point]] = field(default_factory=list)
 
-    def free(self, box: Box, own: Point, line: tuple[Point, Point] | None) -> bool:
+    def free(self, box: Box, own: Point, line: tuple[Point, Point] | None, crossing: bool) -> bool:
+        """Whether a name may stand in `box`. `crossing`: whether lines may cross each other."""
         if any(_distance(point, box) < CLEAR for point in self.points):
             return False
         if any(_overlap(box, other) for other in self.boxes):
@@ -38,9 +39,10 @@ class _Taken:
             # Without a line it must be plain whose name this is.
             nearest = min(self.points, key=lambda point: _distance(point, box))
             return _distance(own, box) <= _distance(nearest, box)
-        return not (
-            any(_crosses_box(line, other) for other in self.boxes)
-            or any(_crosses(line, other) for other in self.lines)
+        if any(_crosses_box(line, other) for other in self.boxes):
+            return False
+        return crossing or not (
+            any(_crosses(line, other) for other in self.lines)
             or any(point != own and _from_line(point, line) < CLEAR for point in self.points)
         )
 
@@ -66,7 +68,8 @@ def place(axes: Axes, points: list[Point], names: list[str]) -> list[str]:
     order = sorted(range(len(points)), key=lambda i: -_crowd(places[i], places))
     for i in order:
         size = _size(axes, names[i])
-        found = _seat(places[i], size, inside, taken)
+        found = _seat(places[i], size, inside, taken, False)
+        found = found or _seat(places[i], size, inside, taken, True)
         if found is None:
             lost.append(names[i])
             continue
@@ -101,7 +104,7 @@ def _size(axes: Axes, name: str) -> Point:
 
 
 def _seat(
-    point: Point, size: Point, inside: Box, taken: _Taken
+    point: Point, size: Point, inside: Box, taken: _Taken, crossing: bool
 ) -> tuple[Box, tuple[Point, Point] | None] | None:
     """The first free box around the point, from near to far, and the line that leads to it."""
     for reach in REACHES:
@@ -116,9 +119,10 @@ def _seat(
             ):  # fmt: skip
                 continue
             line = None if _distance(point, box) <= NEAR else (point, _nearest(point, box))
-            if taken.free(box, point, line):
+            if taken.free(box, point, line, crossing):
                 return box, line
-            if line is None and taken.free(box, point, pointing := (point, _nearest(point, box))):
+            pointing = (point, _nearest(point, box))
+            if line is None and taken.free(box, point, pointing, crossing):
                 return box, pointing
     return None
 

@@ -107,11 +107,17 @@ def _bounds(summary: Summary, of: str, samples: Sequence[float]) -> bool:
 
 
 def _paired(record: Record) -> Ratio | None:
-    """The speed-up of the interleaved pairs, whatever the record says it is."""
+    """The speed-up of the interleaved pairs: as it is on file, where it can be theirs."""
     theirs = record.paired_reference_s
     own = record.step_host_s if record.recipe.measure.unit == "step" else record.latency_s
     if not theirs or len(theirs) != len(own):
         return None
+    old = record.paired_speed_up
+    # Without p it is from before intervals knew of samples that are not independent.
+    if old is not None and old.p is not None and old.n == len(own) and old.low > 0:
+        value = median(a / b for a, b in zip(theirs, own, strict=True))
+        if _near(old.value, value) and old.low <= old.value <= old.high and old.interleaved:
+            return old
     return paired_speed_up(theirs, own)
 
 

@@ -106,7 +106,8 @@ def rows(ranking: Ranking) -> list[Row]:
             bounds = metric.summary or metric
             if bounds.low is not None:
                 figures |= {f"{name}_low": bounds.low, f"{name}_high": bounds.high}
-            line = figures | line  # a figure may have any name, but not take another's place
+            for key, value in figures.items():
+                line.setdefault(key, value)  # a figure may have any name, but no other's place
         line |= {"run": record.run, "ranking": "-".join(record.fingerprints.ranking())}
         found.append(line)
     return found
