@@ -121,7 +121,7 @@ def _speed(record: Record, ranking: Ranking) -> str:
     samples = record.latency or record.step
     if samples is not None and samples.n < FEW:
         return f"{ratio.value:.2f}x (n = {samples.n})"  # too few to say how sure that is
-    word = ranking.speed_words.get(record.run, "")
+    word = ranking.speed_word(record)
     ends, digits = (ratio.value, ratio.low, ratio.high), 2
     claimed = word in ("faster", "SLOWER")
     while claimed and digits < 5 and any(float(f"{end:.{digits}f}") == 1 for end in ends):

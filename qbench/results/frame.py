@@ -95,7 +95,7 @@ def rows(ranking: Ranking) -> list[Row]:
             "speed_up": ratio.value if ratio else None,
             "speed_up_low": ratio.low if ratio else None,
             "speed_up_high": ratio.high if ratio else None,
-            "speed_up_word": ranking.speed_words.get(record.run),
+            "speed_up_word": ranking.speed_word(record),
             "weights_bytes": record.weights_bytes,
             **{f"peak_{name}": value for name, value in peak.model_dump().items()},
             "videos": record.videos,

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from qbench import escape
 from qbench.quality.metrics import catalogue
-from qbench.quality.statistics import speed_words
+from qbench.quality.statistics import SpeedWord, speed_words
 from qbench.quality.verdict import Candidate, Floor, Judged, judge
 from qbench.recipe.schema import Recipe
 from qbench.results.compare import Timing, timing
 from qbench.results.record import SIZES, Record
 
 LABEL = 160  # characters of a name with what tells it apart
+Key = tuple[str, str, str]
 NAMED = 8  # variants that a note names
 
 LOOKED_AT_ALL = 4  # version of the schema from which records have figures of picture and motion
@@ -35,19 +36,23 @@ class Ranking:
     twins: frozenset[str]
     foreign: frozenset[str]  # runs that were compared with a reference of another ranking
     other_runs: frozenset[str]  # of this ranking, shown or not
-    timings: dict[str, Timing]  # by run
+    timings: dict[Key, Timing]
 
     def timing(self, record: Record) -> Timing:
         """How fast a run is, by the rule that every table and chart shows it by."""
-        found = self.timings.get(record.run)  # none of an older run, which is not shown
+        found = self.timings.get(_key(record))  # none of an older run, which is not shown
         return found if found is not None else timing(record, self.reference)
 
+    def speed_word(self, record: Record) -> str:
+        """What may be said of a run's speed-up: faster, SLOWER, no difference ..."""
+        return self._speed_words.get(_key(record), "")
+
     @cached_property
-    def speed_words(self) -> dict[str, str]:
-        """Run -> what may be said of its speed-up, corrected for the number of rows."""
+    def _speed_words(self) -> dict[Key, SpeedWord]:
+        """Corrected for the number of rows."""
         sound = [r for r in self.records if r.status in ("ok", "invalid")]
         words = speed_words([self.timing(record).speed_up for record in sound])
-        return {record.run: word for record, word in zip(sound, words, strict=True)}
+        return {_key(record): word for record, word in zip(sound, words, strict=True)}
 
     def notes(self) -> list[str]:
         """What a reader must know about who was compared with whom."""
@@ -157,6 +162,11 @@ class Ranking:
         return " ".join(parts)
 
 
+def _key(record: Record) -> Key:
+    """Tells the rows of a ranking apart, even where two records claim to be the same run."""
+    return record.run, record.recipe.name, record.fingerprints.recipe
+
+
 def rankings(found: list[tuple[Path, Record]]) -> list[Ranking]:
     """Sort records into rankings; of one recipe run twice the latest counts. Fullest first.
 
@@ -207,11 +217,11 @@ def _ranking(group: list[tuple[Path, Record]], elsewhere: set[str]) -> Ranking:
         if record.reference and record.reference.run in elsewhere
     )
     timings = {
-        record.run: timing(record, reference, comparable=record.run not in foreign)
+        _key(record): timing(record, reference, comparable=record.run not in foreign)
         for _, record in chosen.values()
     }
     rows = sorted(
-        chosen.values(), key=lambda item: _order(item[1], reference, timings[item[1].run])
+        chosen.values(), key=lambda item: _order(item[1], reference, timings[_key(item[1])])
     )
     return Ranking(
         machine=rows[0][1].environment.machine(),

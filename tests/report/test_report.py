@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from qbench.quality.statistics import Metric, paired_speed_up, summarise
 from qbench.report import charts, tables, writer
-from qbench.results import store
+from qbench.results import frame, store
 from qbench.results.ranking import Ranking, label, rankings
 from qbench.results.record import Record, Stage
 
@@ -140,9 +140,9 @@ def test_without_timing_no_figure_of_speed_is_shown(
     assert [record.recipe.name for record in ranking.records] == ["fp32", "near", "far"]
     header = tables.markdown(ranking).splitlines()[0]
     assert "PSNR" in header
-    for name in ("video", "step", "first call", "of ceiling", "speed-up"):
+    for name in ("video", "step", "first call", "MFU", "speed-up"):
         assert name not in header
-    numbers = [line for line in tables.numbers(ranking) if line["recipe"] == "near"]
+    numbers = [line for line in frame.rows(ranking) if line["recipe"] == "near"]
     assert numbers[0]["latency_median_s"] is numbers[0]["speed_up"] is None
     drawn = {path.stem for path in charts.draw(ranking, tmp_path, "")}
     assert not drawn & {"speed-quality", "latency-by-stage", "step-by-work"}
