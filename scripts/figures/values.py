@@ -39,19 +39,6 @@ class Row:
     record: Record
     ranking: Ranking
 
-    def seconds(self, of: Callable[[Record], float | None]) -> Figure:
-        """Seconds as they stand beside the speed-up: they must not contradict it.
-
-        Where the reference took turns, machine drift is in the pairs and not in medians taken
-        minutes apart, so what is shown is the reference's median over the paired speed-up.
-        """
-        own, reference = of(self.record), self.ranking.reference
-        pairs = self.record.paired_speed_up
-        if own is None or pairs is None or reference is None or reference is self.record:
-            return _seconds(own)
-        theirs = of(reference)
-        return _seconds(own if theirs is None else theirs / pairs.value)
-
     def stage(self, name: str) -> Figure:
         stage = self.record.stages.get(name)
         if stage is None or not stage.seconds:
