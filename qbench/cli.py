@@ -250,6 +250,62 @@ def power(
 
 
 @app.command()
+def export(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe, or a file.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="diffusers, onnx, tensorrt or aoti; the recipe's own."),
+    ] = None,
+    set_: Set = [],  # noqa: B006  (typer reads it as data)
+    model: Model = None,
+    device: Device = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at --out.")] = False,
+) -> None:
+    """Write a variant for a deployment, with proof that it computes the same."""
+    from qbench.engines import export as engines
+    from qbench.engines import formats
+    from qbench.errors import Unsupported
+
+    console = _console()
+    planned = [item for item in _planned([recipe], set_, model, device, None) if not item.implied]
+    if len(planned) != 1:
+        raise InputError(f"{recipe}: {len(planned)} recipes; an export is of one")
+    form = None if format_ is None else formats.named(format_)
+    try:
+        made = engines.export(planned[0].recipe, out, form, force, lambda line: _say(console, line))
+    except (engines.Differs, Unsupported) as error:
+        print(f"qbench: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+    written = made.manifest
+    _say(console, f"engine: {made.folder} ({written.format}, {written.size_bytes / 2**20:.1f} MiB)")
+    _say(console, f"manifest SHA-256, for 'qbench verify --expect': {made.sha256}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that 'qbench export' wrote.")],
+    expect: Annotated[
+        str | None, typer.Option(help="SHA-256 of the manifest, as the export printed it.")
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run machine code that came from elsewhere.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Check an exported engine where it will run. Exit code 1: wrong; 2: cannot be checked here."""
+    from qbench.engines.verification import verify as verified
+
+    found = verified(folder, trust, expect)
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        for check in found.checks:
+            _say(_console(), f"{check.result:<10} {check.name:<10} {check.said}")
+    raise SystemExit(found.exit_code)
+
+
+@app.command()
 def doctor(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:

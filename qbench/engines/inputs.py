@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qbench.engines.manifest import TensorSpec
 from qbench.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -108,3 +109,16 @@ def doubled(conditioning: Conditioning) -> Conditioning:
     """The same prompts twice."""
     given = {name: value for name, value in vars(conditioning).items() if value is not None}
     return replace(conditioning, **{name: torch.cat([v, v]) for name, v in given.items()})
+
+
+def described(tensors: Mapping[str, Tensor], batched: frozenset[str]) -> list[TensorSpec]:
+    """Tensors as a manifest names them."""
+    return [
+        TensorSpec(
+            name=name,
+            dtype=str(value.dtype).removeprefix("torch."),
+            shape=list(value.shape),
+            free=[0] if name in batched else [],
+        )
+        for name, value in tensors.items()
+    ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qbench.engines import onnx
 from qbench.engines.base import EngineDenoiser
+from qbench.engines.manifest import Bound
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Variant
 
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
     from qbench.engines.base import Run
     from qbench.engines.inputs import Signature
-    from qbench.pipelines.base import Module
+    from qbench.engines.manifest import Description
+    from qbench.pipelines.base import Module, VideoPipeline
 
+GRAPH = "denoiser.onnx"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 PACKAGES = (*onnx.PACKAGES, "onnxruntime")
@@ -32,8 +35,38 @@ def build(
     folder: Path,
 ) -> EngineDenoiser:
     """A session of the exported module, quantized to INT8 where the variant says so."""
-    exported = onnx.export(module, signature, example, folder / "denoiser.onnx")
+    exported = onnx.export(module, signature, example, folder / GRAPH)
     return load(module, signature, quantize(exported) if variant.quantize else exported)
+
+
+def refuses(variant: Variant) -> str:
+    """Why an ONNX graph cannot hold the variant; empty where it can."""
+    if variant.engine != "onnxruntime":
+        return "choose a recipe with engine: onnxruntime, as recipes/onnx.yaml has it"
+    return ""
+
+
+def write(
+    video: VideoPipeline,
+    signature: Signature,
+    example: Mapping[str, Tensor],
+    variant: Variant,
+    folder: Path,
+) -> Bound:
+    """Write the graph, quantized where the recipe says so."""
+    path = onnx.export(video.denoiser, signature, example, folder / GRAPH)
+    if variant.quantize:
+        quantize(path).replace(path)
+        for data in folder.glob(f"{GRAPH}.data*"):  # of the graph before it was quantized
+            data.unlink()
+    return Bound(opset=onnx.OPSET)
+
+
+def open(folder: Path, shell: Module, written: Description) -> Run:
+    """A session on the device that the engine was exported for, as a function of its tensors."""
+    session = _session(folder / GRAPH, written.target.device)
+    cpu = written.target.device == "cpu"
+    return _on_cpu(session) if cpu else _on_cuda(session, written.inputs[0].name)
 
 
 def quantize(path: Path) -> Path:
@@ -59,14 +92,19 @@ def quantize(path: Path) -> Path:
 
 
 def load(module: Module, signature: Signature, path: Path) -> EngineDenoiser:
-    """A session behind the module's interface.
+    """A session behind the module's interface, on the module's device."""
+    kind = module.device.type
+    session = _session(path, kind)
+    stored = sum(item.stat().st_size for item in path.parent.glob(f"{path.name}*"))
+    run = _on_cpu(session) if kind == "cpu" else _on_cuda(session, signature.names[0])
+    return EngineDenoiser(module, signature, run, stored)
 
-    Raises RuntimeError where ONNX Runtime fell back to another provider, which it does in silence.
-    """
+
+def _session(path: Path, kind: str) -> InferenceSession:
+    """Raises RuntimeError where ONNX Runtime fell back to another provider in silence."""
     import onnxruntime as ort
     import torch
 
-    kind = module.device.type
     options = ort.SessionOptions()
     if kind == "cpu":
         options.intra_op_num_threads = torch.get_num_threads()
@@ -75,9 +113,7 @@ def load(module: Module, signature: Signature, path: Path) -> EngineDenoiser:
         raise RuntimeError(
             f"ONNX Runtime runs on {session.get_providers()[0]}, not {PROVIDERS[kind]}"
         )
-    stored = sum(item.stat().st_size for item in path.parent.glob(f"{path.name}*"))
-    run = _on_cpu(session) if kind == "cpu" else _on_cuda(session, signature.names[0])
-    return EngineDenoiser(module, signature, run, stored)
+    return session
 
 
 def _on_cpu(session: InferenceSession) -> Run:

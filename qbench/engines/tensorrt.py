@@ -6,24 +6,69 @@ Both have one Python API. Networks are strongly typed: precision is what the exp
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.engines import onnx
 from qbench.engines.base import EngineDenoiser
+from qbench.engines.manifest import Bound
 from qbench.errors import Unsupported
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from qbench.engines.base import Run
     from qbench.engines.inputs import Signature
-    from qbench.pipelines.base import Module
+    from qbench.engines.manifest import Description
+    from qbench.pipelines.base import Module, VideoPipeline
 
-LIBRARIES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+# By the name of the module, the distribution whose version a plan is bound to.
+LIBRARIES = {
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
+}
 PACKAGES = (*onnx.PACKAGES, *LIBRARIES)
+PLAN, GRAPH = "denoiser.plan", "denoiser.onnx"
+
+
+def refuses(variant: Variant) -> str:
+    """Why a plan cannot hold the variant; empty where it can."""
+    if variant.engine != "tensorrt":
+        return "choose a recipe with engine: tensorrt, as recipes/tensorrt.yaml has it"
+    return ""
+
+
+def write(
+    video: VideoPipeline,
+    signature: Signature,
+    example: Mapping[str, Tensor],
+    variant: Variant,
+    folder: Path,
+) -> Bound:
+    """Build the plan. It is bound to this GPU's architecture and this version of TensorRT."""
+    import torch
+
+    exported = onnx.export(video.denoiser, signature, example, folder / GRAPH)
+    (folder / PLAN).write_bytes(make_plan(exported, signature, example))
+    for path in folder.glob(f"{GRAPH}*"):
+        path.unlink()
+    library = _library()
+    return Bound(
+        compute_capability="{}.{}".format(*torch.cuda.get_device_capability()),
+        exactly={LIBRARIES[library.__name__]: library.__version__},
+        opset=onnx.OPSET,
+    )
+
+
+def open(folder: Path, shell: Module, written: Description) -> Run:
+    """The plan as a function of its tensors."""
+    names = [spec.name for spec in written.inputs]
+    return _run((folder / PLAN).read_bytes(), names, written.target.device)
 
 
 def build(
@@ -34,7 +79,7 @@ def build(
     folder: Path,
 ) -> EngineDenoiser:
     """A plan of the exported module, loaded on the module's GPU."""
-    exported = onnx.export(module, signature, example, folder / "denoiser.onnx")
+    exported = onnx.export(module, signature, example, folder / GRAPH)
     return load(module, signature, make_plan(exported, signature, example))
 
 
@@ -80,7 +125,13 @@ def make_plan(
 
 
 def load(module: Module, signature: Signature, plan: bytes) -> EngineDenoiser:
-    """The plan behind the module's interface, computing on torch's current stream."""
+    """The plan behind the module's interface."""
+    run = _run(plan, signature.names, module.device)
+    return EngineDenoiser(module, signature, run, len(plan))
+
+
+def _run(plan: bytes, names: Sequence[str], device: torch.device | str) -> Run:
+    """The plan as a function of its tensors, computing on torch's current stream."""
     import torch
 
     trt = _library()
@@ -95,15 +146,12 @@ def load(module: Module, signature: Signature, plan: bytes) -> EngineDenoiser:
     dtypes = {
         name: getattr(torch, _torch_name(engine.get_tensor_dtype(name)))
         for name in tensors
-        if name in signature.names
+        if name in names
     }
-    first = signature.names[0]
+    first = names[0]
 
     def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        held = {
-            name: inputs[name].to(module.device, dtype).contiguous()
-            for name, dtype in dtypes.items()
-        }
+        held = {name: inputs[name].to(device, dtype).contiguous() for name, dtype in dtypes.items()}
         for name, value in held.items():
             context.set_input_shape(name, tuple(value.shape))
             context.set_tensor_address(name, value.data_ptr())
@@ -114,7 +162,7 @@ def load(module: Module, signature: Signature, plan: bytes) -> EngineDenoiser:
         return output
 
     run.keeps = (runtime, engine)  # type: ignore[attr-defined]  # alive as long as the context
-    return EngineDenoiser(module, signature, run, len(plan))
+    return run
 
 
 def _torch_name(dtype: Any) -> str:

@@ -76,12 +76,6 @@ def read(device: str) -> Environment:
 
     from qbench import __version__
 
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     cpu, memory = _cpu_name(), psutil.virtual_memory().total
     cuda = device == "cuda"
     properties = torch.cuda.get_device_properties(0) if cuda else None
@@ -100,8 +94,19 @@ def read(device: str) -> Environment:
         python=platform.python_version(),
         qbench=__version__,
         commit=_commit(),
-        libraries=versions,
+        libraries=libraries(),
     )
+
+
+def libraries() -> dict[str, str]:
+    """Versions of those of LIBRARIES that are installed."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def _cpu_name() -> str:

@@ -105,17 +105,18 @@ def picks(wanted: Quantize, name: str) -> bool:
 # How schemes are built --------------------------------------------------------------------------
 
 
-def _torchao(config: Callable[[bool], object]) -> Build:
-    """`config(tune)` makes torchao's configuration."""
+@dataclass(frozen=True)
+class Torchao:
+    """Quantizes by torchao's own configuration, which `config(tune)` makes."""
 
-    def build(module: nn.Module, wanted: Quantize, names: Collection[str]) -> None:
+    config: Callable[[bool], object]
+
+    def __call__(self, module: nn.Module, wanted: Quantize, names: Collection[str]) -> None:
         try:
             from torchao.quantization import quantize_
         except ImportError as error:
             raise Unsupported("torchao is not installed: pip install torchao") from error
-        quantize_(module, config(wanted.tune), filter_fn=lambda _, name: name in names)
-
-    return build
+        quantize_(module, self.config(wanted.tune), filter_fn=lambda _, name: name in names)
 
 
 def _int8_weights(tune: bool) -> object:
@@ -212,22 +213,22 @@ def _qbench(module: nn.Module, _: Quantize, names: Collection[str]) -> None:
 
 
 _ALL = (
-    Scheme("torchao", "int8_weight_only", "int8", None, "row", _torchao(_int8_weights)),
-    Scheme("torchao", "int8_dynamic", "int8", "int8", "row", _torchao(_int8_dynamic)),
-    Scheme("torchao", "fp8_weight_only", "fp8", None, "row", _torchao(_fp8_weights)),
-    Scheme("torchao", "fp8_dynamic_row", "fp8", "fp8", "row", _torchao(_fp8_dynamic("PerRow"))),
+    Scheme("torchao", "int8_weight_only", "int8", None, "row", Torchao(_int8_weights)),
+    Scheme("torchao", "int8_dynamic", "int8", "int8", "row", Torchao(_int8_dynamic)),
+    Scheme("torchao", "fp8_weight_only", "fp8", None, "row", Torchao(_fp8_weights)),
+    Scheme("torchao", "fp8_dynamic_row", "fp8", "fp8", "row", Torchao(_fp8_dynamic("PerRow"))),
     Scheme(
         "torchao",
         "fp8_dynamic_tensor",
         "fp8",
         "fp8",
         "tensor",
-        _torchao(_fp8_dynamic("PerTensor")),
+        Torchao(_fp8_dynamic("PerTensor")),
         # torchao 0.18 takes the one scale of a 128x128 weight for that of a block, and fails.
         skips=((128, 128),),
     ),
-    Scheme("torchao", "int4_weight_only", "int4", None, "group", _torchao(_grouped("int4"))),
-    Scheme("torchao", "int2_weight_only", "int2", None, "group", _torchao(_grouped("int2"))),
+    Scheme("torchao", "int4_weight_only", "int4", None, "group", Torchao(_grouped("int4"))),
+    Scheme("torchao", "int2_weight_only", "int2", None, "group", Torchao(_grouped("int2"))),
     Scheme("quanto", "int8_weight_only", "int8", None, "row", _quanto("qint8")),
     Scheme("quanto", "int4_weight_only", "int4", None, "group", _quanto("qint4")),
     Scheme("quanto", "int2_weight_only", "int2", None, "group", _quanto("qint2")),

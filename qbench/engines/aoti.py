@@ -1,0 +1,111 @@
+"""AOTInductor: the denoiser compiled ahead of time, into a package that needs no compiler."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qbench.engines.manifest import Bound, Description, Wrong
+from qbench.errors import Unsupported
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qbench.engines.formats import Run
+    from qbench.engines.inputs import Signature
+    from qbench.pipelines.base import VideoPipeline
+    from qbench.recipe.schema import Variant
+
+PACKAGE = "denoiser.pt2"
+MAX_METADATA_BYTES = 2**20
+
+
+def refuses(variant: Variant) -> str:
+    if variant.engine not in (None, "aoti"):
+        return f"engine: {variant.engine} is another engine"
+    if variant.cache:
+        return "cache: its hooks decide between blocks, which one compiled program cannot"
+    if variant.fault:
+        return "fault: damage on purpose is not exported"
+    if variant.memory.offload:
+        return "memory.offload: a package's weights cannot be offloaded by diffusers"
+    if variant.quantize and variant.quantize.backend == "quanto":
+        return "optimum-quanto's tensors do not pass torch.export"
+    return ""
+
+
+def write(
+    video: VideoPipeline,
+    signature: Signature,
+    example: Mapping[str, Tensor],
+    variant: Variant,
+    folder: Path,
+) -> Bound:
+    """Export and compile the denoiser as it is; axes that grow with a batch stay free."""
+    import torch
+
+    module = video.denoiser
+
+    class Positional(torch.nn.Module):
+        """The module with positional tensors as inputs and a bare tensor as output."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *tensors: Tensor) -> Tensor:
+            result: Tensor = self.module(**signature.nested(tensors), return_dict=False)[0]
+            return result
+
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    free = tuple({0: batch} if name in signature.batched else None for name in signature.names)
+    path = folder / PACKAGE
+    with torch.no_grad():
+        program = torch.export.export(
+            Positional().eval(),
+            tuple(example[name] for name in signature.names),
+            dynamic_shapes=(free,),
+        )
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    facts = metadata(path)
+    return Bound(
+        cpu_isa=facts.get("AOTI_CPU_ISA", ""),
+        compute_capability=facts.get("AOTI_COMPUTE_CAPABILITY", ""),
+        exactly={"torch": torch.__version__.partition("+")[0]},
+    )
+
+
+def open(folder: Path, shell: nn.Module, written: Description) -> Run:
+    import torch
+
+    package = torch._inductor.aoti_load_package(str(folder / PACKAGE))
+
+    def run(tensors: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = package(*(tensors[spec.name] for spec in written.inputs))
+        return result
+
+    return run
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a package says of itself, read without loading it: platform, CPU and GPU.
+
+    Raises Unsupported where the C++ compiler put a runtime of its own into it: such a package dies
+    of SIGSEGV as it loads, the locale of one libstdc++ meeting the facets of torch's.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = [n for n in archive.namelist() if n.endswith("wrapper_metadata.json")]
+        if not names or archive.getinfo(names[0]).file_size > MAX_METADATA_BYTES:
+            raise Wrong(f"{path}: not an AOTInductor package")
+        for name in archive.namelist():
+            if name.endswith(".so") and b"libstdc++.so" not in archive.read(name):
+                raise Unsupported(
+                    "aoti: the C++ compiler links libstdc++ statically, and such a package dies "
+                    "as it is loaded: set CXX to one that does not"
+                )
+        facts: dict[str, str] = json.loads(archive.read(names[0]))
+    return facts

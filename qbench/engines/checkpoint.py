@@ -1,0 +1,87 @@
+"""A quantized checkpoint: a pipeline folder that plain diffusers loads, without qbench."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qbench.engines.manifest import Bound, Description
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qbench.engines.formats import Run
+    from qbench.engines.inputs import Signature
+    from qbench.pipelines.base import Module, VideoPipeline
+    from qbench.recipe.schema import Quantize, Variant
+
+
+def refuses(variant: Variant) -> str:
+    """Why a checkpoint cannot hold the variant: it holds weights, and nothing of how they run."""
+    if variant.engine:
+        return f"engine: {variant.engine} leaves no weights that diffusers could load"
+    if variant.fuse_qkv:
+        return "fuse_qkv changes the layers, and diffusers builds the model's own"
+    if variant.fault:
+        return "fault: damage on purpose is not exported"
+    quantize = variant.quantize
+    if quantize and quantize.backend == "qbench":
+        return "weights of qbench's own FP8 linears are read by qbench alone"
+    if quantize and quantize.backend != "torchao":
+        return f"weights of {quantize.backend} are read by its own loader, not by diffusers'"
+    return ""
+
+
+def write(
+    video: VideoPipeline,
+    signature: Signature,
+    example: Mapping[str, Tensor],
+    variant: Variant,
+    folder: Path,
+) -> Bound:
+    """Write the whole pipeline; with no text encoder (`weights: random`) the denoiser alone."""
+    module: Module = video.denoiser
+    if variant.quantize:
+        _declare(module, variant.quantize)
+    if video.text_encoders():
+        video.pipe.save_pretrained(str(folder), safe_serialization=True)
+    else:
+        module.save_pretrained(str(folder / video.part), safe_serialization=True)
+    return Bound()
+
+
+def _declare(module: Module, wanted: Quantize) -> None:
+    """Have diffusers write the quantization into the configuration, as its own loader does."""
+    import torch
+    from diffusers import TorchAoConfig
+    from diffusers.quantizers.auto import DiffusersAutoQuantizer
+
+    from qbench.optimizations import quantization
+
+    linears = {name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)}
+    left = sorted(linears - set(quantization.chosen(module, wanted)))
+    build = quantization.scheme(wanted).build
+    assert isinstance(build, quantization.Torchao)  # `refuses` let no other through
+    settings = TorchAoConfig(build.config(False), modules_to_not_convert=left)
+    quantizer = DiffusersAutoQuantizer.from_config(settings)  # type: ignore[arg-type]
+    quantizer.offload = False  # set while loading, and asked for while saving
+    module.hf_quantizer = quantizer
+    module.register_to_config(quantization_config=settings)
+
+
+def open(folder: Path, shell: Module, written: Description) -> Run:
+    """The denoiser, loaded by diffusers as a deployment would."""
+    import torch
+
+    part = folder / written.base_model.part
+    dtype = getattr(torch, written.dtype)
+    kind = type(shell)
+    module = kind.from_pretrained(str(part), dtype=dtype, use_safetensors=True)
+    module.eval().requires_grad_(False).to(written.target.device)
+
+    def run(tensors: Mapping[str, Tensor]) -> Tensor:
+        result: Tensor = module(**written.nested(tensors), return_dict=False)[0]
+        return result
+
+    return run

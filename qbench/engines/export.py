@@ -1,0 +1,332 @@
+"""`qbench export`: a variant as files for a deployment, with proof that they compute the same.
+
+What is written stands beside its place until all of it is there and proved; see `folder`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Literal
+
+from qbench.engines import evidence, folder, formats, loading, manifest
+from qbench.engines.evidence import Call
+from qbench.errors import InputError, Unsupported
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qbench.engines.inputs import Signature
+    from qbench.engines.manifest import Bound, Description, Format, Manifest
+    from qbench.pipelines.base import Resolved, VideoPipeline
+    from qbench.pipelines.specs import Model
+    from qbench.recipe.schema import Recipe, Variant
+
+PARITY = "parity.json"
+PROMPTS, TIMESTEPS = 3, 4  # trajectories, and calls kept of each, spread over its steps
+# Allowed relative L2: of an engine against the variant in Python, whose arithmetic it only
+# reorders; and against FP32 where the format quantizes by rules of its own. Outputs that are not
+# related at all are at 1.4.
+FAITHFUL, QUANTIZED = 0.02, 0.25
+NAMES = {"fp32": "FP32", "variant": "the variant in Python"}
+Device = Literal["cpu", "cuda"]
+Tell = Callable[[str], None]
+
+
+class Differs(Exception):
+    """The engine computes something else than the variant. Exit code 1."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. `sha256`, of the manifest, is what another machine may trust it by."""
+
+    folder: Path
+    manifest: Manifest
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What the FP32 module was given along real trajectories, and what it made of it."""
+
+    signature: Signature
+    run: Resolved
+    inputs: list[dict[str, Tensor]]
+    outputs: list[Tensor]
+
+
+def export(
+    recipe: Recipe,
+    out: Path,
+    form: Format | None = None,
+    force: bool = False,
+    tell: Tell = lambda _: None,
+) -> Exported:
+    """Write the recipe's variant to the folder `out`, in the format that the recipe implies.
+
+    Raises InputError where the place, the recipe or the format will not do, Unsupported where this
+    machine cannot build it, and Differs where what was built computes something else: then `out`
+    is left as it was, and what was found out is in `OUT.failed`.
+    """
+    from qbench.pipelines import specs
+
+    folder.check_place(out, force)
+    form = form or formats.implied(recipe.variant)
+    if reason := formats.module(form).refuses(recipe.variant):
+        raise InputError(f"{recipe.name}: the format {form} cannot hold it: {reason}")
+    model, device = specs.find(recipe.model), _device(recipe)
+    tell(f"{recipe.name}: FP32 activations of {PROMPTS} trajectories")
+    plain = _plain(recipe, model, device)
+    with folder.written_beside(out) as partial:
+        try:
+            made = _write(recipe, model, form, device, plain, partial, tell)
+        except Differs as error:
+            kept = folder.keep_evidence(partial, out)
+            raise Differs(f"{error}; what was found is in {kept}") from None
+        (partial / manifest.FILE).write_text(made.model_dump_json(indent=1) + "\n")
+    digest = manifest.sha256(out / manifest.FILE)
+    loading.register(digest)
+    return Exported(out, made, digest)
+
+
+def _device(recipe: Recipe) -> Device:
+    """Where the engine is built to run. Raises Unsupported where the recipe's GPU is not here."""
+    import torch
+
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise Unsupported("device: cuda: no NVIDIA GPU that torch can use")
+    return "cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _write(
+    recipe: Recipe,
+    model: Model,
+    form: Format,
+    device: Device,
+    plain: Plain,
+    partial: Path,
+    tell: Tell,
+) -> Manifest:
+    """Build in `partial`, load what was built as a user would, and prove it."""
+    video = _variant(recipe, model, device, plain.run)
+    calls = _calls(video, plain)
+    tell(f"{recipe.name}: building {form}")
+    began = time.perf_counter()
+    bound = formats.module(form).write(
+        video, plain.signature, calls[len(calls) // 2].inputs, recipe.variant, partial
+    )
+    built_s = time.perf_counter() - began
+    description = _describe(recipe, model, form, device, video, plain, calls, bound)
+    video.denoiser.save_config(str(partial / loading.CONFIG))
+    del video
+    gc.collect()
+    tell(f"{recipe.name}: loading it again, for parity and latency")
+    run = loading.opened(partial, description)
+    found = evidence.predictions(run, calls)
+    against, limit = _limit(recipe.variant)
+    proof = {
+        "fp32": evidence.accuracy(found, [call.fp32 for call in calls]),
+        "variant": evidence.accuracy(found, [call.variant for call in calls]),
+    }
+    stored = evidence.store(calls, partial)
+    samples = loading.timed(run, calls[len(calls) // 2].inputs, device)
+    (partial / PARITY).write_text(
+        json.dumps(
+            {
+                **{f"against_{name}": error.model_dump() for name, error in proof.items()},
+                "limit": {"against": against, "relative_l2": limit},
+                "calls_stored": stored,
+                "by_call": _by_call(found, calls),
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+    error = proof[against].relative_l2
+    tell(f"{recipe.name}: relative L2 {error:.2g} to {NAMES[against]}, allowed {limit:g}")
+    if not error <= limit:
+        raise Differs(
+            f"the engine computes something else: relative L2 {error:.3g} to {NAMES[against]}, "
+            f"allowed {limit:g}"
+        )
+    return manifest.Manifest(
+        **dict(description),
+        fp32=proof["fp32"],
+        variant=proof["variant"],
+        build_s=built_s,
+        step_s=median(samples),
+        step_samples=len(samples),
+        against=against,
+        parity_limit=limit,
+        files=manifest.stored_files(partial),
+    )
+
+
+def _limit(variant: Variant) -> tuple[Literal["fp32", "variant"], float]:
+    """What must be close to what. An engine that quantizes by rules of its own has no twin."""
+    if variant.engine and variant.quantize:
+        return "fp32", QUANTIZED
+    return "variant", FAITHFUL
+
+
+def _describe(
+    recipe: Recipe,
+    model: Model,
+    form: Format,
+    device: Device,
+    video: VideoPipeline,
+    plain: Plain,
+    calls: Sequence[Call],
+    bound: Bound,
+) -> Description:
+    from qbench.engines.inputs import described
+    from qbench.meters.environment import libraries
+
+    module, signature = video.denoiser, plain.signature
+    return manifest.Description(
+        format=form,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=recipe,
+        recipe_fingerprint=recipe.fingerprint(),
+        base_model=manifest.BaseModelFacts(
+            name=model.name,
+            source=Path(model.source).name if model.local else model.source,
+            pipeline=video.pipeline_class,
+            denoiser=type(module).__name__,
+            part="unet" if video.part == "unet" else "transformer",
+            weights=recipe.weights,
+            digest=model.digest(recipe.weights),
+        ),
+        dtype=str(module.dtype).removeprefix("torch."),
+        groups=dict(signature.groups),
+        inputs=described(calls[0].inputs, signature.batched),
+        outputs=described({"sample": calls[0].variant}, frozenset({"sample"})),
+        layers=_layers(module),
+        versions=libraries(),
+        target=manifest.Target(device=device, machine=platform.machine(), bound=bound),
+        not_inside=_outside(recipe.variant, form),
+        load=_lines(video, form),
+    )
+
+
+# What is compared ---------------------------------------------------------------------------------
+
+
+def _plain(recipe: Recipe, model: Model, device: str) -> Plain:
+    """Walk whole trajectories of the scheduler that will be served, with the module in FP32."""
+    import torch
+
+    from qbench import prompts
+    from qbench.engines.inputs import signature
+    from qbench.pipelines import specs
+
+    video = specs.load(model, "fp32", device, recipe.weights)
+    run = video.resolve(model, recipe.generation, recipe.variant.step_share)
+    named = list(prompts.chosen(recipe.prompts, model).prompts[:PROMPTS])
+    inputs: list[dict[str, Tensor]] = []
+    outputs: list[Tensor] = []
+    taken = None
+    for number, prompt in enumerate(named):
+        conditioning = video.encode(run, [prompt])
+        latents = video.noise(run, run.seed + number)
+        if taken is None:
+            taken = signature(video, run, conditioning, latents)
+        steps = video.captured(run, conditioning, latents, steps=run.steps)
+        last = len(steps) - 1
+        places = {round(i * last / (TIMESTEPS - 1)) for i in range(TIMESTEPS)} if last else {0}
+        for place in sorted(places):
+            for call in steps[place]:
+                with torch.no_grad():
+                    outputs.append(video.denoiser(**call, return_dict=False)[0].float().cpu())
+                inputs.append({k: v.cpu() for k, v in taken.tensors((), call).items()})
+    assert taken is not None
+    return Plain(taken, run, inputs, outputs)
+
+
+def _variant(recipe: Recipe, model: Model, device: str, run: Resolved) -> VideoPipeline:
+    """The recipe's variant in Python, without the compiler: the format compiles, or does not."""
+    from qbench.optimizations import axes
+    from qbench.pipelines import specs
+
+    video = specs.load(model, recipe.variant.dtype, device, recipe.weights)
+    video.resolve(model, recipe.generation, recipe.variant.step_share)
+    axes.apply(video, recipe.variant.model_copy(update={"compile": None}), device, run.steps)
+    return video
+
+
+def _calls(video: VideoPipeline, plain: Plain) -> list[Call]:
+    """The captured inputs in the variant's dtype, with its own predictions."""
+    import torch
+
+    module, made = video.denoiser, []
+    for inputs, expected in zip(plain.inputs, plain.outputs, strict=True):
+        mine = {
+            name: value.to(module.device, module.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+        with torch.no_grad():
+            keywords = plain.signature.nested(tuple(mine.values()))
+            found = module(**keywords, return_dict=False)[0]
+        made.append(Call(mine, expected, found.float().cpu()))
+    return made
+
+
+def _by_call(found: Sequence[Tensor], calls: Sequence[Call]) -> list[dict[str, float]]:
+    return [
+        {
+            "timestep": float(call.inputs["timestep"].flatten()[0]),
+            "relative_l2_to_fp32": evidence.accuracy([ours], [call.fp32]).relative_l2,
+            "relative_l2_to_variant": evidence.accuracy([ours], [call.variant]).relative_l2,
+        }
+        for ours, call in zip(found, calls, strict=True)
+    ]
+
+
+# What the manifest says ---------------------------------------------------------------------------
+
+
+def _layers(module: object) -> dict[str, int]:
+    """Linears and convolutions by what their weights are stored as."""
+    import torch
+
+    counted: dict[str, int] = {}
+    for layer in module.modules():  # type: ignore[attr-defined]
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, torch.nn.modules.conv._ConvNd) or hasattr(layer, "in_features"):
+            kind = type(weight).__name__
+            plain = kind in ("Parameter", "Tensor", "NoneType")
+            name = str(getattr(weight, "dtype", "none")).removeprefix("torch.") if plain else kind
+            counted[name] = counted.get(name, 0) + 1
+    return counted
+
+
+def _outside(variant: Variant, form: Format) -> list[str]:
+    """Choices that the files do not hold: they are made where the engine is used."""
+    choices: Mapping[str, object] = {
+        "compile": variant.compile and form in ("diffusers",),
+        "attention": variant.attention != "auto" and form == "diffusers",
+        "cache": variant.cache,
+        "step_share": variant.step_share != 1,
+        "decode": variant.decode != type(variant.decode)(),
+        "memory": variant.memory != type(variant.memory)(),
+    }
+    return [name for name, chosen in choices.items() if chosen]
+
+
+def _lines(video: VideoPipeline, form: Format) -> list[str]:
+    kind = video.pipeline_class
+    if form == "diffusers" and video.text_encoders():
+        return [f"from diffusers import {kind}", f"pipe = {kind}.from_pretrained(FOLDER)"]
+    return [
+        "import qbench",
+        f"from diffusers import {kind}",
+        f"pipe = {kind}.from_pretrained(MODEL, {video.part}=qbench.load_engine(FOLDER))",
+    ]

@@ -1,0 +1,90 @@
+"""Writing an engine's folder: beside its place, and into it only when all of it is there.
+
+A reader sees the old folder or the new one. Whatever ends an export, SIGKILL included, leaves no
+half of one at its place; what it leaves beside it is removed by the next export there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from qbench.errors import InputError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def check_place(out: Path, force: bool) -> None:
+    """Raise InputError where the folder cannot be written, or is there and must not be replaced."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise InputError(f"{out}: exists and is not a folder")
+    if out.exists() and any(out.iterdir()) and not force:
+        raise InputError(f"{out}: exists already; --force replaces it")
+    parent = out.absolute().parent
+    above = next(p for p in (parent, *parent.parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{out}: {above} cannot be written")
+
+
+@contextlib.contextmanager
+def written_beside(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` where the block ends without an error."""
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _forget_partials(out)
+    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        _flush(partial)
+        _replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def keep_evidence(partial: Path, out: Path) -> Path:
+    """What a failed export found out, in a folder that no one takes for an engine."""
+    failed = out.absolute().with_name(f"{out.name}.failed")
+    shutil.rmtree(failed, ignore_errors=True)
+    failed.mkdir(parents=True)
+    for path in partial.iterdir():
+        if path.suffix in (".json", ".png", ".txt"):
+            shutil.copyfile(path, failed / path.name)
+    return failed
+
+
+def _forget_partials(out: Path) -> None:
+    """Remove what exports to this place have left whose process is gone."""
+    for path in out.parent.glob(f".{out.name}.*.partial"):
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Have the files on the disk before their name is: a power cut must not leave empty ones."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _replace(partial: Path, out: Path) -> None:
+    if not out.exists():
+        os.rename(partial, out)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = libc.renameat2(
+        AT_FDCWD, os.fsencode(partial), AT_FDCWD, os.fsencode(out), RENAME_EXCHANGE
+    )
+    if done != 0:  # a file system that cannot exchange two folders at once
+        old = partial.with_suffix(".old")
+        os.rename(out, old)
+        os.rename(partial, out)
+        shutil.rmtree(old)

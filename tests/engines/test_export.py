@@ -1,0 +1,156 @@
+"""What is exported loads without qbench, computes the same, and is refused where it does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import qbench
+from qbench.engines import evidence, export, formats, loading, manifest, onnx
+from qbench.engines.manifest import Manifest
+from qbench.engines.verification import verify
+from qbench.errors import InputError
+from qbench.pipelines import specs
+from qbench.recipe.files import load, overrides
+
+pytestmark = pytest.mark.slow
+RECIPES = Path(qbench.__file__).parent.parent / "recipes"
+SHORT = overrides(["generation.steps=4"])
+
+
+def _export(name: str, out: Path, form: manifest.Format | None = None) -> export.Exported:
+    return export.export(load(RECIPES / f"{name}.yaml", SHORT), out, form)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> export.Exported:
+    return _export("int8", tmp_path_factory.mktemp("engines") / "int8")
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> export.Exported:
+    return _export("onnx", tmp_path_factory.mktemp("engines") / "onnx")
+
+
+def test_a_checkpoint_is_the_variant_bit_for_bit_in_plain_diffusers(
+    checkpoint: export.Exported,
+) -> None:
+    """In a process that cannot import qbench."""
+    code = (
+        "import sys, torch; sys.modules['qbench'] = None\n"
+        "from diffusers import CogVideoXPipeline\n"
+        "from safetensors.torch import load_file\n"
+        "pipe = CogVideoXPipeline.from_pretrained(sys.argv[1], dtype=torch.bfloat16)\n"
+        "stored = load_file(sys.argv[1] + '/captured.safetensors')\n"
+        "given = {k[7:]: v for k, v in stored.items() if k.startswith('000/in/')}\n"
+        "with torch.no_grad():\n"
+        "    made = pipe.transformer(**given, return_dict=False)[0].float()\n"
+        "assert torch.equal(made, stored['000/variant'])\n"
+        "assert type(pipe.transformer.proj_out.weight).__name__ == 'Int8Tensor'\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(checkpoint.folder)], check=True, timeout=300)
+
+
+def test_the_manifest_says_what_was_exported(checkpoint: export.Exported) -> None:
+    written = checkpoint.manifest
+    assert (written.format, written.dtype) == ("diffusers", "bfloat16")
+    assert [spec.name for spec in written.inputs] == [
+        "hidden_states", "encoder_hidden_states", "timestep",
+    ]  # fmt: skip
+    assert written.batched == {"hidden_states", "encoder_hidden_states", "timestep"}
+    assert written.variant.relative_l2 == 0
+    # INT8 weights and BF16: not FP32, and no other model either.
+    assert 1e-4 < written.fp32.relative_l2 < 0.05
+    assert written.variant.calls == export.PROMPTS * export.TIMESTEPS
+    assert verify(checkpoint.folder).exit_code == 0
+
+
+def test_an_engine_makes_videos_in_a_pipeline_with_and_without_guidance(
+    graph: export.Exported,
+) -> None:
+    model = specs.find("tiny-cogvideox")
+    video = specs.load(model, "fp32", "cpu")
+    run = video.resolve(model, load(RECIPES / "onnx.yaml", SHORT).generation)
+    prompts = ["a red star moves left on a navy background"] * 2
+    for guidance in (run.guidance, 1.0):
+        changed = run.__class__(**{**vars(run), "guidance": guidance})
+        conditioning = video.encode(changed, prompts)
+        noise = torch.cat([video.noise(changed, seed) for seed in (1, 2)])
+        made = []
+        for denoiser in (video.denoiser, loading.load_engine(graph.folder)):
+            video.denoiser = denoiser
+            own = video.generators([1, 2])
+            made.append(video.denoise(changed, conditioning, noise, lambda _: None, generators=own))
+            video.denoiser = specs.load(model, "fp32", "cpu").denoiser
+        error = (made[1] - made[0]).norm() / made[0].norm()
+        assert error < 1e-4
+
+
+def test_a_wrong_engine_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted scale, and a planted transpose of the frame."""
+    plain = onnx.export
+
+    for damage in (
+        lambda x: 1.1 * x,
+        lambda x: x.transpose(-1, -2),
+    ):
+
+        def damaged(module, signature, example, path, damage=damage):  # type: ignore[no-untyped-def]
+            last = module.proj_out.register_forward_hook(lambda *a: damage(a[2]))
+            try:
+                return plain(module, signature, example, path)
+            finally:
+                last.remove()
+
+        monkeypatch.setattr(onnx, "export", damaged)
+        with pytest.raises(export.Differs, match="something else: relative L2"):
+            _export("onnx", tmp_path / "engine")
+        assert not (tmp_path / "engine").exists()
+        kept = tmp_path / "engine.failed"
+        assert (kept / export.PARITY).is_file()
+        assert not list(kept.glob("*.onnx"))
+
+
+def test_verify_tells_an_engine_that_computes_something_else(
+    graph: export.Exported, tmp_path: Path
+) -> None:
+    """Its files are those of the manifest, and its predictions are not."""
+    import shutil
+
+    place = tmp_path / "engine"
+    shutil.copytree(graph.folder, place)
+    calls = [
+        evidence.Call(call.inputs, call.fp32, 2 * call.variant) for call in evidence.load(place)
+    ]
+    evidence.store(calls, place)
+    files = manifest.stored_files(place)
+    changed = graph.manifest.model_copy(update={"files": files})
+    (place / manifest.FILE).write_text(Manifest.model_dump_json(changed))
+    found = verify(place)
+    assert found.exit_code == 1
+    assert "computes something else" in found.checks[-1].said
+
+
+@pytest.mark.parametrize(
+    ("recipe", "form", "said"),
+    [
+        ("onnx", "diffusers", "leaves no weights"),
+        ("int8-quanto", "diffusers", "weights of quanto"),
+        ("int8", "onnx", "engine: onnxruntime"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_told_before_anything_is_loaded(
+    tmp_path: Path, recipe: str, form: manifest.Format, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        _export(recipe, tmp_path / "engine", form)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_format_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'onnx'"):
+        formats.named("onx")
