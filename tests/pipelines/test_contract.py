@@ -248,6 +248,24 @@ def test_without_a_text_encoder_embeddings_are_the_same_noise_at_every_call(
 
 
 @FAMILIES
+def test_dynamic_guidance_is_the_pipelines_own_or_is_refused(video: VideoPipeline) -> None:
+    if not video.dynamic_cfg:
+        with pytest.raises(InputError, match="has no dynamic guidance"):
+            settings(video, dynamic_cfg=True)
+        return
+    run = settings(video, dynamic_cfg=True)
+    found = denoised(video, run, [0])
+    given, latents = inputs(video, run, [0])
+    theirs = video.pipe(
+        prompt_embeds=given.positive, negative_prompt_embeds=given.negative, latents=latents,
+        num_frames=FRAMES, height=HEIGHT, width=WIDTH, num_inference_steps=STEPS,
+        guidance_scale=run.guidance, use_dynamic_cfg=True, output_type="latent",
+    ).frames  # fmt: skip
+    assert torch.equal(found, theirs)
+    assert not torch.allclose(found, denoised(video, settings(video), [0]), atol=1e-3)
+
+
+@FAMILIES
 def test_latents_can_be_exchanged_between_steps(video: VideoPipeline) -> None:
     run, free, forced = settings(video), [], []
 

@@ -240,7 +240,7 @@ def test_a_sweep_over_a_unet(folder: Path, tmp_path: Path) -> None:
     assert {name: r.status for name, r in found.items()} == {
         "fp32": "ok", "int8": "ok", "onnx": "skipped",
     }  # fmt: skip
-    assert "no UNet yet" in found["onnx"].reason
+    assert "not exported yet" in found["onnx"].reason
     assert 20 < found["int8"].quality["psnr"].value < 100
     assert found["int8"].facts["quantized_parameter_share"] > 0.05
     growth = found["int8"].error_growth
