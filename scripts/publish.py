@@ -67,9 +67,13 @@ def _entries(kept: list[tuple[Path, Record]]) -> Iterator[tuple[str, bytes]]:
 
 
 def _report(target: Path, found: list[tuple[Path, Record]]) -> None:
-    print(writer.write(found, [], target / "report"))
-    for drawing in (target / "report").glob("*.svg"):
-        drawing.unlink()
+    """The report anew; contact sheets stay where the runs' own are gone."""
+    out = target / "report"
+    for old in out.glob("*.png"):
+        old.unlink()
+    print(writer.write(found, [], out))
+    for left in (*out.glob("*.svg"), out / writer.MANIFEST):
+        left.unlink()
 
 
 if __name__ == "__main__":
