@@ -13,6 +13,7 @@ from qbench import escape
 from qbench.quality.metrics.base import MetricSpec
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.statistics import paired_difference
+from qbench.quality.verdict import Judged
 from qbench.results.ranking import Ranking, label
 from qbench.results.record import Record
 
@@ -104,7 +105,7 @@ def _row(record: Record, ranking: Ranking) -> Row:
         _peak(record),
         bytes_text(record.weights_bytes),
         *(_quality(record, spec) for spec in QUALITY),
-        judged.text if (judged := ranking.judged.get(record.run)) else MISSING,
+        _word(judged) if (judged := ranking.judged.get(record.run)) else MISSING,
         (record.environment.commit or "unknown")[:20] if len(ranking.commits) > 1 else MISSING,
     )
     return Row(cells, record.status, record.reason)
@@ -128,6 +129,12 @@ def _speed(record: Record, ranking: Ranking) -> str:
         digits += 1  # "1.00x SLOWER" would contradict itself
     value, low, high = (f"{end:.{digits}f}" for end in ends)
     return f"{value}x [{low}, {high}] {word}".rstrip()
+
+
+def _word(judged: Judged) -> str:
+    """The verdict, and beside it how far the videos are where a seed floor tells."""
+    told = judged.distance in ("close", "as far as another seed")
+    return f"{judged.text}, {judged.distance}" if told else judged.text
 
 
 def _quality(record: Record, spec: MetricSpec) -> str:
@@ -208,11 +215,18 @@ def named(record: Record, ranking: Ranking) -> str:
 def verdicts(ranking: Ranking) -> str:
     """Every verdict and what it rests on; empty where none was reached."""
     rows: list[Sequence[str]] = [
-        (named(record, ranking), judged.text, escape.markdown(judged.because) or "no loss")
+        (
+            named(record, ranking),
+            judged.text,
+            judged.distance or MISSING,
+            escape.markdown(judged.because) or "no loss",
+            escape.markdown("; ".join(judged.missing)) or MISSING,
+        )
         for record in ranking.records
         if (judged := ranking.judged.get(record.run))
     ]
-    return grid(("variant", "verdict", "because"), rows) if rows else ""
+    head = ("variant", "verdict", "distance", "because", "not measured")
+    return grid(head, rows) if rows else ""
 
 
 def confusion(ranking: Ranking) -> str:

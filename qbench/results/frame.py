@@ -119,6 +119,7 @@ def _verdict(record: Record, ranking: Ranking) -> Row:
     if judged is None:
         return {}
     line: Row = {"verdict": judged.verdict, "verdict_shown": judged.shown}
+    line["verdict_distance"] = judged.distance
     for tested in judged.tests:
         c = tested.comparison
         line |= {
