@@ -28,8 +28,8 @@ from qbench.quality.statistics import ALPHA, LEAST, Metric, holm, moments
 from qbench.recipe.schema import Verdict
 
 FEW = 8  # videos below which no verdict of no loss goes without a question mark
-# Of the spread of the reference's own features. On the bundled model a skipped block is 2 % away, red
-# and blue swapped 0.4 %, another seed's 48 videos less than 0.1 %, BF16 0.0002 %.
+# Of the spread of the reference's own features. On the bundled model a skipped block is 2 % away,
+# red and blue swapped 0.4 %, another seed's 48 videos less than 0.1 %, BF16 0.0002 %.
 SET_SHARE = 0.002
 SEED_FVD = 1.5  # times another seed's, in records whose set distance has no interval
 SAME = 99.9  # dB: float16 frames that are equal to the bit read 100
