@@ -133,7 +133,7 @@ PARTS = {
         (*BUNDLED, "prompts.count=256"),
         (
             "fp32", "peers/diffusers-torchao", "floor/seed", "floor/kernel", "floor/compiled",
-            "bf16", "fast", "offload/fused", "fp8-dynamic",
+            "bf16", "fast", "exact", "offload/fused", "fp8-dynamic",
             "int8-dynamic", "attention/fp8", "fast-cached", "cache/fast-cached-2",
             "cache/fast-cached-4", "compile", "cache/taylorseer", "cache/pab", "cache/faster",
             "cache/first-block", "cache/half-steps", "fp16", "int8",
