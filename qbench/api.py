@@ -120,8 +120,12 @@ def measure(
             fields["reference"] = _yaml(load_recipe(paths[0]).name)
         planned = plan.plan(paths, fields)
         wanted = load_recipe(paths[-1]).name
-        found = sweep.run(planned, folder, _Silent())
-    record = next(record for _, record in found if record.recipe.name == wanted)
+        swept = sweep.run(planned, folder, _Silent())
+    if swept.interrupted:
+        raise KeyboardInterrupt
+    if swept.stopped:
+        raise InputError(swept.stopped)
+    record = next(record for _, record in swept.finished if record.recipe.name == wanted)
     if record.status == "skipped":
         raise Unsupported(record.reason)
     return record
@@ -132,6 +136,7 @@ class _Silent:
 
     def begin(self, recipe: Recipe, position: int, total: int) -> None: ...
     def event(self, recipe: Recipe, event: object) -> None: ...
+    def note(self, text: str) -> None: ...
     def end(self, record: Record, path: Path, fresh: bool) -> None: ...
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import json
 import os
 import sys
 import tempfile
 from pathlib import Path
 
 CHUNK = 2**20
+LARGE = 2**26  # bytes of a file from which its digest is kept on disk
+DIGESTS = "digests.json"
 
 
 def folder() -> Path:
@@ -88,6 +92,36 @@ def file_digest(path: Path) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _digest(path: str, size: int, modified_ns: int, inode: int) -> str:
+    """Those of large files are kept on disk, for each run is a process of its own."""
+    key = f"{path}:{size}:{modified_ns}:{inode}"
+    if size < LARGE:
+        return _read(path)
+    known = _known()
+    if key not in known:
+        known[key] = _read(path)
+        _keep(known)
+    return known[key]
+
+
+def _known() -> dict[str, str]:
+    try:
+        found = json.loads(kept(DIGESTS).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    items = found.items() if isinstance(found, dict) else ()
+    return {key: value for key, value in items if isinstance(value, str)}
+
+
+def _keep(known: dict[str, str]) -> None:
+    """Atomically; what another process kept meanwhile may be lost, and is then computed again."""
+    with contextlib.suppress(OSError):
+        handle, partial = tempfile.mkstemp(dir=folder(), prefix=f".{DIGESTS}.")
+        with os.fdopen(handle, "w") as file:
+            json.dump(known, file)
+        os.replace(partial, folder() / DIGESTS)
+
+
+def _read(path: str) -> str:
     hashed = hashlib.sha256()
     with open(path, "rb") as file:
         while part := file.read(CHUNK):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,8 +51,6 @@ def _version(wanted: bool) -> None:
 
 def main() -> None:
     """Entry point: errors of the user's are one line and exit code 2."""
-    # Schedulers and time limits send SIGTERM: it ends a sweep as Ctrl-C does, record and all.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except InputError as error:
@@ -91,6 +88,9 @@ def run(
             help="Load the TorchScript network of quality.fvd: it runs code of its own.",
         ),
     ] = False,
+    floors: Annotated[
+        bool, typer.Option(help="Measure the noise floors that verdicts lack, where that is quick.")
+    ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
 ) -> None:
     """Measure recipes: the reference first, each in a process of its own."""
@@ -107,12 +107,16 @@ def run(
         text = f"raw videos will take about {needed / 2**30:.1f} GiB, {room} {free / 2**30:.1f} GiB"
         print(f"qbench: note: {text} free in {one_line(out)}", file=sys.stderr)
     console = _console()
-    finished = sweep.run(planned, out, Progress(console, quiet), fresh)
+    swept = sweep.run(planned, out, Progress(console, quiet), fresh, floors)
+    finished = swept.finished
     for ranking in rankings([(path / store.FILE, record) for path, record in finished]):
         _print(console, ranking)
     _say(console, f"records: {out}")
+    if swept.stopped:
+        print(f"qbench: {one_line(swept.stopped)}", file=sys.stderr)
+        raise SystemExit(1)
     statuses = {record.status for _, record in finished}
-    if "interrupted" in statuses:
+    if swept.interrupted:
         raise SystemExit(130)
     if statuses - {"ok", "skipped"}:
         raise SystemExit(1)

@@ -68,11 +68,11 @@ def doctor(console: Console, device: str) -> None:
     """The machine and what can run on it."""
     from qbench import support
     from qbench.report.tables import bytes_text
-    from qbench.run import sweep
+    from qbench.run import machines
 
     if device not in DEVICES:
         raise InputError(f"--device {device}: no such device{nearest(device, DEVICES)}")
-    environment = sweep.read_environment(device)
+    environment = machines.read_environment(device)
     _head(console, "machine")
     _line(console, "device", f"{environment.device}: {environment.device_name}", "")
     _line(console, "memory", bytes_text(environment.device_memory_bytes), "")

@@ -14,6 +14,7 @@ from qbench.recipe.schema import Recipe
 from qbench.results.record import Record
 from qbench.run.events import Event, StageEntered, StepsDone, WorkPlanned
 
+LARGE = 2**30  # bytes of raw videos from which a user is told of them
 COLOURS = {"ok": "green", "skipped": "yellow"}
 
 
@@ -42,6 +43,8 @@ class Progress:
     def event(self, recipe: Recipe, event: Event) -> None:
         if isinstance(event, WorkPlanned):
             self._total, self._stepped = event.steps, time.monotonic()
+            if event.output_bytes >= LARGE:
+                self.note(f"raw videos will take {event.output_bytes / 2**30:.1f} GiB on disk")
         elif isinstance(event, StepsDone):
             self._steps += event.count
         elif isinstance(event, StageEntered):
@@ -56,6 +59,10 @@ class Progress:
         elif self._total and (quarter := 4 * self._steps // self._total) > self._quarter:
             self._quarter = quarter
             self._plain_line()
+
+    def note(self, text: str) -> None:
+        """A line beside the progress, on a terminal above it; said even when quiet."""
+        self._console.print(Text(f"note: {text}"), soft_wrap=True, highlight=False)
 
     def end(self, record: Record, path: Path, fresh: bool) -> None:
         if self._live:

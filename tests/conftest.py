@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,15 @@ SMALL = [
     "--set=prompts.count=2",
     "--set=measure.repeats=1",
     "--set=measure.warmup=0",
+    "--set=measure.interleave=false",
 ]
+
+
+# The programs that tests start wait for others that time something on this machine. These keep
+# their locks apart, for no figure of a test rests on an idle machine.
+tempfile.gettempdir()  # pytest's own folders stay where they are
+os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="qb-")
+atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
 
 
 def qbench(*words: str, cwd: Path = ROOT, prefix: str = "") -> subprocess.CompletedProcess[str]:

@@ -30,6 +30,8 @@ FEW = [
     "--set=quality.metrics=[psnr, clip_score, adherence, flicker, fvd_reference, kvd_reference, "
     "sharpness, contrast, colour, motion_amount, motion_direction, motion_rhythm]",
     "--set=quality.batch=12",
+    "--set=measure.interleave=false",
+    "--no-floors",
     "--device=cpu",
     "--quiet",
 ]

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qbench.fields import Bytes, Count, Word
+from qbench.fields import Bytes, Count, Line, Word
 
 LIBRARIES = (
     "torch",
@@ -27,6 +27,37 @@ LIBRARIES = (
     "tensorrt-rtx-cu13-libs",
     "numpy",
 )
+
+FAMILIES = (
+    "OMP_",
+    "KMP_",
+    "GOMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "ONEDNN_",
+    "DNNL_",
+    "CUBLAS_",
+    "CUBLASLT_",
+    "CUDNN_",
+    "TORCH_",
+    "TORCHINDUCTOR_",
+    "TORCHDYNAMO_",
+    "TRITON_",
+    "DIFFUSERS_",
+    "MALLOC_",
+)
+VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "NVIDIA_TF32_OVERRIDE",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUDA_MODULE_LOADING",
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",
+    "LD_PRELOAD",
+)
+MEASURING = ("prompts", "pipelines", "optimizations", "engines", "meters", "quality", "run")
 
 
 class Environment(BaseModel):
@@ -47,6 +78,9 @@ class Environment(BaseModel):
     python: Word
     qbench: Word
     commit: Word | None = None
+    code: Word | None = None  # digest of the sources of qbench that measure
+    # Of the process, that choose instructions or threads.
+    variables: Annotated[dict[Word, Line], Field(max_length=200)] = {}
     libraries: Annotated[dict[Word, Word], Field(max_length=100)]
 
     def hardware(self) -> dict[str, object]:
@@ -60,7 +94,14 @@ class Environment(BaseModel):
 
     def software(self) -> dict[str, object]:
         """What must be equal for two figures to come from the same software."""
-        return {"libraries": self.libraries, "cuda": self.cuda, "python": self.python}
+        facts: dict[str, object] = {
+            "libraries": self.libraries,
+            "cuda": self.cuda,
+            "python": self.python,
+        }
+        if self.code:
+            facts |= {"qbench": self.code, "variables": self.variables}
+        return facts
 
     def machine(self) -> str:
         """A short name for people and folders: 'nvidia-h200', 'amd-epyc-2t'."""
@@ -94,8 +135,33 @@ def read(device: str) -> Environment:
         python=platform.python_version(),
         qbench=__version__,
         commit=_commit(),
+        code=_code(),
+        variables=_variables(dict(os.environ)),
         libraries=libraries(),
     )
+
+
+def _variables(environment: dict[str, str]) -> dict[str, str]:
+    """Those that choose instruction sets, threads, precision or allocators."""
+    return {
+        name: value[:500]
+        for name, value in sorted(environment.items())
+        if (name in VARIABLES or name.startswith(FAMILIES)) and not name.endswith("_CACHE_DIR")
+    }
+
+
+def _code() -> str:
+    """A digest of the sources that figures depend on; what only shows them is left out."""
+    import hashlib
+
+    package = Path(__file__).parent.parent
+    hashed = hashlib.sha256()
+    for part in MEASURING:
+        for path in sorted((package / part).rglob("*.[pc]*")):
+            if path.suffix in (".py", ".cu", ".cuh"):
+                hashed.update(f"{path.relative_to(package).as_posix()}:".encode())
+                hashed.update(path.read_bytes())
+    return hashed.hexdigest()[:12]
 
 
 def libraries() -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from qbench.fields import Positive, Word
+from qbench.subprocesses import command
 
 FILE = "ceilings.json"
 SLOW_S = 0.05  # a GEMM that takes longer is not tried at the next size
@@ -114,9 +115,7 @@ def kept(folder: Path, device: str, again: bool = False) -> Ceilings | None:
         known = Ceilings.model_validate_json(path.read_text())
     if known is not None and not again:
         return known
-    done = subprocess.run(
-        [sys.executable, "-m", "qbench.meters.roofline", device], capture_output=True, text=True
-    )
+    done = subprocess.run(command("qbench.meters.roofline", device), capture_output=True, text=True)
     if done.returncode:
         return known
     found = Ceilings.model_validate_json(done.stdout.strip().splitlines()[-1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench import textfile
+from qbench import cache, textfile
 from qbench.errors import InputError, LoadError, Unsupported, brief, nearest, one_line
 from qbench.pipelines import families, folders
 from qbench.recipe.schema import Dtype, Generation, Weights, digest
@@ -69,15 +67,8 @@ class Model:
 
 def _file_digest(path: Path) -> str:
     """SHA-256 of a file, computed again where its size, time or inode is another."""
-    facts = path.stat()
-    return _hashed(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
-
-
-@functools.cache
-def _hashed(path: Path, *_: int) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return cache.file_digest(path)
     except OSError as error:  # loading says so too, and leaves a record
         return f"unreadable: {error.strerror}"
 

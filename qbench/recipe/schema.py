@@ -100,9 +100,10 @@ class Measure(Strict):
     """Timed videos or steps, one by one."""
     warmup: Annotated[int, Field(ge=0, le=99)] = 1
     """Videos or steps before them, after the first call."""
-    interleave: bool = False
+    interleave: bool = True
     """Have the reference take its turn beside each of them, in a process of its own on the same
-    device, so that drift of the machine cancels."""
+    device, so that drift of the machine cancels. Where memory has no room for both, the record says
+    so."""
     timing: bool = True
     """False where the machine does other things besides: reports then show no latency."""
     profile: bool = True
@@ -111,6 +112,11 @@ class Measure(Strict):
     """Simulate a smaller card: torch may take this less what CUDA itself takes of a card."""
     timeout_s: Annotated[float, Field(gt=0, le=31_536_000)] = 3600.0
     """A run that takes longer is ended and recorded as `timeout`."""
+    load_timeout_s: Annotated[float, Field(gt=0, le=31_536_000)] = 900.0
+    """The same for the loading of a model from a folder."""
+    warm_start: bool = True
+    """Time the first call of a compiled variant again, in a second process that finds the
+    compilers' caches filled."""
 
 
 class Fvd(Strict):
@@ -188,7 +194,7 @@ class Quality(Strict):
 _LABELS = ("name", "about", "reference", "noise_floor", "expects", "device")
 _UNMEASURED: dict[str, bool | set[str]] = {
     **dict.fromkeys(_LABELS, True),
-    "measure": {"timeout_s"},
+    "measure": {"timeout_s", "load_timeout_s", "warm_start"},
 }
 
 
@@ -251,7 +257,11 @@ class Recipe(Strict):
 
     def settings_fingerprint(self) -> str:
         """Identifies how it is measured. Only runs that share it may share a ranking."""
-        return digest(self._measured({**_UNMEASURED, "variant": True}))
+        return digest(self.measured_settings())
+
+    def measured_settings(self) -> dict[str, object]:
+        """The fields that runs must share to be compared: all that is measured but the variant."""
+        return self._measured({**_UNMEASURED, "variant": True})
 
     def _measured(self, left_out: dict[str, bool | set[str]]) -> dict[str, object]:
         facts: dict[str, object] = self.model_dump(mode="json", exclude=left_out)

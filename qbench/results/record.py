@@ -41,6 +41,11 @@ VIDEO_STAGES = ("text_encode", "denoise", "decode")  # what a user pays for each
 STAGES = ("load", "quantize", "compile", *VIDEO_STAGES, "save", "quality")
 
 
+# Whether the reference took its turns beside a run, and if not, why: no room for both in memory, or
+# its process died. Empty where it was not asked to.
+Interleaved = Literal["", "pairs", "no room", "reference died"]
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,9 +59,11 @@ class Fingerprints(Strict):
     model: Word  # the weights
     hardware: Word
     software: Word
+    networks: Word = ""  # the weights of the networks that metrics are computed with
 
     def ranking(self) -> tuple[str, ...]:
-        return (self.settings, self.prompts, self.model, self.hardware, self.software)
+        shared = (self.settings, self.prompts, self.model, self.hardware, self.software)
+        return (*shared, self.networks)
 
 
 class Stage(Strict):
@@ -71,6 +78,7 @@ class Reference(Strict):
 
     recipe: Word
     run: Line
+    outputs: Word = ""  # digest of its raw videos
 
 
 Scalar = str | int | float | bool | None
@@ -98,6 +106,10 @@ class Record(Strict):
     reference: Reference | None = None
     stages: Annotated[dict[Word, Stage], Field(max_length=50)] = {}
     first_call_s: Seconds | None = None  # compile stage and first video together
+    # The same in a second process, with what compilers kept of the first.
+    first_call_warm_s: Seconds | None = None
+    # Whether compilers' caches were empty at the start; empty where nobody saw to it.
+    compiler_cache: Literal["", "cold"] = ""
     latency_s: Timings = []  # text_encode + denoise + decode of each steady video, batch 1
     latency: Summary | None = None  # of latency_s, the interval that of the median
     # Each denoise step of each steady video, device time.
@@ -107,8 +119,10 @@ class Record(Strict):
     ] = []
     step_host_s: Timings = []  # unit: step only; the same steps by the host's clock
     step: Summary | None = None  # of the median step of each steady video; unit: step, of steps
-    paired_reference_s: Timings = []  # the reference's turn before each timed unit
+    # The reference's turn before (even) or after (odd) each timed unit.
+    paired_reference_s: Timings = []
     paired_speed_up: Ratio | None = None  # over the reference, of the interleaved pairs
+    interleaved: Interleaved = ""
     gauges: Gauges | None = None  # power, energy, clocks, temperature over the timed units
     work: Work | None = None  # FLOP and bytes of one denoise step
     ceilings: Ceilings | None = None  # what the machine can do at most

@@ -162,7 +162,8 @@ def find(places: list[Path]) -> list[Path]:
         if not place.is_dir():
             found.add(place / FILE if archive.is_run(place) else place)
             continue
-        for folder, _, names in os.walk(place):
+        for folder, inner, names in os.walk(place):
+            inner[:] = [name for name in inner if not name.startswith(".")]  # runs not in place yet
             found |= {Path(folder, name) for name in names if name == FILE or archive.named(name)}
     return sorted(found)
 

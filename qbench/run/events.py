@@ -63,6 +63,13 @@ class ServerFailed:
 
 
 @dataclass(frozen=True)
+class FirstCallDone:
+    """A process that makes the first call alone has made it, in so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RunEnded:
     """The run's process has written its record."""
 
@@ -77,6 +84,7 @@ Event = (
     | ServerReady
     | TurnTaken
     | ServerFailed
+    | FirstCallDone
     | RunEnded
 )
 

@@ -15,6 +15,7 @@ class Job(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     draft: Record  # status "running"; the finished record is made from it
     folder: Path
+    cache: Path | None = None  # of compilers; null leaves them the user's own
     prompts: tuple[str, ...]  # as the sweep read them: a file may change meanwhile
     reference: Path | None = None  # folder of the reference's finished run
     interleaved: bool = False  # the sweep has the reference take its turns beside this run

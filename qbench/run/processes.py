@@ -7,33 +7,106 @@ imports must not start it (see `preload`).
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import multiprocessing.util
 import os
+import shutil
 import signal
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 
 from qbench.run.events import Event
 
 POLL_S = 60.0  # poll takes no wait of any length
 PATIENCE_S = 5.0  # between asking a process to end and ending it
+SAFE = "PYTHONSAFEPATH"  # a user's statistics.py in the current folder is not Python's
+LEAVING_S = 30.0  # that a process which has left its record may take to end
+SOCKETS = "qbench-"  # what the folders of the fork server's sockets begin with, then the process
+
+Work = Callable[[str, Connection], None]
 
 
 def prepare() -> None:
     """Start importing. Returns at once; only the first call counts."""
     from multiprocessing import forkserver
 
+    _own_sockets()
     multiprocessing.get_context("forkserver").set_forkserver_preload(["qbench.run.preload"])
-    forkserver.ensure_running()
+    with _as_program():
+        forkserver.ensure_running()
+
+
+def _own_sockets() -> None:
+    """Have multiprocessing keep its sockets in a folder named for this process.
+
+    Its own are left behind when a process is killed, and nothing tells whose they were. Here the
+    next sweep clears up after one that was.
+    """
+    root = Path(tempfile.gettempdir())
+    for folder in root.glob(f"{SOCKETS}[0-9]*-*"):
+        owner = folder.name.removeprefix(SOCKETS).split("-")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+    settings = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    if settings.get("tempdir") is None:
+        own = tempfile.mkdtemp(prefix=f"{SOCKETS}{os.getpid()}-")
+        settings["tempdir"] = own
+        multiprocessing.util.Finalize(
+            None, shutil.rmtree, args=(own,), kwargs={"ignore_errors": True}, exitpriority=-100
+        )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _as_program() -> Iterator[None]:
+    """Start processes as if from qbench's own command, whatever program this is called from.
+
+    A process that is started anew imports its parent's main module, which for a user's script
+    would run it again, and searches where its parent does, the current folder included.
+    """
+    main, path, safe = sys.modules["__main__"], sys.path.copy(), os.environ.get(SAFE)
+    sys.modules["__main__"] = ModuleType("__main__")
+    sys.modules["__main__"].__spec__ = None
+    sys.path[:] = safe_path(path)
+    os.environ[SAFE] = "1"  # the current folder is no place to import from
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        sys.path[:] = path
+        if safe is None:
+            del os.environ[SAFE]
+        else:
+            os.environ[SAFE] = safe
+
+
+def safe_path(path: list[str]) -> list[str]:
+    """The search path with the current folder last, where qbench itself is in it, or not at all."""
+    here, own = os.getcwd(), str(Path(__file__).parent.parent.parent)
+    kept = [item for item in path if item not in ("", ".", here)]
+    return [*kept, here] if own == here else kept
 
 
 class Child:
     """One process: events come out of it, answers go in. Everything it prints goes to its log."""
 
-    def __init__(self, work: Callable[..., None], job: str, log: Path) -> None:
+    def __init__(self, work: Work, job: str, log: Path) -> None:
         """work(job, connection) runs in the process, which leads a session of its own.
 
         The terminal's Ctrl-C is for the sweep, so the process does not hear it.
@@ -41,16 +114,17 @@ class Child:
         context = multiprocessing.get_context("forkserver")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_begin, args=(work, job, theirs, str(log)))
-        self._process.start()
+        with _as_program():
+            self._process.start()
         theirs.close()
 
-    def events(self, deadline: float | None = None) -> Iterator[Event]:
+    def events(self, deadline: Callable[[], float]) -> Iterator[Event]:
         """Its events as they come, until it ends.
 
-        Raises TimeoutError once the deadline, of time.monotonic, has passed.
+        Raises TimeoutError once the deadline, of time.monotonic, has passed; it may change.
         """
         while True:
-            left = POLL_S if deadline is None else deadline - time.monotonic()
+            left = deadline() - time.monotonic()
             if left <= 0:
                 raise TimeoutError
             try:
@@ -65,18 +139,22 @@ class Child:
 
     def wait(self) -> int:
         """Its exit code, negative for a signal; what it started and left behind is ended."""
-        self._process.join()
+        self._process.join(LEAVING_S)
         self._signal(signal.SIGKILL)
+        self._process.join()
         self._connection.close()
         code = self._process.exitcode
         assert code is not None
         return code
 
-    def end(self) -> None:
-        """End the process and all that it started, compilers among them."""
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            self._signal(sign)
-            self._process.join(PATIENCE_S)
+    def end(self, hurry: Callable[[], bool] = lambda: False) -> None:
+        """End the process and all that it started, compilers among them; at once in a hurry."""
+        self._signal(signal.SIGTERM)
+        until = time.monotonic() + PATIENCE_S
+        while self._process.is_alive() and time.monotonic() < until and not hurry():
+            self._process.join(0.1)
+        self._signal(signal.SIGKILL)
+        self._process.join(PATIENCE_S)
         self._connection.close()
 
     def _signal(self, sign: int) -> None:
@@ -89,7 +167,7 @@ class Child:
                 self._process.kill()
 
 
-def _begin(work: Callable[..., None], job: str, connection: Connection, log: str) -> None:
+def _begin(work: Work, job: str, connection: Connection, log: str) -> None:
     from tqdm import tqdm
 
     os.setsid()
@@ -100,3 +178,27 @@ def _begin(work: Callable[..., None], job: str, connection: Connection, log: str
     for number, target in ((nothing, 0), (file, 1), (file, 2)):
         os.dup2(number, target)
     work(job, connection)
+
+
+def end_with_parent(first: Callable[[], None] = lambda: None) -> None:
+    """From now on this process and all that it started end when the sweep's process is gone.
+
+    `first` is called before, in a thread of its own. The fork server lives as long as any run that
+    it forked, so its death would tell nothing: what is watched is the sweep itself.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sockets = multiprocessing.process.current_process()._config.get(  # type: ignore[attr-defined]
+        "tempdir"
+    )
+
+    def watch() -> None:
+        parent.join()
+        try:
+            first()
+        finally:
+            if sockets:
+                shutil.rmtree(sockets, ignore_errors=True)
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

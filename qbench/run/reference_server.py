@@ -8,24 +8,30 @@ Neither ever works while the other is timed.
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 from qbench.run import worker
 from qbench.run.events import Event, ServerFailed, ServerReady, TurnTaken
 from qbench.run.job import Job
 from qbench.run.processes import Child
 
-LOG = "reference-server.txt"
-
 
 class ReferenceServer:
-    """The reference's process, started at the first turn and kept until `close`."""
+    """The reference's process, started at the first turn and kept until `close`.
+
+    It works in a folder of its own: that of the reference's run is complete, and not its to touch.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._child: Child | None = None
+        self._folder: Path | None = None
         self.failure: ServerFailed | None = None  # why it gives no more turns
 
-    def turn(self, number: int, deadline: float | None = None) -> float:
+    def turn(self, number: int, deadline: Callable[[], float]) -> float:
         """Seconds that the reference takes for the unit of this number; NaN once it has died.
 
         Raises TimeoutError where the deadline (of time.monotonic) passes first.
@@ -37,19 +43,20 @@ class ReferenceServer:
             child.answer(number)
             taken = self._next(TurnTaken, deadline)
             return taken.seconds if isinstance(taken, TurnTaken) else math.nan
-        except (OSError, EOFError) as error:
-            if isinstance(error, TimeoutError):
-                raise
-            self._failed(ServerFailed("the reference's process died", out_of_memory=False))
+        except TimeoutError:
+            raise
+        except (OSError, EOFError):
+            self._failed(ServerFailed("its process died", out_of_memory=False))
             return math.nan
 
-    def _start(self, deadline: float | None) -> Child:
-        log = self._job.folder / LOG
-        self._child = Child(worker.serve, self._job.model_dump_json(), log)
+    def _start(self, deadline: Callable[[], float]) -> Child:
+        self._folder = Path(tempfile.mkdtemp(prefix="qbench-reference-"))
+        job = self._job.model_copy(update={"folder": self._folder})
+        self._child = Child(worker.serve, job.model_dump_json(), self._folder / "log.txt")
         self._next(ServerReady, deadline)
         return self._child
 
-    def _next(self, awaited: type[Event], deadline: float | None) -> Event:
+    def _next(self, awaited: type[Event], deadline: Callable[[], float]) -> Event:
         """The next event of this type. Raises EOFError where the process ends before it."""
         for event in self._child.events(deadline) if self._child else ():
             if isinstance(event, awaited):
@@ -62,10 +69,11 @@ class ReferenceServer:
         self.failure = self.failure or failure
         self.close()
 
-    def close(self) -> None:
+    def close(self, hurry: Callable[[], bool] = lambda: False) -> None:
         """End the process. A turn after this is NaN."""
-        self.failure = self.failure or ServerFailed("closed", out_of_memory=False)
+        self.failure = self.failure or ServerFailed("it was ended", out_of_memory=False)
         if self._child is not None:
-            self._child.end()
+            self._child.end(hurry)
             self._child = None
-        (self._job.folder / LOG).unlink(missing_ok=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qbench.errors import Unsupported
-from qbench.quality.outputs import FOLDER, Outputs
+from qbench.errors import InputError, Unsupported
+from qbench.quality.outputs import FOLDER, Outputs, video_bytes
 from qbench.run.events import StepsDone
 from qbench.run.job import Job
 from qbench.run.stages import Stages
@@ -127,6 +127,13 @@ class Session:
         """Whether videos are made whose quality means something."""
         return self.recipe.measure.unit == "video" and self.recipe.weights == "pretrained"
 
+    def output_bytes(self) -> int:
+        """What the raw videos of all prompts will take on disk; none where none are kept."""
+        if not self.compared:
+            return 0
+        made = self.generation
+        return len(self.prompts) * video_bytes(made.frames, made.height, made.width)
+
     def keep_denoiser_alone(self) -> None:
         """What other stages hold leaves the device: a step needs none of it."""
         self.pipeline.keep_denoiser_alone()
@@ -153,6 +160,7 @@ def prepare(job: Job, stages: Stages) -> Session:
     _check_support(job)
     session = _load(job, stages)
     _check_model(session)
+    _check_disk(session)
     work = _count_work(session)
     _quantize(session, work)
     _compile(session)
@@ -186,6 +194,7 @@ def _load(job: Job, stages: Stages) -> Session:
         variant.memory.offload is not None,
         recipe.weights_variant,
     )
+    _check_weights(job, model)
     generation = pipeline.resolve(model, recipe.generation, variant.step_share)
     session = Session(job, stages, model, pipeline, generation)
     _check_step_share(session)
@@ -203,6 +212,28 @@ def _load(job: Job, stages: Stages) -> Session:
         recorder.note(STEPS_NOTE)
     stages.leave("load")
     return session
+
+
+def _check_disk(session: Session) -> None:
+    """Refuse to begin what cannot be kept: raw videos are large, and come at the very end."""
+    import shutil
+
+    need, folder = session.output_bytes(), session.job.folder
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        made = session.generation
+        raise InputError(
+            f"prompts.count: {len(session.prompts)} raw videos of {made.frames}x{made.height}x"
+            f"{made.width} take {need / 2**30:.3g} GiB, and {folder} has {free / 2**30:.3g} GiB "
+            "free: choose fewer prompts, or another folder with --out"
+        )
+
+
+def _check_weights(job: Job, model: Model) -> None:
+    """The digest in the record must be that of the weights that were loaded."""
+    known = job.draft.fingerprints.model
+    if known and model.digest(job.draft.recipe.weights) != known:
+        raise InputError(f"model {model.source}: its files changed while the sweep was running")
 
 
 def _set_up_memory(job: Job) -> None:

@@ -7,37 +7,30 @@ the sweep goes on. What is already complete for the same fingerprints is not run
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from qbench import cache
-from qbench.errors import InputError
-from qbench.meters import roofline
 from qbench.meters.environment import Environment
-from qbench.meters.roofline import Ceilings
 from qbench.pipelines import specs
-from qbench.prompts import PromptSet
 from qbench.quality import networks
-from qbench.quality.outputs import FOLDER, Outputs
 from qbench.recipe.schema import Recipe, digest
 from qbench.results import store
-from qbench.results.record import Fingerprints, Record, Reference, Status
-from qbench.run import processes, recorder, worker
-from qbench.run.events import Event, StageEntered, TurnAsked
+from qbench.results.record import Fingerprints, Record, Reference
+from qbench.run import execution, floors, folders, locks, processes, recorder
+from qbench.run.events import Event
+from qbench.run.execution import Limits, Stopped
+from qbench.run.interrupts import Interrupts
 from qbench.run.job import Job
+from qbench.run.machines import Machines, no_room_beside
 from qbench.run.plan import Planned
-from qbench.run.processes import Child
 from qbench.run.reference_server import ReferenceServer
 
-DONE = ("ok", "invalid")  # a record with such a status is complete
-LABELS = ("about", "reference", "noise_floor", "expects")
+Finished = tuple[Path, Record]
 
 
 class Watcher(Protocol):
@@ -45,246 +38,347 @@ class Watcher(Protocol):
 
     def begin(self, recipe: Recipe, position: int, total: int) -> None: ...
     def event(self, recipe: Recipe, event: Event) -> None: ...
+    def note(self, text: str) -> None: ...
     def end(self, record: Record, path: Path, fresh: bool) -> None: ...
 
 
+@dataclass(frozen=True)
+class Swept:
+    """Each recipe's record with its folder, in order, and whether the sweep came to its end."""
+
+    finished: list[Finished]
+    interrupted: bool = False
+    stopped: str = ""  # why it could not go on
+
+
 def run(
-    planned: list[Planned], out: Path, watcher: Watcher, fresh: bool = False
-) -> list[tuple[Path, Record]]:
-    """Run what is not complete. Returns each recipe's record with its folder, in order.
+    planned: list[Planned],
+    out: Path,
+    watcher: Watcher,
+    fresh: bool = False,
+    noise_floors: bool = False,
+) -> Swept:
+    """Run what is not complete.
 
-    With `fresh`, the recipes that were named run again. KeyboardInterrupt ends the sweep after
-    the record of the interrupted run is written.
+    fresh: the recipes that were named run again; what was complete is replaced once they are.
+    noise_floors: where verdicts will be given, the floors that are missing are measured too.
     """
-    processes.prepare()
-    finished: dict[str, tuple[Path, Record]] = {}
-    machines = _Machines(out)
-    servers: dict[str, ReferenceServer] = {}
-    texts = {item.recipe.name: item.prompts for item in planned}
-    try:
-        for position, item in enumerate(planned, 1):
-            recipe = item.recipe
-            reference = None if recipe.is_reference else finished.get(recipe.reference or "")
-            draft = _draft(item, machines.environment(recipe.device), reference)
-            folder = (
-                machines.folder(recipe.device) / f"{recipe.plain_name}-{_short(draft.fingerprints)}"
-            )
-            old = None if fresh and not item.implied else _complete(folder, draft)
-            watcher.begin(recipe, position, len(planned))
-            if old is None:
-                draft = draft.model_copy(update={"ceilings": machines.ceilings(recipe.device)})
-            server = None
-            if recipe.measure.interleave and draft.reference and reference and not old:
-                job = _job(reference[1], reference[0], texts[reference[1].recipe.name])
-                server = servers.setdefault(draft.reference.run, ReferenceServer(job))
-            where = reference[0] if reference else None
-            record = old or _execute(draft, folder, item.prompts, where, watcher, server)
-            watcher.end(record, folder, fresh=old is None)
-            if old is None and record.beats_peak():
-                machines.calibrate_again(recipe.device)
-            finished[recipe.name] = (folder, record)
+    with Interrupts() as interrupts:
+        sweep = _Sweep(list(planned), out, watcher, fresh, noise_floors, interrupts)
+        interrupted, stopped = False, ""
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            processes.prepare()
+            interrupted = sweep.all()
+        except KeyboardInterrupt:
+            interrupted = True
+        except Stopped as error:
+            stopped = str(error)
+        except OSError as error:
+            if error.filename is None or not Path(error.filename).is_relative_to(out):
+                raise
+            stopped = f"{error.filename}: {error.strerror}"
+        finally:
+            with interrupts.held():
+                sweep.close()
+    return Swept(list(sweep.finished.values()), interrupted, stopped)
+
+
+class _Sweep:
+    """What the runs of a sweep share."""
+
+    def __init__(
+        self,
+        queue: list[Planned],
+        out: Path,
+        watcher: Watcher,
+        fresh: bool,
+        noise_floors: bool,
+        interrupts: Interrupts,
+    ) -> None:
+        self._queue, self._watcher, self._interrupts = queue, watcher, interrupts
+        self._fresh, self._noise_floors = fresh, noise_floors
+        self._machines = Machines(out)
+        self._servers: dict[str, ReferenceServer] = {}
+        self.finished: dict[str, Finished] = {}
+
+    def all(self) -> bool:
+        """Run the queue. Whether the user interrupted it."""
+        position = 0
+        while position < len(self._queue):
+            item = self._queue[position]
+            position += 1
+            self._watcher.begin(item.recipe, position, len(self._queue))
+            folder, record = self._one(item)
+            self.finished[item.recipe.name] = (folder, record)
             if record.status == "interrupted":
-                break
-    finally:
-        for server in servers.values():
-            server.close()
-    return list(finished.values())
+                return True
+            if item.recipe.is_reference and record.status == "ok" and self._noise_floors:
+                self._queue[position:position] = self._floors(item, record)
+        return False
 
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.close(lambda: self._interrupts.hurry)
 
-class _Machines:
-    """What is read once a sweep of each device that recipes ask for."""
+    # One run ---------------------------------------------------------------------------------
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
-        self._environments: dict[str, Environment] = {}
-        self._ceilings: dict[str, Ceilings | None] = {}
+    def _one(self, item: Planned) -> Finished:
+        recipe = item.recipe
+        environment = self._machines.environment(recipe.device)
+        reference = None if recipe.is_reference else self.finished.get(recipe.reference or "")
+        draft = self._draft(item, environment, reference)
+        folder = self._machines.folder(recipe.device) / _folder_name(draft)
+        with ExitStack() as locked:
+            locked.enter_context(self._locked(locks.of_folder(folder), recipe))
+            used = reference if draft.reference else None
+            if used:
+                locked.enter_context(self._locked(locks.of_folder(used[0]), recipe, shared=True))
+            old = folders.complete(folder, draft)
+            if old is not None and (not self._fresh or item.implied):
+                kept = _relabelled(old, draft)
+                if kept != old:
+                    execution.keep(kept, folder)
+                self._watcher.end(kept, folder, fresh=False)
+                return folder, kept
+            earlier = _readable(folder)
+            device = locks.of_device(environment.device)
+            locked.enter_context(self._locked(device, recipe, shared=not recipe.measure.timing))
+            record = self._measured(item, draft, folder, used)
+        self._watcher.end(record, folder, fresh=True)
+        if record.beats_peak():
+            self._machines.calibrate_again(recipe.device)
+        if recipe.is_reference and earlier and record.status in folders.DONE:
+            self._tell_compared(folder, earlier, record)
+        return folder, record
 
-    def environment(self, device: str) -> Environment:
-        if device not in self._environments:
-            self._environments[device] = read_environment(device)
-        return self._environments[device]
+    @contextmanager
+    def _locked(self, path: Path, recipe: Recipe, shared: bool = False) -> Iterator[None]:
+        def waiting(holder: str) -> None:
+            self._watcher.note(f"{recipe.name}: waiting for {holder}")
 
-    def folder(self, device: str) -> Path:
-        return self._out / self.environment(device).machine()
+        with locks.held(path, f"qbench run {recipe.name}", waiting, shared):
+            yield
 
-    def ceilings(self, device: str) -> Ceilings | None:
-        if device not in self._ceilings:
-            self._ceilings[device] = roofline.kept(
-                self._calibration(device), self.environment(device).device
+    def _measured(
+        self, item: Planned, draft: Record, folder: Path, reference: Finished | None
+    ) -> Record:
+        """Run in a folder beside what is complete, and put in its place at the end."""
+        recipe = item.recipe
+        draft = recorder.changed(
+            draft, ceilings=self._machines.ceilings(recipe.device), compiler_cache="cold"
+        )
+        server, why_not = self._server(item, reference)
+        if why_not:
+            draft = recorder.changed(
+                draft,
+                interleaved="no room",
+                notes=[*draft.notes, f"not interleaved: {why_not}"],
             )
-        return self._ceilings[device]
+        record = self._attempt(item, draft, folder, reference, server)
+        if server and record.status == "oom":
+            # Alone it may fit: the reference's process holds memory for as long as it waits.
+            server.close()
+            note = "not interleaved: beside the reference's process it ran out of memory"
+            draft = recorder.changed(draft, interleaved="no room", notes=[*draft.notes, note])
+            record = self._attempt(item, draft, folder, reference, None)
+        return record
 
-    def calibrate_again(self, device: str) -> None:
-        self._ceilings[device] = roofline.kept(
-            self._calibration(device), self.environment(device).device, again=True
+    def _attempt(
+        self,
+        item: Planned,
+        draft: Record,
+        folder: Path,
+        reference: Finished | None,
+        server: ReferenceServer | None,
+    ) -> Record:
+        work = folders.work_folder(folder).resolve()
+        job = self._job(
+            item, draft, work, reference and reference[0], interleaved=server is not None
+        )
+        limits = Limits(draft.recipe, specs.find(draft.recipe.model).local)
+        record = execution.execute(job, limits, self._watcher, server, self._interrupts)
+        measure = draft.recipe.measure
+        try:
+            if record.status == "ok" and measure.timing and measure.warm_start and _builds(record):
+                warm = execution.warm_first_call(job, limits, self._watcher, self._interrupts)
+                if warm is not None:
+                    record = recorder.changed(record, first_call_warm_s=warm)
+                    execution.keep(record, work)
+        finally:
+            with self._interrupts.held():
+                shutil.rmtree(work / execution.CACHE, ignore_errors=True)
+                folders.settle(work, folder.resolve(), record)
+        return record
+
+    def _job(
+        self,
+        item: Planned,
+        draft: Record,
+        folder: Path,
+        reference: Path | None,
+        interleaved: bool = False,
+    ) -> Job:
+        return Job(
+            draft=draft,
+            folder=folder,
+            cache=folder / execution.CACHE,
+            prompts=item.prompts.prompts,
+            reference=reference and reference.resolve(),
+            interleaved=interleaved,
         )
 
-    def _calibration(self, device: str) -> Path:
-        found = self.environment(device)
-        machine = digest([found.hardware(), found.software()])
-        return cache.folder() / f"{found.machine()}-{machine}"
+    def _server(
+        self, item: Planned, reference: Finished | None
+    ) -> tuple[ReferenceServer | None, str]:
+        """The reference's process for this run, and why there is none though one was asked for."""
+        measure = item.recipe.measure
+        asked = measure.interleave and measure.timing and not (item.implied and reference)
+        if not asked or reference is None:
+            return None, ""
+        folder, record = reference
+        known = self._servers.get(record.run)
+        if known and known.failure and known.failure.out_of_memory:
+            return None, "the reference's process ran out of memory beside another"
+        if why_not := no_room_beside(record):
+            return None, why_not
+        if known is None or known.failure:
+            job = self._job(item, record, folder.resolve(), None)
+            job = job.model_copy(update={"cache": None})
+            self._servers[record.run] = ReferenceServer(job)
+        return self._servers[record.run], ""
 
+    # Before and after a run ------------------------------------------------------------------
 
-def _draft(
-    item: Planned, environment: Environment, reference: tuple[Path, Record] | None
-) -> Record:
-    recipe = item.recipe
-    model = specs.find(recipe.model)
-    now = datetime.now(UTC)
-    usable = reference if reference and reference[1].status == "ok" else None
-    return Record(
-        run=f"{recipe.plain_name}-{now:%Y%m%dT%H%M%S}-{os.getpid()}",
-        recipe=recipe,
-        overrides=item.overrides,
-        started=now.isoformat(timespec="seconds"),
-        environment=environment,
-        fingerprints=Fingerprints(
+    def _draft(self, item: Planned, environment: Environment, reference: Finished | None) -> Record:
+        recipe = item.recipe
+        model = specs.find(recipe.model)
+        now = datetime.now(UTC)
+        fingerprints = Fingerprints(
             recipe=recipe.fingerprint(),
-            settings=_settings(recipe, model),
+            settings=recipe.settings_fingerprint(),
             prompts=item.prompts.digest(),
             model=model.digest(recipe.weights),
             hardware=digest(environment.hardware()),
             software=digest(environment.software()),
-        ),
-        reference=Reference(recipe=usable[1].recipe.name, run=usable[1].run) if usable else None,
+            networks=_networks(recipe),
+        )
+        compared, notes = None, []
+        if reference and reference[1].status == "ok":
+            theirs = reference[1]
+            if theirs.fingerprints.ranking() == fingerprints.ranking():
+                compared = Reference(
+                    recipe=theirs.recipe.name, run=theirs.run, outputs=theirs.outputs_sha256
+                )
+            else:
+                notes.append(_incomparable(recipe, fingerprints, theirs))
+        return Record(
+            run=f"{recipe.plain_name}-{now:%Y%m%dT%H%M%S}-{os.getpid()}",
+            recipe=recipe,
+            overrides=item.overrides,
+            started=now.isoformat(timespec="seconds"),
+            environment=environment,
+            fingerprints=fingerprints,
+            reference=compared,
+            notes=notes,
+        )
+
+    def _floors(self, item: Planned, reference: Record) -> list[Planned]:
+        """The noise floors to measure before the verdicts that rest on them."""
+        recipe, others = reference.recipe, [other.recipe for other in self._queue]
+        if not floors.wanted(reference, others):
+            return []
+        missing = floors.missing(recipe, others, reference.environment.device)
+        chosen, seconds = floors.affordable(missing, reference)
+        if left := [floor.name for floor in missing if floor not in chosen]:
+            self._watcher.note(
+                f"noise floors not measured: {', '.join(left)}; all would take about "
+                f"{seconds / 60:.0f} minutes: run floor for verdicts that rest on them"
+            )
+        return [Planned(floor, item.prompts, implied=True) for floor in chosen]
+
+    def _tell_compared(self, folder: Path, earlier: Record, record: Record) -> None:
+        """Runs that were compared with what is replaced: theirs again, or said to be not."""
+        lost = []
+        for path in sorted(folder.parent.glob(f"*/{store.FILE}")):
+            try:
+                other = store.read(path)
+            except store.Unreadable:
+                continue
+            if other.reference is None or other.reference.run != earlier.run:
+                continue
+            same = other.reference.outputs and other.reference.outputs == record.outputs_sha256
+            if not same:
+                lost.append(other.recipe.name)
+                continue
+            renewed = other.reference.model_copy(update={"run": record.run})
+            execution.keep(recorder.changed(other, reference=renewed), path.parent)
+        named = {item.recipe.name for item in self._queue}
+        if lost := [name for name in lost if name not in named]:
+            self._watcher.note(
+                f"{record.recipe.name} made other videos than before; compared with the earlier "
+                f"ones, and to be run again for a verdict: {', '.join(lost)}"
+            )
+
+
+def _networks(recipe: Recipe) -> str:
+    """A digest of the networks that the recipe's metrics are computed with; empty without any."""
+    if recipe.weights == "random" or recipe.measure.unit == "step":
+        return ""
+    return networks.digest_of(recipe.quality, specs.find(recipe.model))
+
+
+def _folder_name(draft: Record) -> str:
+    """The recipe, and a digest of all that must be equal for its record to be used again."""
+    recipe = draft.recipe
+    parts = [draft.fingerprints.model_dump(), None if recipe.is_reference else recipe.reference]
+    return f"{recipe.plain_name}-{digest(parts)[:8]}"
+
+
+def _relabelled(old: Record, draft: Record) -> Record:
+    """A complete record under the recipe as it is asked for now.
+
+    Labels (about, noise_floor, expects ...) change nothing that was measured, and the reference may
+    have been run again to the same videos.
+    """
+    return recorder.changed(
+        old, recipe=draft.recipe, overrides=draft.overrides, reference=draft.reference
     )
 
 
-def _settings(recipe: Recipe, model: specs.Model) -> str:
-    """How it is measured, the metric networks included: other weights give other figures."""
-    return digest([recipe.settings_fingerprint(), networks.digest_of(recipe.quality, model)])
-
-
-def _short(fingerprints: Fingerprints) -> str:
-    return digest(fingerprints.model_dump())[:8]
-
-
-def _complete(folder: Path, draft: Record) -> Record | None:
-    """The record already there, if it is whole and was compared with the same reference run."""
+def _readable(folder: Path) -> Record | None:
     try:
-        old = store.read(folder / store.FILE)
+        return store.read(folder / store.FILE)
     except store.Unreadable:
         return None
-    same = old.fingerprints == draft.fingerprints and old.reference == draft.reference
-    if same and old.recipe.is_reference and not _has_videos(old, folder):
-        return None  # others are compared with them, so they are made anew
-    return _relabelled(old, draft, folder) if same and old.status in DONE else None
 
 
-def _relabelled(old: Record, draft: Record, folder: Path) -> Record:
-    """The record with what its recipe says about itself today: nothing of that is measured."""
-    labels = {name: getattr(draft.recipe, name) for name in LABELS}
-    if labels == {name: getattr(old.recipe, name) for name in LABELS}:
-        return old
-    recipe = old.recipe.model_copy(update=labels)
-    new = old.model_copy(update={"recipe": recipe, "overrides": draft.overrides})
-    store.write(new, folder)
-    return new
+def _builds(record: Record) -> bool:
+    """Whether the first call had something to compile that a cache may keep."""
+    return record.recipe.variant.compile is not None
 
 
-def _has_videos(record: Record, folder: Path) -> bool:
-    """Whether the videos of a complete run are there. Raises InputError where others are."""
-    if "outputs" not in record.files:
-        return True  # it made none
-    return Outputs(folder / FOLDER).verify(record.outputs_sha256, record.videos)
+def _incomparable(recipe: Recipe, ours: Fingerprints, theirs: Record) -> str:
+    """Why a run is not compared with its reference: what differs beside the variant."""
+    a, b = _settings(recipe), _settings(theirs.recipe)
+    differing = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+    if not differing:
+        pairs = zip(ours.ranking(), theirs.fingerprints.ranking(), strict=True)
+        names = ("settings", "prompts", "model", "hardware", "software", "networks")
+        differing = [name for name, (x, y) in zip(names, pairs, strict=True) if x != y]
+    return f"not compared with {theirs.recipe.name}, which differs in {', '.join(differing)}"
 
 
-def read_environment(device: str) -> Environment:
-    """Read in a process of its own, so that this one never holds a GPU's memory."""
-    done = subprocess.run(
-        [sys.executable, "-m", "qbench.meters.environment", device],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode == 2:
-        raise InputError(done.stderr.strip().splitlines()[-1])
-    if done.returncode:
-        raise RuntimeError(f"the environment could not be read: {done.stderr.strip()[-500:]}")
-    return Environment.model_validate_json(done.stdout.strip().splitlines()[-1])
+def _settings(recipe: Recipe) -> dict[str, object]:
+    """The fields that runs must share to be compared, by their dotted names."""
+    found: dict[str, object] = {}
 
+    def walk(tree: dict[str, object], above: str) -> None:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                walk(value, f"{above}{name}.")
+            else:
+                found[above + name] = value
 
-def _job(
-    draft: Record,
-    folder: Path,
-    prompts: PromptSet,
-    reference: Path | None = None,
-    interleaved: bool = False,
-) -> Job:
-    return Job(
-        draft=draft,
-        folder=folder.resolve(),
-        prompts=prompts.prompts,
-        reference=reference and reference.resolve(),
-        interleaved=interleaved,
-    )
-
-
-def _execute(
-    draft: Record,
-    folder: Path,
-    prompts: PromptSet,
-    reference: Path | None,
-    watcher: Watcher,
-    server: ReferenceServer | None,
-) -> Record:
-    """One process from start to end; its record, or one that says how it died."""
-    folder.mkdir(parents=True, exist_ok=True)
-    usable = reference if draft.reference else None
-    job = _job(draft, folder, prompts, usable, interleaved=server is not None)
-    store.write(draft, folder)
-    stage, limit = "start", draft.recipe.measure.timeout_s
-    deadline = time.monotonic() + limit
-    child: Child | None = None
-    try:
-        with _interrupt_held():  # a process that was started is a process that is ended
-            child = Child(worker.run, job.model_dump_json(), folder / "log.txt")
-        for event in child.events(deadline):
-            if isinstance(event, StageEntered):
-                stage = event.stage
-            elif isinstance(event, TurnAsked) and server:
-                child.answer(server.turn(event.number, deadline))
-            watcher.event(draft.recipe, event)
-        code = child.wait()
-    except TimeoutError:
-        assert child is not None
-        child.end()
-        reason = f"took longer than measure.timeout_s = {limit:g} s"
-        return _ended(draft, folder, "timeout", reason, stage)
-    except KeyboardInterrupt:
-        if child is not None:
-            child.end()
-        return _ended(draft, folder, "interrupted", "stopped by the user", stage)
-    try:
-        record = store.read(folder / store.FILE)
-    except store.Unreadable as error:
-        return _ended(draft, folder, "crashed", str(error), stage)
-    if record.status != "running":
-        return record
-    return _ended(draft, folder, "crashed", _how(code), stage)
-
-
-@contextmanager
-def _interrupt_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is left, so that none falls inside it."""
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
-
-
-def _ended(draft: Record, folder: Path, status: Status, reason: str, stage: str) -> Record:
-    record = recorder.ended(draft, status, reason, stage)
-    store.write(record, folder)
-    return record
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"the process ended with exit code {code} and left no record; see its log"
-    name = signal.Signals(-code).name
-    hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
-    return f"the process died of {name}{hint}"
+    walk(recipe.measured_settings(), "")
+    return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
-from qbench.results.record import Stage
+from qbench.results.record import Interleaved, Stage
 from qbench.run.events import ServerReady, StepsDone, TurnTaken, WorkPlanned
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Pairs:
 
     reference_s: list[float] = field(default_factory=list)
     speed_up: Ratio | None = None
+    state: Interleaved = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Timings:
             "step_host_s": self.step_host_s,
             "paired_reference_s": self.pairs.reference_s,
             "paired_speed_up": self.pairs.speed_up,
+            "interleaved": self.pairs.state,
         }
 
 
@@ -80,12 +82,12 @@ class Turns:
         """With the run's own seconds; none, and a note, where the reference ended early."""
         from qbench.quality.statistics import paired_speed_up
 
-        if not self._reference:
-            return Pairs()
+        if not self._paired:
+            return Pairs(state=self._recorder.record.interleaved)
         if not all(map(math.isfinite, self._reference)):
             self._recorder.note(ENDED_NOTE)
-            return Pairs()
-        return Pairs(self._reference, paired_speed_up(self._reference, own))
+            return Pairs(state="reference died")
+        return Pairs(self._reference, paired_speed_up(self._reference, own), "pairs")
 
 
 def time(session: Session) -> Timings:
@@ -97,6 +99,18 @@ def built_s(session: Session) -> float:
     """What compiling, or building an engine, took before the first call."""
     stage = session.recorder.record.stages.get("compile")
     return stage.seconds[0] if stage else 0.0
+
+
+def first_call(session: Session) -> float:
+    """Seconds of the first call alone, in the recipe's unit: building, and one video or step."""
+    if session.recipe.measure.unit == "video":
+        return first_video(session)
+    from qbench.meters.clock import UnitTimer
+
+    timer, conditioning = UnitTimer(session.device), session.encode([0])
+    timer.begin()
+    session.denoise(conditioning, [0], steps=1)
+    return timer.end()[1] + built_s(session)
 
 
 def first_video(session: Session) -> float:
@@ -116,7 +130,8 @@ def _videos(session: Session) -> Timings:
     from qbench.quality.statistics import summarise
 
     measured, stages = session.recipe.measure, session.stages
-    session.link.emit(WorkPlanned(_videos_ahead(session) * session.generation.steps))
+    ahead = _videos_ahead(session) * session.generation.steps
+    session.link.emit(WorkPlanned(ahead, session.output_bytes()))
     first_call_s = first_video(session)
     warm_up(session)
     gauges, turns = GaugeMeter(session.device), Turns(session)

@@ -7,18 +7,38 @@ that record. `serve` is the process of the reference of interleaved runs, which 
 
 from __future__ import annotations
 
+import os
+import threading
 import time as clock
 from multiprocessing.connection import Connection
 
 from qbench.results.record import Record, Status
-from qbench.results.store import write
-from qbench.run import failures, recorder
-from qbench.run.events import Event, Link, RunEnded, ServerFailed, StageEntered, StepsDone
+from qbench.results.store import FILE, Unreadable, read, write
+from qbench.run import failures, processes, recorder
+from qbench.run.events import (
+    Event,
+    FirstCallDone,
+    RunEnded,
+    ServerFailed,
+    StageEntered,
+    StepsDone,
+    TurnAsked,
+)
 from qbench.run.job import Job
 from qbench.run.recorder import Recorder
 from qbench.run.stages import Stages
 
+# Folders in which compilers keep what they made, which decide how long a first call takes.
+CACHES = {
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "CUDA_CACHE_PATH": "driver",
+}
 STEPS_EVERY_S = 0.2  # a run must not spend its time on saying how far it is
+
+
+class SweepGone(BaseException):
+    """Nobody is at the other end any more. Not an Exception: the run itself has not failed."""
 
 
 class Line:
@@ -35,24 +55,34 @@ class Line:
             if now - self._last < STEPS_EVERY_S:
                 return
         if self._steps:
-            self._connection.send(StepsDone(self._steps))
+            self._send(StepsDone(self._steps))
             self._steps, self._last = 0, now
         if not isinstance(event, StepsDone):
-            self._connection.send(event)
+            self._send(event)
 
     def reference_turn(self, number: int) -> float:
-        from qbench.run.events import TurnAsked
-
         self.emit(TurnAsked(number))
-        return float(self._connection.recv())
+        return float(self._receive())
 
     def next_turn(self) -> int:
-        return int(self._connection.recv())
+        return int(self._receive())
+
+    def _send(self, event: Event) -> None:
+        try:
+            self._connection.send(event)
+        except OSError as error:
+            raise SweepGone from error
+
+    def _receive(self) -> float:
+        try:
+            value: float = self._connection.recv()
+        except (OSError, EOFError) as error:
+            raise SweepGone from error
+        return value
 
 
-def execute(job: Job, link: Link) -> Record:
+def execute(job: Job, stages: Stages) -> Record:
     """Run the job and return the finished record, whatever it came to."""
-    stages = Stages(Recorder(job.draft), link)
     try:
         status, reason = _all(job, stages)
         return recorder.ended(stages.recorder.record, status, reason)
@@ -93,13 +123,41 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     return "ok", ""
 
 
+class _Leaving:
+    """Writes the run's record, once, and only where the folder still waits for this run's."""
+
+    def __init__(self, job: Job, stages: Stages) -> None:
+        self._job, self._stages = job, stages
+        self._lock = threading.Lock()
+
+    def leave(self, record: Record) -> None:
+        with self._lock:
+            try:
+                there = read(self._job.folder / FILE)
+            except Unreadable:
+                return
+            if there.run == record.run and there.status == "running":
+                write(record, self._job.folder)
+
+    def interrupted(self) -> None:
+        stages = self._stages
+        reason = "the sweep that it belongs to ended"
+        self.leave(recorder.ended(stages.recorder.record, "interrupted", reason, stages.name))
+
+
 def run(job: str, connection: Connection) -> None:
     """Execute the job, given as JSON, and leave its record."""
-    parsed, line = Job.model_validate_json(job), Line(connection)
+    parsed, line = _begun(job, connection)
+    stages = Stages(Recorder(parsed.draft), line)
+    leaving = _Leaving(parsed, stages)
+    processes.end_with_parent(leaving.interrupted)
     line.emit(StageEntered("start"))
-    record = execute(parsed, line)
-    write(record, parsed.folder)
-    line.emit(RunEnded(record.status))
+    try:
+        record = execute(parsed, stages)
+        leaving.leave(record)
+        line.emit(RunEnded(record.status))
+    except SweepGone:
+        leaving.interrupted()
 
 
 def serve(job: str, connection: Connection) -> None:
@@ -107,10 +165,33 @@ def serve(job: str, connection: Connection) -> None:
     from qbench.run import timing
     from qbench.run.session import prepare
 
-    parsed, line = Job.model_validate_json(job), Line(connection)
+    parsed, line = _begun(job, connection)
+    processes.end_with_parent()
     try:
         timing.serve(prepare(parsed, Stages(Recorder(parsed.draft), line)))
+    except SweepGone:
+        return
     except Exception as error:
         failure = failures.understood(error)
         line.emit(ServerFailed(failure.reason, failure.status == "oom"))
         raise
+
+
+def first_call(job: str, connection: Connection) -> None:
+    """Make the first call alone, with what compilers keep in the job's cache folder."""
+    from qbench.run import timing
+    from qbench.run.session import prepare
+
+    parsed, line = _begun(job, connection)
+    processes.end_with_parent()
+    session = prepare(parsed, Stages(Recorder(parsed.draft), line))
+    line.emit(FirstCallDone(timing.first_call(session)))
+
+
+def _begun(job: str, connection: Connection) -> tuple[Job, Line]:
+    """The job, with compilers told where to keep what they make before any of them is asked."""
+    parsed = Job.model_validate_json(job)
+    if parsed.cache is not None:
+        for name, part in CACHES.items():
+            os.environ[name] = str(parsed.cache / part)
+    return parsed, Line(connection)

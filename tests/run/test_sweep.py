@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -100,7 +99,7 @@ def _runner(parent: int) -> int:
     """The process of the run, once it has started."""
     import psutil
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         with contextlib.suppress(psutil.NoSuchProcess):  # short ones come and go
             for server in psutil.Process(parent).children():
@@ -247,11 +246,3 @@ def test_bad_input_is_one_line_and_exit_code_2(words: list[str], hint: str, tmp_
     assert hint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_events_of_a_run_are_json_and_libraries_cannot_mix_in(finished: Path) -> None:
-    """The log holds what libraries print; the runner's output is read line by line as JSON."""
-    (folder,) = finished.glob("*/int8-*")
-    assert (folder / "log.txt").exists()
-    assert not (folder / "job.json").exists()
-    assert json.loads((folder / "record.json").read_text())["status"] == "ok"
