@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qbench.pipelines.base import Conditioning, Module, Pipe, Resolved, VideoPipeline
     from qbench.pipelines.specs import Model
 
+Arguments = Mapping[str, Any]  # of a call of diffusers' pipelines, by name
 _STATE = "_qbench"
 _DTYPES: dict[str, Dtype] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # Arguments of diffusers' calls -> fields of a recipe's generation.
@@ -138,7 +139,7 @@ class Live:
             changes.undo()
         return said + [f"{one.axis}: {one.permanent}" for one in self._around if one.permanent]
 
-    def call(self, given: dict[str, Any], defaults: Mapping[str, Any]) -> object:
+    def call(self, given: Arguments, defaults: Arguments) -> object:
         """One call of the pipeline with these arguments: frames in its own kind of output."""
         import torch
 
@@ -169,7 +170,7 @@ class Live:
         assert self.output is not None
         return self.output(frames=frames)
 
-    def _resolve(self, given: Mapping[str, Any]) -> Resolved:
+    def _resolve(self, given: Arguments) -> Resolved:
         said = {
             field: given[name] for name, field in _GENERATION.items() if given.get(name) is not None
         }
@@ -186,7 +187,7 @@ class Live:
         self._cached.undo()
         self._cached, self._steps = caching.apply(self.video, wanted, steps), steps
 
-    def _conditioning(self, run: Resolved, given: Mapping[str, Any]) -> Conditioning:
+    def _conditioning(self, run: Resolved, given: Arguments) -> Conditioning:
         from qbench.pipelines.base import Conditioning
 
         dtype = self.video.denoiser.dtype
@@ -213,9 +214,7 @@ class Live:
             negative_pooled=against.positive_pooled,
         )
 
-    def _noise(
-        self, run: Resolved, given: Mapping[str, Any], videos: int
-    ) -> tuple[list[int], Tensor]:
+    def _noise(self, run: Resolved, given: Arguments, videos: int) -> tuple[list[int], Tensor]:
         """Seeds of the scheduler's noise, and initial latents: given, by generator, or any."""
         import torch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qbench.optimizations import attention, caching, compilation, memory, quantization
 from qbench.optimizations.changes import Changes
@@ -11,7 +11,7 @@ from qbench.optimizations.vae import patch
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
-    from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def arithmetic(variant: Variant) -> set[str]:
     return formats
 
 
-def fuse_qkv(module: Any) -> Changes:
+def fuse_qkv(module: Module) -> Changes:
     """One linear in place of three, by diffusers; the three that it keeps besides are freed.
 
     Cross-attention fuses key and value alone, because its query has another input.
@@ -92,7 +92,7 @@ def fuse_qkv(module: Any) -> Changes:
     return changes
 
 
-def _free(layer: Any, fused: str, names: tuple[str, ...], changes: Changes) -> None:
+def _free(layer: Module, fused: str, names: tuple[str, ...], changes: Changes) -> None:
     parts = [getattr(layer, name) for name in names]
 
     def split() -> None:

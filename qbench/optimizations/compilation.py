@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Compile
 
 if TYPE_CHECKING:
-    from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
 
 BATCH_SIZES = 4  # at most, in a run: one video, a batch, a smaller one, those followed by step
 
@@ -29,13 +29,11 @@ def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> Changes:
 
     changes = Changes("compile")
     module = video.denoiser
-    how: dict[str, Any] = {
-        "mode": wanted.mode,
-        "dynamic": False,
-        "fullgraph": wanted.fullgraph,
-    }
+    compiled = functools.partial(
+        torch.compile, mode=wanted.mode, dynamic=False, fullgraph=wanted.fullgraph
+    )
     if wanted.scope == "model":
-        _compile(module, how, changes)
+        _compile(module, wanted, changes)
         return changes
     parts = video.compiled_parts()
     limits = torch._dynamo.config
@@ -48,15 +46,15 @@ def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> Changes:
         changes.on_undo(functools.partial(setattr, limits, name, old))
     for block in parts:
         if hooked:
-            changes.replace(block, "forward", torch.compile(block.forward, **how))
+            changes.replace(block, "forward", compiled(block.forward))
         else:
-            _compile(block, how, changes)
+            _compile(block, wanted, changes)
     return changes
 
 
-def _compile(module: Any, how: dict[str, Any], changes: Changes) -> None:
+def _compile(module: Module, wanted: Compile, changes: Changes) -> None:
     changes.replace(module, "_compiled_call_impl", None)  # torch's own place for it
-    module.compile(**how)
+    module.compile(mode=wanted.mode, dynamic=False, fullgraph=wanted.fullgraph)
 
 
 RULES: tuple[Rule, ...] = (

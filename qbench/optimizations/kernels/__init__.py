@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+Kernel = Any  # what torch compiles by NVRTC, which has no types
 HOPPER = "90a"  # the target whose instructions hopper.cu has
 
 
 def build(
     file: str, *names: str, capability: str | None = None, defines: dict[str, int] | None = None
-) -> list[Any]:
+) -> list[Kernel]:
     """The kernels of these names in a source beside this file, for the current device.
 
     `capability` where the source needs a certain target, and `defines` what it is compiled for.

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import torch
 from torch.library import custom_op
 
-from qbench.optimizations.kernels import HOPPER, build
+from qbench.optimizations.kernels import HOPPER, Kernel, build
 
 HEAD_DIM = 64
 TILE, CHUNK = 128, 512  # as in the source
@@ -45,7 +44,7 @@ def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _kernels(_: int) -> tuple[Any, Any, Any]:
+def _kernels(_: int) -> tuple[Kernel, Kernel, Kernel]:
     """The three kernels of the source, compiled for the current device."""
     stats, pack, attention = build("fp8_attention.cu", "stats", "pack", "attend", capability=HOPPER)
     attention.set_shared_memory_config(STAGES * TILE_BYTES)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.library import custom_op
 from torch.nn import functional
 
-from qbench.optimizations.kernels import build
+from qbench.optimizations.kernels import Kernel, build
 
 # Rows of up to so many values, ascending -> the kernel for them, and how many it takes at once.
 KERNELS = {
@@ -122,7 +122,7 @@ def _activated(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 @functools.cache
-def _kernels(_: int) -> dict[str, Any]:
+def _kernels(_: int) -> dict[str, Kernel]:
     names = [name for name, _ in KERNELS.values()]
     return dict(zip(names, build("fp8_rows.cu", *names), strict=True))
 

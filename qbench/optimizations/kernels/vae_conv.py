@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from qbench.optimizations.kernels import HOPPER, build
+from qbench.optimizations.kernels import HOPPER, Kernel, build
 from qbench.optimizations.vae import causal
 
 EACH = 8  # channels a plane
@@ -218,7 +218,7 @@ def _defines(wide: int, dtype: torch.dtype) -> dict[str, int]:
 
 
 @functools.cache
-def _convolution(device: int, wide: int, dtype: torch.dtype) -> tuple[Any, int]:
+def _convolution(device: int, wide: int, dtype: torch.dtype) -> tuple[Kernel, int]:
     """The kernel, and how many of its blocks run at once."""
     defines = _defines(wide, dtype)
     (kernel,) = build("vae_conv.cu", "convolve", capability=HOPPER, defines=defines)
@@ -232,7 +232,7 @@ def _shared(wide: int) -> int:
 
 
 @functools.cache
-def _others(_: int, dtype: torch.dtype) -> list[Any]:
+def _others(_: int, dtype: torch.dtype) -> list[Kernel]:
     names = ("part_moments", "affine", "modulate")
     return build("vae_conv.cu", *names, capability=HOPPER, defines=_defines(EACH, dtype))
 

@@ -10,7 +10,7 @@ before the first one are a tensor of their own.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.models.autoencoders import autoencoder_kl_cogvideox as kinds
@@ -21,8 +21,11 @@ from qbench.optimizations.changes import Changes
 from qbench.optimizations.kernels import vae_conv
 from qbench.optimizations.vae import causal
 
+if TYPE_CHECKING:
+    from qbench.pipelines.base import Module
 
-def apply(vae: Any, changes: Changes) -> None:
+
+def apply(vae: Module, changes: Changes) -> None:
     """Change the decoder in place. Raises Unsupported unless channels come in eights."""
     decoder = vae.decoder
     norms = [x for x in decoder.modules() if isinstance(x, torch.nn.GroupNorm)]
@@ -49,7 +52,7 @@ def apply(vae: Any, changes: Changes) -> None:
         changes.compute(conv, forward)
 
 
-def _pack(changes: Changes, conv: Any, grow: int = 1) -> None:
+def _pack(changes: Changes, conv: Module, grow: int = 1) -> None:
     """Lay the weights out as the kernel reads them; undone, they are what they were, bit for bit.
 
     Folded weights (`grow`) cannot be unfolded, so those of the few upsamplers are kept aside.
@@ -69,12 +72,19 @@ def _pack(changes: Changes, conv: Any, grow: int = 1) -> None:
     changes.compute(conv, functools.partial(_convolved, weights))
 
 
-def _convolved(weights: vae_conv.Weights, conv: Any, x: torch.Tensor, **more: Any) -> torch.Tensor:
-    return vae_conv.convolve(x, weights, conv.weight, conv.bias, **more)
+def _convolved(
+    weights: vae_conv.Weights,
+    conv: Module,
+    x: torch.Tensor,
+    before: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    copies: int = 1,
+) -> torch.Tensor:
+    return vae_conv.convolve(x, weights, conv.weight, conv.bias, before, residual, copies)
 
 
 def _causal(
-    layer: Any,
+    layer: Module,
     x: torch.Tensor,
     conv_cache: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
@@ -86,19 +96,27 @@ def _causal(
     return out, causal.kept(x.view(wide), layer.time_kernel_size - 1, cache).view(x.dtype)
 
 
-def _entered(layer: Any, x: torch.Tensor, conv_cache: Any = None) -> tuple[Any, Any]:
+def _entered(
+    layer: Module, x: torch.Tensor, conv_cache: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     return _causal(layer, vae_conv.to_planes(x), conv_cache)
 
 
-def _left(layer: Any, x: torch.Tensor, conv_cache: Any = None) -> tuple[Any, Any]:
+def _left(
+    layer: Module, x: torch.Tensor, conv_cache: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     out, cache = _causal(layer, x, conv_cache)
     # A copy: a video's three channels are kept to the end, and their block has eight.
     return vae_conv.from_planes(out, layer.conv.out_channels).contiguous(), cache
 
 
 def _normed(
-    layer: Any, f: torch.Tensor, zq: torch.Tensor, conv_cache: Any = None, in_place: bool = False
-) -> tuple[torch.Tensor, dict[str, Any]]:
+    layer: Module,
+    f: torch.Tensor,
+    zq: torch.Tensor,
+    conv_cache: dict[str, torch.Tensor] | None = None,
+    in_place: bool = False,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """CogVideoXSpatialNorm3D and the SiLU after it, blocked.
 
     Scale and shift are 1x1 convolutions of the latents, so they are computed before upsampling.
@@ -108,8 +126,12 @@ def _normed(
 
 
 def _resnet(
-    layer: Any, x: torch.Tensor, temb: None, zq: torch.Tensor, conv_cache: Any = None
-) -> tuple[torch.Tensor, dict[str, Any]]:
+    layer: Module,
+    x: torch.Tensor,
+    temb: None,
+    zq: torch.Tensor,
+    conv_cache: dict[str, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """CogVideoXResnetBlock3D, blocked.
 
     An input that goes through a shortcut is the decoder's largest tensor, and nothing reads it
@@ -126,7 +148,7 @@ def _resnet(
     return hidden, {"conv1": first, "conv2": second}
 
 
-def _upsampled(layer: Any, x: torch.Tensor) -> torch.Tensor:
+def _upsampled(layer: Module, x: torch.Tensor) -> torch.Tensor:
     """CogVideoXUpsample3D, blocked: the frames that upsampling in time adds are copies."""
     copies = 2 if layer.compress_time and x.shape[2] > 1 else 1
     return layer.conv(x, copies=copies)

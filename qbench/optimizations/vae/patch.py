@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qbench.errors import Unsupported
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.rules import Machine, Rule, always
 from qbench.recipe.schema import Decode
 
+if TYPE_CHECKING:
+    from qbench.pipelines.base import Module, Pipe
+
 NOT_CAUSAL = (
     "decode.strips is for CogVideoX's VAE; memory.vae_slicing decodes other videos frame by frame"
 )
 
 
-def apply(pipeline: Any, wanted: Decode) -> Changes:
+def apply(pipeline: Pipe, wanted: Decode) -> Changes:
     """Change the decode in place. Raises Unsupported where it is written for another VAE."""
     changes = Changes("decode")
     vae = pipeline.vae
@@ -40,7 +43,7 @@ def fuses(vae: object) -> bool:
     return isinstance(vae, AutoencoderKLCogVideoX)
 
 
-def _split_norms(vae: Any, changes: Changes) -> None:
+def _split_norms(vae: Module, changes: Changes) -> None:
     import torch
 
     from qbench.optimizations.vae import group_norm
