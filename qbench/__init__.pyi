@@ -6,6 +6,7 @@ from qbench.api import restore as restore
 from qbench.errors import InputError as InputError
 from qbench.errors import Unsupported as Unsupported
 from qbench.recipe.schema import Recipe as Recipe
+from qbench.results.frame import load_results as load_results
 from qbench.results.record import Record as Record
 
 __version__: str
