@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -108,6 +109,8 @@ def run(
         print(f"qbench: note: {text} free in {one_line(out)}", file=sys.stderr)
     console = _console()
     swept = sweep.run(planned, out, Progress(console, quiet), fresh, floors)
+    if swept.interrupted:  # what there is gets printed, however often Ctrl-C is pressed
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     finished = swept.finished
     for ranking in rankings([(path / store.FILE, record) for path, record in finished]):
         _print(console, ranking)
