@@ -17,6 +17,7 @@ from qbench.results.record import Record
 
 LARGEST = 1e30  # as `fields.Finite`
 WIDEST = 15  # standard errors that an interval of a mean may reach: t of two samples has 12.7
+ANEW = "derived anew, for the"
 CLOSE = 1e-6  # metrics are stored with seven digits
 
 
@@ -33,7 +34,7 @@ def derived(record: Record) -> Record:
         if new is not old:
             changes[name] = new
             if old is not None:
-                notes.append(f"{name}: derived anew, for the summary on file is not of its samples")
+                notes.append(f"{name}: {ANEW} summary on file is not of its samples")
     ratio = _paired(record)
     if ratio != record.paired_speed_up:
         changes["paired_speed_up"] = ratio
@@ -49,8 +50,10 @@ def derived(record: Record) -> Record:
         changes["error_growth"] = None
     if lost:
         notes.append(f"left out, for they are no finite numbers: {', '.join(sorted(lost))}")
-    if notes:
-        changes["notes"] = [*record.notes, *notes]
+    # A note of this kind that an earlier reading left says nothing about this one.
+    said = [note for note in record.notes if ANEW not in note]
+    if notes or len(said) < len(record.notes):
+        changes["notes"] = [*said, *notes]
     return record.model_copy(update=changes) if changes else record
 
 
@@ -141,7 +144,7 @@ def _quality(quality: dict[str, Metric], notes: list[str]) -> tuple[dict[str, Me
             ):
                 summary = summarise(samples)
                 new = metric.model_copy(update={"value": summary.mean, "summary": summary})
-                notes.append(f"{name}: derived anew, for the figure on file is not of its samples")
+                notes.append(f"{name}: {ANEW} figure on file is not of its samples")
         elif metric.summary is not None:
             new = metric.model_copy(update={"summary": None})
         if not _finite(new.by_frame or []):
