@@ -156,7 +156,7 @@ def test_offload_brings_the_weights_of_every_fp8_layer() -> None:
     from accelerate import cpu_offload
 
     module = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").denoiser
-    axes._fuse_qkv(module)
+    axes.fuse_qkv(module)
     quantization.apply(module, Quantize(backend="qbench", scheme="fp8_dynamic_row"))
     cogvideox.set_attention(module, _exact)
     inputs = _inputs(module)
@@ -264,7 +264,7 @@ def test_our_processor_is_diffusers_own_with_another_kernel(rotary: bool, fused:
     ).eval()
     expected = _step(module)
     if fused:
-        axes._fuse_qkv(module)
+        axes.fuse_qkv(module)
         assert torch.allclose(_step(module), expected, atol=1e-5)
     cogvideox.set_attention(module, _exact)
     assert torch.allclose(_step(module), expected, atol=1e-5)
