@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -63,6 +64,18 @@ def runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Run]:
 
 
 @torch.no_grad()
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, from the JSON file's rows."""
+    lines = ["| kernel | time | TFLOP/s | relative error |", "| --- | --- | --- | --- |"]
+    for row in sorted(rows, key=lambda row: statistics.median(row["seconds"])):
+        seconds = statistics.median(row["seconds"])
+        lines.append(
+            f"| {row['kernel']} | {seconds * 1e3:.3g} ms | {row['flop_per_s'] / 1e12:.0f} "
+            f"| {row['relative_error']:.2g} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +115,32 @@ def convolution(
         print(f"{name} {seconds * 1e3:.2f} ms, {flop / seconds / 1e12:.0f} TFLOP/s", end="; ")
     print(flush=True)
     return row
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, from the JSON file's rows."""
+    lines = [
+        "| decode | first | then | peak | PSNR to FP32 |", "| --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for row in rows:
+        peak = row["peak_allocated_bytes"]
+        lines.append(
+            f"| {row['way']} | {row['first_s']:.2f} s | {statistics.median(row['decode_s']):.3g} s "
+            f"| {f'{peak / 2**30:.1f} GiB' if peak else '-'} | {row['psnr_to_fp32_db']:.1f} dB |"
+        )
+    return "\n".join(lines)
+
+
+def convolutions_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, from the JSON file's convolutions: TFLOP/s by layout."""
+    ways = [name for name in rows[0] if name not in ("shape", "flop")]
+    heads = ["blocked by eight" if name == "planes" else name for name in ways]
+    lines = [f"| convolution | {' | '.join(heads)} |", "| --- " * (len(ways) + 1) + "|"]
+    for row in rows:
+        inputs, outputs, size, taps = row["shape"].split("-")
+        rates = " | ".join(f"{row[name]['flop_per_s'] / 1e12:.0f} TFLOP/s" for name in ways)
+        lines.append(f"| {inputs} to {outputs}, {taps}, {size} | {rates} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

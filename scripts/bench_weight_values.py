@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,6 +59,16 @@ def filled(module: torch.nn.Module, way: str) -> None:
 
 
 @torch.no_grad()
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, from the JSON file's rows."""
+    lines = ["| weights | step | speed-up over random ones |", "| --- | --- | --- |"]
+    for row in rows:
+        ratio, step = row["speed_up"], statistics.median(row["step_s"])
+        said = "-" if row["weights"] == WAYS[0] else "{value:.3f}x [{low:.3f}, {high:.3f}]"
+        lines.append(f"| {row['weights']} | {step * 1e3:.1f} ms | {said.format(**ratio)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

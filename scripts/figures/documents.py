@@ -66,19 +66,24 @@ class Table(BaseModel):
 
 
 class ScriptTable(BaseModel):
-    """A table that the script draws which wrote the JSON file: its `table` of the file's rows."""
+    """A table drawn by the script that wrote the JSON file: its `table` of the file's `rows`.
+
+    Of another list in the file, `of: convolutions`, the script has a `convolutions_table`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    script: Literal["separation"]
+    script: Literal["separation", "bench_attention", "bench_decode", "bench_weight_values"]
     file: str  # below results/published
+    of: str = "rows"
 
     def markdown(self) -> str:
         script = importlib.import_module(f"scripts.{self.script}")
+        draw = getattr(script, "table" if self.of == "rows" else f"{self.of}_table")
         try:
-            rows = json.loads((PUBLISHED / self.file).read_text(encoding="utf-8"))["rows"]
+            rows = json.loads((PUBLISHED / self.file).read_text(encoding="utf-8"))[self.of]
         except (OSError, ValueError, KeyError) as error:
             raise Fault(f"results/published/{self.file}: {error}") from None
-        return str(script.table(rows)) + "\n"
+        return str(draw(rows)) + "\n"
 
 
 def drawn(document: Path) -> tuple[str, list[str]]:
