@@ -7,6 +7,7 @@ The Python interface, beside the command line:
     video = pipe("a prompt").frames     # diffusers' own call, the recipe in effect
     qbench.restore(pipe)
     record = qbench.measure("tiny-cogvideox", "int8")
+    denoiser = qbench.load_engine("engines/onnx")
     results = qbench.load_results("results/runs")
 
 Importing the package is instant: what a function needs is imported when it is called.
@@ -27,6 +28,7 @@ _HOME = {
     "apply": "qbench.api",
     "restore": "qbench.api",
     "measure": "qbench.api",
+    "load_engine": "qbench.engines.loading",
     "load_results": "qbench.results.frame",
 }
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "Unsupported",
     "__version__",
     "apply",
+    "load_engine",
     "load_recipe",
     "load_results",
     "measure",

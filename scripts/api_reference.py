@@ -14,7 +14,7 @@ from pathlib import Path
 import qbench
 
 PAGE = Path(__file__).parent.parent / "docs" / "api.md"
-FUNCTIONS = ("load_recipe", "apply", "restore", "measure", "load_results")
+FUNCTIONS = ("load_recipe", "apply", "restore", "measure", "load_results", "load_engine")
 
 
 def page() -> str:

@@ -58,9 +58,12 @@ def error_by_step(session: Session) -> ErrorGrowth | None:
         """(steps, videos, ...), each step from the latents that `forced` gives it, if any."""
         seen: list[torch.Tensor] = []
 
-        def exchange(step: int, latents: torch.Tensor) -> torch.Tensor:
+        def exchange(_: int, latents: torch.Tensor) -> torch.Tensor:
             seen.append(latents.float().cpu().clone())  # a loop may go on in place
-            return latents if forced is None else forced[step].to(latents.device, latents.dtype)
+            if forced is None:
+                return latents
+            # By how often it was called: some schedulers (PNDM) have more timesteps than steps.
+            return forced[len(seen) - 1].to(latents.device, latents.dtype)
 
         session.denoise(
             conditioning, numbers, lambda _: session.link.emit(StepsDone()), exchange=exchange

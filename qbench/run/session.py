@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from qbench.pipelines.specs import Model
 
 RANDOM_NOTE = (
-    "weights: random: latency and memory only, which hardly depend on the values of weights (1 % on "
-    "an H100); no text encoder was run, and nothing here says anything about quality"
+    "weights: random: latency and memory only, which hardly depend on the values of weights (1 % "
+    "on an H100); no text encoder was run, and nothing here says anything about quality"
 )
 BY_CONTENT_NOTE = (
     "first_block skips steps by what the latents are: how many, and so the latency, is these "

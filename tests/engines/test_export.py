@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 import qbench
-from qbench.engines import evidence, export, formats, loading, manifest, onnx
+from qbench.engines import aoti, evidence, export, formats, loading, manifest, onnx
 from qbench.engines.manifest import Manifest
 from qbench.engines.verification import verify
-from qbench.errors import InputError
+from qbench.errors import InputError, Unsupported
 from qbench.pipelines import specs
 from qbench.recipe.files import load, overrides
 
@@ -154,3 +155,20 @@ def test_what_a_format_cannot_hold_is_told_before_anything_is_loaded(
 def test_an_unknown_format_names_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'onnx'"):
         formats.named("onx")
+
+
+def test_a_package_of_machine_code_computes_the_variant(tmp_path: Path) -> None:
+    made = _export("bf16", tmp_path / "engine", "aoti")
+    assert made.manifest.variant.relative_l2 < export.FAITHFUL
+    assert made.manifest.target.bound.cpu_isa
+    assert verify(made.folder).exit_code == 0
+
+
+def test_a_package_with_a_runtime_of_its_own_is_refused_unloaded(tmp_path: Path) -> None:
+    """A C++ compiler that links libstdc++ statically makes packages that die as they load."""
+    path = tmp_path / aoti.PACKAGE
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/data/aotinductor/model/x.wrapper.so", b"\x7fELF libtorch.so libc.so.6")
+        archive.writestr("m/data/aotinductor/model/x.wrapper_metadata.json", "{}")
+    with pytest.raises(Unsupported, match="links libstdc"):
+        aoti.metadata(path)
