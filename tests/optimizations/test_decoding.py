@@ -108,7 +108,7 @@ def test_they_go_with_tiles_and_with_weights_that_come_as_a_layer_is_called(way:
     from accelerate import cpu_offload
 
     vae = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").pipe.vae.float()
-    memory.apply(SimpleNamespace(vae=vae), Memory(vae_tiling=True), "cpu")
+    memory.apply(SimpleNamespace(pipe=SimpleNamespace(vae=vae)), Memory(vae_tiling=True), "cpu")
     latents = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         tiled = vae.decode(latents).sample

@@ -58,7 +58,9 @@ def _pack(changes: Changes, conv: Module, grow: int = 1) -> None:
     Folded weights (`grow`) cannot be unfolded, so those of the few upsamplers are kept aside.
     """
     weights = vae_conv.Weights(conv, grow)
-    shape, kept = conv.weight.shape, conv.weight.data.cpu() if grow > 1 else None
+    shape, kept = conv.weight.shape, None
+    if grow > 1 and not conv.weight.is_meta:
+        kept = conv.weight.data.cpu()
 
     def unpack() -> None:
         plain = weights.unpacked(conv.weight.data) if kept is None else kept
