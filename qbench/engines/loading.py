@@ -139,7 +139,7 @@ def cpu_isa() -> set[str]:
     """The instruction sets of this CPU by the names that AOTInductor writes into a package."""
     from torch._inductor import cpu_vec_isa
 
-    return {word for isa in cpu_vec_isa.valid_vec_isa_list() for word in str(isa).split()}
+    return {word for isa in cpu_vec_isa.valid_vec_isa_list() for word in str(isa).upper().split()}
 
 
 def _shell(folder: Path, written: Description) -> nn.Module:
