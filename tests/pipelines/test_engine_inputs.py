@@ -8,11 +8,12 @@ import pytest
 import torch
 from tiny import build, denoised, inputs, settings
 
-from qbench import engines
+from qbench import engines, support
 from qbench.engines import EngineDenoiser
 from qbench.engines import inputs as engine_inputs
 from qbench.engines.verify import parity
 from qbench.errors import Unsupported
+from qbench.optimizations.rules import Machine
 from qbench.pipelines.base import VideoPipeline
 from qbench.recipe.schema import Variant
 
@@ -38,10 +39,11 @@ def test_videos_of_an_engine_are_those_of_the_module(name: str, tmp_path: Path) 
 
 def test_a_denoiser_that_is_not_exported_is_skipped_with_the_reason(tmp_path: Path) -> None:
     video = build("unet", tmp_path)
-    run = settings(video)
-    variant = Variant(engine="onnxruntime")
-    with pytest.raises(Unsupported, match="TextToVideoSDPipeline is not exported yet"):
-        engines.build(video, run, *inputs(video, run, [0]), variant, tmp_path)
+    model = support.model_facts(video, guided=True)
+    packages = frozenset(support.PACKAGES)
+    machine = Machine("cpu", packages=packages, model=model)
+    reason = support.why_not(Variant(engine="onnxruntime"), machine)
+    assert "no UNet yet" in str(reason)
 
 
 class Echo:

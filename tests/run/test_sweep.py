@@ -187,17 +187,17 @@ def test_terminated_sweep_leaves_a_record_too(tmp_path: Path) -> None:
     assert _record(tmp_path, "fp32").status == "interrupted"
 
 
-def test_model_that_is_out_of_reach_is_skipped_with_the_reason(tmp_path: Path) -> None:
+def test_model_that_cannot_be_loaded_is_failed_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model_index.json").write_text(
         '{"_class_name": "CogVideoXPipeline", "vae": ["diffusers", "AutoencoderKLCogVideoX"]}'
     )
     words = ["--set=prompts.set=world-v1", f"--model={tmp_path / 'model'}", "--device=cpu"]
     done = qbench("run", str(RECIPES / "fp32.yaml"), *SMALL, *words, f"--out={tmp_path / 'out'}")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr
     record = _record(tmp_path / "out", "fp32")
-    assert record.status == "skipped"
-    assert "could not be loaded" in record.reason
+    assert record.status == "failed"
+    assert "it has no transformer" in record.reason
 
 
 def test_broken_weights_give_an_invalid_run(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_broken_weights_give_an_invalid_run(tmp_path: Path) -> None:
         (["run", "recipes/int8.yaml", "--prompts=word-v1"], "did you mean 'world-v1'?"),
         (["run", "recipes/int8.yaml", "--set=prompts.count=9999"], "the most is 256"),
         (["run", "recipes/int8.yaml", "--device=cuba"], "did you mean 'cuda'?"),
-        (["run", "recipes/int8.yaml", "--set=generation.frames=16"], "the nearest is 17"),
+        (["run", "recipes/int8.yaml", "--set=generation.frames=14"], "makes as asked is 16"),
         (["validate", "recipes", "--set=generation.height=70"], "the nearest is 64"),
         (["validate", "recipes", "--set=variant.dtype=fp61"], "did you mean 'fp16'?"),
         (["report", "nowhere"], "no such file or folder"),
