@@ -144,7 +144,7 @@ def test_engine_runs_to_success(tmp_path: Path) -> None:
 def test_share_of_one_step_is_skipped_for_it_is_all_of_them(tmp_path: Path) -> None:
     words = [str(RECIPES / "cache" / "half-steps.yaml"), *SMALL, "--set=generation.steps=1"]
     qbench("run", *words, "--device=cpu", f"--out={tmp_path}")  # one step makes no sound reference
-    record = _record(tmp_path, "half-steps")
+    record = _record(tmp_path, "cache-half-steps")
     assert record.status == "skipped"
     assert "no fewer of them" in record.reason
 
