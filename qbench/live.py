@@ -98,7 +98,7 @@ def restore(pipe: Pipe) -> list[str]:
 
 def state_of(pipe: Pipe) -> Live | None:
     """What `apply` left on the pipeline."""
-    return cast("Live | None", vars(pipe).get(_STATE))
+    return cast("Live | None", getattr(pipe, "__dict__", {}).get(_STATE))
 
 
 def model_of(video: VideoPipeline) -> Model:

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, qbench
 
-from qbench.errors import InputError
 from qbench.quality.outputs import FOLDER, Outputs
 from qbench.recipe.files import load
 from qbench.results import store
 from qbench.results.record import SCHEMA
-from qbench.run import sweep
+from qbench.run import folders
 
 
 def _one(finished: Path, recipe: str) -> Path:
@@ -125,14 +124,16 @@ def test_memory_of_captured_graphs_is_what_is_reserved() -> None:
 def test_the_videos_of_a_reference_are_held_against_its_record(
     finished: Path, tmp_path: Path
 ) -> None:
-    """Others in their place are refused, and deleted ones make the run incomplete."""
+    """Others in their place are told, and so are deleted ones: both have the run made anew."""
     folder = shutil.copytree(_one(finished, "fp32").parent, tmp_path / "fp32")
     record = store.read(folder / store.FILE)
-    assert sweep._has_videos(record, folder)
+    assert folders.damage(folder, record) == ""
     kept = Outputs(folder / FOLDER)
     frames, latents = kept.read(0, 1)
     kept.add(0, frames.flip(2), latents)
-    with pytest.raises(InputError, match="not the videos that its record was made with"):
-        sweep._has_videos(record, folder)
+    changed = folders.damage(folder, record)
     shutil.rmtree(folder / FOLDER)
-    assert not sweep._has_videos(record, folder)
+    gone = folders.damage(folder, record)
+    assert changed
+    assert gone
+    assert changed != gone
