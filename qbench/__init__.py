@@ -3,8 +3,8 @@
 The Python interface, beside the command line:
 
     recipe = qbench.load_recipe("fast")
-    qbench.apply(pipe, recipe)          # a live diffusers pipeline, in place
-    video = pipe("a prompt").frames     # diffusers' own call, the recipe in effect
+    qbench.apply(pipe, recipe)  # a live diffusers pipeline, in place
+    video = pipe("a prompt").frames  # diffusers' own call, the recipe in effect
     qbench.restore(pipe)
     record = qbench.measure("tiny-cogvideox", "int8")
     denoiser = qbench.load_engine("engines/onnx")
