@@ -47,28 +47,12 @@ def write(
     """Export and compile the denoiser as it is; axes that grow with a batch stay free."""
     import torch
 
-    module = video.denoiser
+    from qbench.engines.inputs import for_export
 
-    class Positional(torch.nn.Module):
-        """The module with positional tensors as inputs and a bare tensor as output."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, *tensors: Tensor) -> Tensor:
-            result: Tensor = self.module(**signature.nested(tensors), return_dict=False)[0]
-            return result
-
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    free = tuple({0: batch} if name in signature.batched else None for name in signature.names)
+    positional, tensors, free = for_export(video.denoiser, signature, example)
     path = folder / PACKAGE
     with torch.no_grad():
-        program = torch.export.export(
-            Positional().eval(),
-            tuple(example[name] for name in signature.names),
-            dynamic_shapes=(free,),
-        )
+        program = torch.export.export(positional, tensors, dynamic_shapes=free)
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     facts = metadata(path)
     return Bound(

@@ -67,6 +67,4 @@ def implied(variant: Variant) -> manifest.Format:
         return "onnx"
     if variant.engine == "tensorrt":
         return "tensorrt"
-    if variant.engine == "aoti":
-        return "aoti"
     return "diffusers"

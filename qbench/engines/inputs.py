@@ -12,7 +12,7 @@ from qbench.engines.manifest import TensorSpec
 from qbench.errors import Unsupported
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from qbench.pipelines.base import Conditioning, Module, Resolved, VideoPipeline
 
@@ -109,6 +109,35 @@ def doubled(conditioning: Conditioning) -> Conditioning:
     """The same prompts twice."""
     given = {name: value for name, value in vars(conditioning).items() if value is not None}
     return replace(conditioning, **{name: torch.cat([v, v]) for name, v in given.items()})
+
+
+def for_export(
+    module: Module, signature: Signature, example: Mapping[str, Tensor]
+) -> tuple[nn.Module, tuple[Tensor, ...], tuple[tuple[dict[int, torch.export.Dim] | None, ...]]]:
+    """What torch.export takes: a module of positional tensors, these, and their free axes.
+
+    example: one call's tensors by name. The exported batch takes any size: of one video alone
+    torch.export would take it for a constant, so there are two.
+    """
+
+    class Positional(torch.nn.Module):
+        """The module with positional tensors as inputs and a bare tensor as output."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *tensors: Tensor) -> Tensor:
+            result: Tensor = self.module(**signature.nested(tensors), return_dict=False)[0]
+            return result
+
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    free = tuple({0: batch} if name in signature.batched else None for name in signature.names)
+    tensors = tuple(
+        torch.cat([example[name]] * 2) if name in signature.batched else example[name]
+        for name in signature.names
+    )
+    return Positional().eval(), tensors, (free,)  # in one tuple: forward takes *tensors
 
 
 def described(tensors: Mapping[str, Tensor], batched: frozenset[str]) -> list[TensorSpec]:

@@ -41,38 +41,23 @@ def export(module: Module, signature: Signature, example: Mapping[str, Tensor], 
     """
     import torch
 
-    class Positional(torch.nn.Module):
-        """The module with positional tensors as inputs and a bare tensor as output."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, *tensors: Tensor) -> Tensor:
-            result: Tensor = self.module(**signature.nested(tensors), return_dict=False)[0]
-            return result
+    from qbench.engines.inputs import for_export
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    free = tuple({0: batch} if name in signature.batched else None for name in signature.names)
-    # Of one video alone torch.export would take the batch for a constant.
-    wide = [
-        torch.cat([example[name]] * 2) if name in signature.batched else example[name]
-        for name in signature.names
-    ]
+    positional, tensors, free = for_export(module, signature, example)
     large = sum(p.numel() * p.element_size() for p in module.parameters()) > 1.9e9
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Positional().eval(),
-            tuple(wide),
+            positional,
+            tensors,
             str(path),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(signature.names),
             output_names=["sample"],
-            dynamic_shapes=(free,),
+            dynamic_shapes=free,
             external_data=large,
             verbose=False,
         )
