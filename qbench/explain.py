@@ -239,7 +239,7 @@ def _lower(record: Record, stage: str) -> str:
 
 
 def _payback(record: Record, ranking: Ranking) -> str:
-    from qbench.results.compare import payback_videos
+    from qbench.results.speed import payback_videos
 
     reference = ranking.reference
     if reference is None:

@@ -53,7 +53,7 @@ def test_a_narrow_table_breaks_no_cell_and_names_are_no_markup() -> None:
 
     from rich.console import Console
 
-    from qbench import cli
+    from qbench.cli import shared
     from qbench.report import tables
     from qbench.results import store
     from qbench.results.ranking import rankings
@@ -67,7 +67,7 @@ def test_a_narrow_table_breaks_no_cell_and_names_are_no_markup() -> None:
     ]
     for width in (30, 80):
         file = io.StringIO()
-        cli._print(Console(file=file, width=width), rankings(hostile)[0])
+        shared.print_ranking(Console(file=file, width=width), rankings(hostile)[0])
         title, heads, *rows = file.getvalue().splitlines()
         assert "/models/x[/y]/deep" in title
         assert heads.split()[0] == "variant"

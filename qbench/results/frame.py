@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from qbench.errors import InputError
 from qbench.results import store
-from qbench.results.compare import Timing, payback_videos
 from qbench.results.ranking import Ranking, rankings
 from qbench.results.record import Record
+from qbench.results.speed import Timing, payback_videos
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,7 @@ def load_results(path: str | Path) -> Results:
 def rows(ranking: Ranking) -> list[Row]:
     """One flat mapping a record, units in the names.
 
-    `video_s` and `step_s` are what tables show beside the speed-up, by the rule in `compare`;
+    `video_s` and `step_s` are what tables show beside the speed-up, by the rule in `speed`;
     `latency_*` and `step_*` are of this run's own samples.
     """
     found = []

@@ -12,8 +12,8 @@ from qbench.quality.metrics import catalogue
 from qbench.quality.statistics import SpeedWord, speed_words
 from qbench.quality.verdict import Candidate, Floor, Judged, judge
 from qbench.recipe.schema import Recipe
-from qbench.results.compare import Timing, timing
 from qbench.results.record import SIZES, Record
+from qbench.results.speed import Timing, timing
 
 LABEL = 160  # characters of a name with what tells it apart
 Key = tuple[str, str, str]

@@ -1,4 +1,4 @@
-"""The commands. Each only parses, calls and prints."""
+"""The commands that measure, show and export. Each only parses, calls and prints."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qbench import textfile
+from qbench.cli import shared
+from qbench.cli.shared import Json, Places
 from qbench.errors import InputError, one_line
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from qbench.results.ranking import Ranking
-    from qbench.results.record import Record
     from qbench.run.plan import Planned
 
 app = typer.Typer(
@@ -30,7 +27,6 @@ weights_app = typer.Typer(no_args_is_help=True, help="Networks that metrics are 
 app.add_typer(weights_app, name="weights")
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with qbench.")
 app.add_typer(recipes_app, name="recipes")
-RESULTS = Path("results/runs")
 
 Recipes = Annotated[
     list[str],
@@ -80,7 +76,7 @@ def run(
     model: Model = None,
     device: Device = None,
     prompts: Prompts = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = shared.RESULTS,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is complete.")] = False,
     trust_torchscript: Annotated[
         bool,
@@ -102,19 +98,19 @@ def run(
     from qbench.run.plan import outputs_bytes
 
     planned = _planned(recipes, set_, model, device, prompts, trust_torchscript)
-    free = _writable(out)
+    free = shared.writable(out)
     if (needed := outputs_bytes(planned)) > min(free, 2**30):
         room = "more than" if needed > free else "of"
         text = f"raw videos will take about {needed / 2**30:.1f} GiB, {room} {free / 2**30:.1f} GiB"
         print(f"qbench: note: {text} free in {one_line(out)}", file=sys.stderr)
-    console = _console()
+    console = shared.console()
     swept = sweep.run(planned, out, Progress(console, quiet), fresh, floors)
     if swept.interrupted:  # what there is gets printed, however often Ctrl-C is pressed
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     finished = swept.finished
     for ranking in rankings([(path / store.FILE, record) for path, record in finished]):
-        _print(console, ranking)
-    _say(console, f"records: {out}")
+        shared.print_ranking(console, ranking)
+    shared.say(console, f"records: {out}")
     if swept.stopped:
         print(f"qbench: {one_line(swept.stopped)}", file=sys.stderr)
         raise SystemExit(1)
@@ -127,24 +123,22 @@ def run(
 
 @app.command()
 def report(
-    results: Annotated[
-        list[Path] | None, typer.Argument(help="Records, or folders of them.")
-    ] = None,
+    results: Places = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
 ) -> None:
     """Tables (Markdown, CSV) and charts (PNG, SVG) from records."""
     from qbench.report.writer import write
     from qbench.results.ranking import rankings
 
-    found, unreadable = _records(results)
-    _writable(out)
+    found, unreadable = shared.records(results)
+    shared.writable(out)
     path = write(found, unreadable, out)
-    console = _console()
+    console = shared.console()
     for line in unreadable:
         print(f"qbench: left out: {one_line(line)}", file=sys.stderr)
     for ranking in rankings(found)[:10]:
-        _print(console, ranking)
-    _say(console, f"report: {path}")
+        shared.print_ranking(console, ranking)
+    shared.say(console, f"report: {path}")
 
 
 @app.command()
@@ -166,7 +160,7 @@ def explain(
     folder = out or (run if run.is_dir() else run.parent)
     if out is None and not folder.is_dir():
         return  # a run in an archive, beside which nothing is drawn unless a folder is named
-    _writable(folder)
+    shared.writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for path in charts.draw(ranking, folder, "", only="step-by-work"):
         print(f"chart: {path}")
@@ -184,7 +178,7 @@ def list_(
     """Recipes, models, schemes, metrics and prompts: what is here, what is not, and why."""
     from qbench import listing
 
-    listing.show(_console(), recipes, why)
+    listing.show(shared.console(), recipes, why)
 
 
 @app.command()
@@ -239,9 +233,7 @@ def list_weights() -> None:
 
 @app.command()
 def power(
-    results: Annotated[
-        list[Path] | None, typer.Argument(help="Records, or folders of them.")
-    ] = None,
+    results: Places = None,
     resolve: Annotated[
         list[str] | None,
         typer.Option(help="A difference to resolve besides: psnr=0.5, clip_score=0.1 ..."),
@@ -252,7 +244,7 @@ def power(
     """How many prompts verdicts without a question mark need, at the spread of these records."""
     from qbench import power as planning
 
-    for line in planning.said(_records(results)[0], resolve or [], alpha, chance):
+    for line in planning.said(shared.records(results)[0], resolve or [], alpha, chance):
         print(line)
 
 
@@ -274,19 +266,23 @@ def export(
     from qbench.engines import formats
     from qbench.errors import Unsupported
 
-    console = _console()
+    console = shared.console()
     planned = [item for item in _planned([recipe], set_, model, device, None) if not item.implied]
     if len(planned) != 1:
         raise InputError(f"{recipe}: {len(planned)} recipes; an export is of one")
     form = None if format_ is None else formats.named(format_)
     try:
-        made = engines.export(planned[0].recipe, out, form, force, lambda line: _say(console, line))
+        made = engines.export(
+            planned[0].recipe, out, form, force, lambda line: shared.say(console, line)
+        )
     except (engines.Differs, Unsupported) as error:
         print(f"qbench: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     written = made.manifest
-    _say(console, f"engine: {made.folder} ({written.format}, {written.size_bytes / 2**20:.1f} MiB)")
-    _say(console, f"manifest SHA-256, for 'qbench verify --expect': {made.sha256}")
+    shared.say(
+        console, f"engine: {made.folder} ({written.format}, {written.size_bytes / 2**20:.1f} MiB)"
+    )
+    shared.say(console, f"manifest SHA-256, for 'qbench verify --expect': {made.sha256}")
 
 
 @app.command()
@@ -298,7 +294,7 @@ def verify(
     trust: Annotated[
         bool, typer.Option("--trust", help="Run machine code that came from elsewhere.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check an exported engine where it will run. Exit code 1: wrong; 2: cannot be checked here."""
     from qbench.engines.verification import verify as verified
@@ -308,7 +304,7 @@ def verify(
         print(found.model_dump_json(indent=1))
     else:
         for check in found.checks:
-            _say(_console(), f"{check.result:<10} {check.name:<10} {check.said}")
+            shared.say(shared.console(), f"{check.result:<10} {check.name:<10} {check.said}")
     raise SystemExit(found.exit_code)
 
 
@@ -319,7 +315,7 @@ def doctor(
     """The machine, the versions, and which of the recipes' axes can run here."""
     from qbench import listing
 
-    listing.doctor(_console(), device)
+    listing.doctor(shared.console(), device)
 
 
 def _planned(
@@ -349,72 +345,3 @@ def _planned(
         for note in item.notes:
             print(f"qbench: note: {one_line(note)}", file=sys.stderr)
     return planned
-
-
-def _writable(folder: Path) -> int:
-    """Refuse a folder that cannot be made or written to; else the bytes that are free there."""
-    import os
-    import shutil
-
-    there = next(p for p in (folder, *folder.absolute().parents) if textfile.exists(p))
-    if not textfile.is_folder(there):
-        raise InputError(f"--out {folder}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder}: {there} cannot be written to")
-    return shutil.disk_usage(there).free
-
-
-def _records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list[str]]:
-    """All records at or below the places named, and a line for each that cannot be read."""
-    from qbench.results import store
-
-    places = results or [RESULTS]
-    missing = [str(place) for place in places if not store.exists(place)]
-    if missing:
-        raise InputError(f"{missing[0]}: no such file or folder; 'qbench run' makes {RESULTS}")
-    paths = store.find(places)
-    if not paths:
-        raise InputError(f"{places[0]}: no {store.FILE} at or below it")
-    return store.read_all(paths, compact=True)
-
-
-def _console() -> Console:
-    """A terminal as it is; elsewhere (a file, a pipe) wide enough for the whole table."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=160)
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    """One line as it is: neither wrapped, nor highlighted, nor taken for markup."""
-    from rich.text import Text
-
-    console.print(Text(one_line(text), style=style), soft_wrap=True)
-
-
-def _print(console: Console, ranking: Ranking) -> None:
-    """The ranking's table on the terminal, remarks below."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from qbench.report import tables
-
-    rows = tables.rows(ranking)[:60]
-    columns = tables.columns(rows, console.width)
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for i in columns:
-        table.add_column(tables.HEADERS[i], no_wrap=True)
-    for row in rows:
-        style = {"ok": "", "invalid": "strike red", "skipped": "dim"}.get(row.status, "red")
-        table.add_row(*(Text(one_line(cell), style=style) for cell in row.shown(columns)))
-    _say(console, ranking.title(), "italic")  # the table's own would wrap to the table's width
-    # A line longer than the terminal is the terminal's to wrap: no cell is broken into words.
-    shown, endless = console.width, console.options.update(width=10_000)
-    console.width = max(shown, console.measure(table, options=endless).maximum)
-    console.print(table)
-    console.width = shown
-    for row in rows:
-        if row.remark:
-            _say(console, f"  {row.cells[0]} {row.status}: {row.remark}")
-    for note in tables.remarks(ranking):
-        _say(console, f"  {note}")

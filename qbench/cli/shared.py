@@ -1,0 +1,92 @@
+"""What several commands have in common: options, places to read and write, printing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qbench import textfile
+from qbench.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qbench.results.ranking import Ranking
+    from qbench.results.record import Record
+
+RESULTS = Path("results/runs")
+
+Places = Annotated[list[Path] | None, typer.Argument(help="Records, or folders of them.")]
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def writable(folder: Path) -> int:
+    """Refuse a folder that cannot be made or written to; else the bytes that are free there."""
+    import os
+    import shutil
+
+    there = next(p for p in (folder, *folder.absolute().parents) if textfile.exists(p))
+    if not textfile.is_folder(there):
+        raise InputError(f"--out {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out {folder}: {there} cannot be written to")
+    return shutil.disk_usage(there).free
+
+
+def records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list[str]]:
+    """All records at or below the places named, and a line for each that cannot be read."""
+    from qbench.results import store
+
+    places = results or [RESULTS]
+    missing = [str(place) for place in places if not store.exists(place)]
+    if missing:
+        raise InputError(f"{missing[0]}: no such file or folder; 'qbench run' makes {RESULTS}")
+    paths = store.find(places)
+    if not paths:
+        raise InputError(f"{places[0]}: no {store.FILE} at or below it")
+    return store.read_all(paths, compact=True)
+
+
+def console() -> Console:
+    """A terminal as it is; elsewhere (a file, a pipe) wide enough for the whole table."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """One line as it is: neither wrapped, nor highlighted, nor taken for markup."""
+    from rich.text import Text
+
+    console.print(Text(one_line(text), style=style), soft_wrap=True)
+
+
+def print_ranking(console: Console, ranking: Ranking) -> None:
+    """The ranking's table on the terminal, remarks below."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from qbench.report import tables
+
+    rows = tables.rows(ranking)[:60]
+    columns = tables.columns(rows, console.width)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for i in columns:
+        table.add_column(tables.HEADERS[i], no_wrap=True)
+    for row in rows:
+        style = {"ok": "", "invalid": "strike red", "skipped": "dim"}.get(row.status, "red")
+        table.add_row(*(Text(one_line(cell), style=style) for cell in row.shown(columns)))
+    say(console, ranking.title(), "italic")  # the table's own would wrap to the table's width
+    # A line longer than the terminal is the terminal's to wrap: no cell is broken into words.
+    shown, endless = console.width, console.options.update(width=10_000)
+    console.width = max(shown, console.measure(table, options=endless).maximum)
+    console.print(table)
+    console.width = shown
+    for row in rows:
+        if row.remark:
+            say(console, f"  {row.cells[0]} {row.status}: {row.remark}")
+    for note in tables.remarks(ranking):
+        say(console, f"  {note}")
