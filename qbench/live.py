@@ -318,5 +318,5 @@ def _build_engine(video: VideoPipeline, recipe: Recipe, run: Resolved, changes: 
     module = video.denoiser
     changes.on_undo(lambda: setattr(video, "denoiser", module))
     first = video.encode(run, ["a video"]), video.noise(run, run.seed)
-    engines.build(video, run, *first, recipe.variant, folder)
+    engines.build(video, run, *first, recipe, folder)
     return changes

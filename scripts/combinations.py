@@ -117,7 +117,7 @@ def _relative_error(variant: Variant, device: str) -> float:
     from qbench.optimizations import axes
     from qbench.pipelines import specs
     from qbench.quality.metrics.fidelity import latent_error
-    from qbench.recipe.schema import Decode, Generation
+    from qbench.recipe.schema import Decode, Generation, Recipe
 
     model = specs.find("tiny-cogvideox")
 
@@ -131,8 +131,9 @@ def _relative_error(variant: Variant, device: str) -> float:
             axes.apply(pipeline, changed, device, STEPS)
         embeddings = pipeline.encode(run, ["a red star moves left on a navy background"])
         if changed and changed.engine:
+            recipe = Recipe(name="combination", variant=changed)
             with tempfile.TemporaryDirectory() as folder:
-                engines.build(pipeline, run, embeddings, noise, changed, Path(folder))
+                engines.build(pipeline, run, embeddings, noise, recipe, Path(folder))
         videos, decoded = [], variant.decode != Decode()
         for _ in range(2 if changed else 1):
             latents = pipeline.denoise(

@@ -297,7 +297,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check an exported engine where it will run. Exit code 1: wrong; 2: cannot be checked here."""
-    from qbench.engines.verification import verify as verified
+    from qbench.engines.verify import verify as verified
 
     found = verified(folder, trust, expect)
     if as_json:

@@ -5,18 +5,19 @@ An engine is one file here, of the name that recipes use; docs/extending/engine.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qbench.engines.base import EngineDenoiser, engine
 from qbench.optimizations.rules import Rule, always
 from qbench.recipe.choices import ENGINES
-from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qbench.pipelines.base import Conditioning, Resolved, VideoPipeline
+    from qbench.recipe.schema import Recipe
 
 __all__ = ["EngineDenoiser", "build", "packages", "rules"]
 
@@ -48,26 +49,33 @@ def build(
     run: Resolved,
     conditioning: Conditioning,
     latents: Tensor,
-    variant: Variant,
+    recipe: Recipe,
     work: Path,
 ) -> dict[str, float]:
-    """Export and build the variant's engine in `work`, check it, and put it into the pipeline.
+    """Build the engine of the recipe's variant in `work`, check it, and put it into the pipeline.
 
     conditioning, latents: of one video. The inputs that the engine is built for and checked on are
     those that the pipeline itself passes in its loop for them.
-    Returns facts for the record, the parity with the module among them.
+    Returns facts for the record: the parity with the module, and the seconds that the build took.
     """
-    from qbench.engines.inputs import signature
-    from qbench.engines.verify import parity
+    from qbench.engines.inputs import interface, signature
+    from qbench.engines.parity import parity
 
+    variant = recipe.variant
     if variant.engine is None:
         raise ValueError("the variant has no engine to build")
-    module = video.denoiser
+    module, kind = video.denoiser, engine(variant.engine)
     steps = video.captured(run, conditioning, latents, steps=PARITY_STEPS)
     calls = [call for step in steps for call in step]
     built_for = signature(video, run, conditioning, latents)
     example = built_for.tensors((), calls[0])
-    built = engine(variant.engine).build(module, built_for, example, variant, work)
-    facts = parity(module, built, calls, exact=variant.quantize is None)
+    work.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    bound = kind.write(video, built_for, example, variant, work)
+    facts = {"engine_build_s": time.perf_counter() - began}
+    written = interface(recipe, module, built_for, example, bound)
+    stored = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    built = EngineDenoiser(module, built_for, kind.open(work, module, written), stored)
+    facts |= parity(module, built, calls, exact=variant.quantize is None)
     video.denoiser = built
     return facts

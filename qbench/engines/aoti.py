@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.engines.manifest import Bound, Description, Wrong
+from qbench.engines.manifest import Bound, Interface, Wrong
 from qbench.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def write(
     )
 
 
-def open(folder: Path, shell: nn.Module, written: Description) -> Run:
+def open(folder: Path, shell: nn.Module, written: Interface) -> Run:
     import torch
 
     package = torch._inductor.aoti_load_package(str(folder / PACKAGE))

@@ -14,32 +14,47 @@ from qbench.recipe.choices import ENGINES
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from qbench.pipelines.base import Module
+    from qbench.engines.manifest import Bound, Interface
+    from qbench.pipelines.base import Config, Module, VideoPipeline
 
 # Tensors by name (those of a tuple as `name_0`, `name_1`) -> the prediction.
 Run = Callable[[Mapping[str, "Tensor"]], "Tensor"]
 
 
-class Engine(Protocol):
-    """One kind of engine: what `qbench/engines/<name>.py` defines, for a name of ENGINES."""
+class Format(Protocol):
+    """How a denoiser is written to files and opened again."""
+
+    def refuses(self, variant: Variant) -> str:
+        """Why this variant cannot be written in this format; empty where it can."""
+
+    def write(
+        self,
+        video: VideoPipeline,
+        signature: Signature,
+        example: Mapping[str, Tensor],
+        variant: Variant,
+        folder: Path,
+    ) -> Bound:
+        """Write the denoiser, with the variant in effect, into `folder`; what binds it.
+
+        example: the tensors of one call by name.
+        """
+
+    def open(self, folder: Path, shell: Module, written: Interface) -> Run:
+        """The engine of a folder that was checked. `shell` is the denoiser, maybe without data."""
+
+
+class Engine(Format, Protocol):
+    """A format that recipes measure: what `qbench/engines/<name>.py` defines, of ENGINES."""
 
     @property
     def RULES(self) -> tuple[Rule, ...]: ...
 
     @property
     def PACKAGES(self) -> tuple[str, ...]: ...
-
-    def build(
-        self,
-        module: Module,
-        signature: Signature,
-        example: Mapping[str, Tensor],
-        variant: Variant,
-        folder: Path,
-    ) -> EngineDenoiser:
-        """Build the variant's engine of `module` in `folder`; `example` is one call's inputs."""
 
 
 def engine(name: str) -> Engine:
@@ -49,14 +64,25 @@ def engine(name: str) -> Engine:
     return cast(Engine, importlib.import_module(f"qbench.engines.{name}"))
 
 
+class Original(Protocol):
+    """What pipelines read of the denoiser that an engine stands for."""
+
+    config: Config
+    dtype: torch.dtype
+    device: torch.device
+
+
 class EngineDenoiser:
     """Stands where the pipeline's denoiser stood: called the same, with the same `.config`.
 
     It takes every input that it was built with, by name. What the pipeline passes besides, and an
-    input that it leaves out, is refused: the video would be another than the module's.
+    input that it leaves out, is refused: the video would be another than the module's. It keeps
+    nothing of the module itself, whose weights are freed where nobody else holds them.
     """
 
-    def __init__(self, original: Module, signature: Signature, run: Run, stored_bytes: int) -> None:
+    def __init__(
+        self, original: Original, signature: Signature, run: Run, stored_bytes: int
+    ) -> None:
         self.config = original.config
         self.dtype, self.device = original.dtype, original.device
         self.stored_bytes = stored_bytes

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qbench.engines import evidence, folder, formats, loading, manifest
 from qbench.engines.evidence import Call
+from qbench.engines.parity import FAITHFUL, QUANTIZED
 from qbench.errors import InputError, Unsupported
 
 if TYPE_CHECKING:
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 
 PARITY = "parity.json"
 PROMPTS, TIMESTEPS = 3, 4  # trajectories, and calls kept of each, spread over its steps
-# Allowed relative L2: of an engine against the variant in Python, whose arithmetic it only
-# reorders; and against FP32 where the format quantizes by rules of its own. Outputs that are not
-# related at all are at 1.4.
-FAITHFUL, QUANTIZED = 0.02, 0.25
 NAMES = {"fp32": "FP32", "variant": "the variant in Python"}
 Device = Literal["cpu", "cuda"]
 Tell = Callable[[str], None]

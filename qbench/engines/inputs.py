@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from qbench.engines.manifest import TensorSpec
+from qbench.engines.manifest import Bound, Interface, Target, TensorSpec
 from qbench.errors import Unsupported
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qbench.pipelines.base import Conditioning, Module, Resolved, VideoPipeline
+    from qbench.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What an engine of `module` takes.
+    """What an engine of a denoiser takes.
 
+    kind: the denoiser's class, whose `forward` names the inputs.
     names: inputs in order; an input that the pipeline passes as a tuple of tensors counts as one
     for each, `image_rotary_emb` as `image_rotary_emb_0` and `image_rotary_emb_1`.
-    groups: parameter of the module -> how many tensors it is, 0 for a bare one.
+    groups: parameter of `forward` -> how many tensors it is, 0 for a bare one.
     batched: inputs whose first axis grows with the videos of a batch, so that it is left free.
     """
 
-    module: Module
+    kind: type
     groups: Mapping[str, int]
     batched: frozenset[str]
 
@@ -43,7 +46,7 @@ class Signature:
         """The arguments of one call as tensors by name. Raises Unsupported where they differ."""
         from qbench.pipelines.capture import by_name
 
-        given = by_name(self.module, args, dict(kwargs))
+        given = by_name(self.kind, args, dict(kwargs))
         flat = flattened(given)
         if tuple(flat) != self.names:
             more = sorted(set(flat) - set(self.names))
@@ -102,7 +105,7 @@ def signature(
         raise Unsupported(
             f"engine: {others[0]!r} grows with a batch in another axis than its first"
         )
-    return Signature(video.denoiser, groups, frozenset(batched))
+    return Signature(type(video.denoiser), groups, frozenset(batched))
 
 
 def doubled(conditioning: Conditioning) -> Conditioning:
@@ -138,6 +141,23 @@ def for_export(
         for name in signature.names
     )
     return Positional().eval(), tensors, (free,)  # in one tuple: forward takes *tensors
+
+
+def interface(
+    recipe: Recipe,
+    module: Module,
+    signature: Signature,
+    example: Mapping[str, Tensor],
+    bound: Bound,
+) -> Interface:
+    """What a format's loader needs to know of an engine that was built of `module`."""
+    return Interface(
+        recipe=recipe,
+        dtype=str(module.dtype).removeprefix("torch."),
+        groups=dict(signature.groups),
+        inputs=described(example, signature.batched),
+        target=Target(device=module.device.type, machine=platform.machine(), bound=bound),
+    )
 
 
 def described(tensors: Mapping[str, Tensor], batched: frozenset[str]) -> list[TensorSpec]:

@@ -43,7 +43,7 @@ def load_engine(
     check_machine(written)
     check_trust(folder, written, digest, trust, expect)
     shell = _shell(folder, written)
-    signature = Signature(shell, written.groups, written.batched)
+    signature = Signature(type(shell), written.groups, written.batched)
     run = formats.module(written.format).open(folder, shell, written)
     stored = written.size_bytes - written.files[evidence.INPUTS].size_bytes
     return EngineDenoiser(_original(shell, written), signature, run, stored)

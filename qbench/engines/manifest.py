@@ -91,25 +91,14 @@ class Accuracy(_Strict):
     calls: int
 
 
-class Description(_Strict):
-    """An engine as its loader needs to know it."""
+class Interface(_Strict):
+    """An engine as a format's loader needs to know it."""
 
-    schema_version: int = SCHEMA
-    format: Format
-    created: str  # ISO 8601, UTC
     recipe: Recipe
-    recipe_fingerprint: str
-    base_model: BaseModelFacts
     dtype: str  # of the denoiser, as torch names it
     groups: dict[str, int]  # the denoiser's keyword -> how many tensors it is, 0 for a bare one
     inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
-    layers: dict[str, int]  # what weights are stored as -> number of linears and convolutions
-    versions: dict[str, str]
     target: Target
-    not_inside: list[str] = []  # choices of the recipe that are made where the engine is used
-    calibration: dict[str, str | int | float] = {}
-    load: list[str]  # lines of Python
 
     @property
     def batched(self) -> frozenset[str]:
@@ -122,6 +111,22 @@ class Description(_Strict):
             name: tuple(tensors[f"{name}_{i}"] for i in range(count)) if count else tensors[name]
             for name, count in self.groups.items()
         }
+
+
+class Description(Interface):
+    """An engine with where it comes from, and how it is used."""
+
+    schema_version: int = SCHEMA
+    format: Format
+    created: str  # ISO 8601, UTC
+    recipe_fingerprint: str
+    base_model: BaseModelFacts
+    outputs: list[TensorSpec]
+    layers: dict[str, int]  # what weights are stored as -> number of linears and convolutions
+    versions: dict[str, str]
+    not_inside: list[str] = []  # choices of the recipe that are made where the engine is used
+    calibration: dict[str, str | int | float] = {}
+    load: list[str]  # lines of Python
 
 
 class Manifest(Description):

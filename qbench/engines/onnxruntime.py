@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qbench.engines import onnx
-from qbench.engines.base import EngineDenoiser
 from qbench.engines.manifest import Bound
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Variant
@@ -18,25 +17,13 @@ if TYPE_CHECKING:
 
     from qbench.engines.base import Run
     from qbench.engines.inputs import Signature
-    from qbench.engines.manifest import Description
+    from qbench.engines.manifest import Interface
     from qbench.pipelines.base import Module, VideoPipeline
 
 GRAPH = "denoiser.onnx"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 PACKAGES = (*onnx.PACKAGES, "onnxruntime")
-
-
-def build(
-    module: Module,
-    signature: Signature,
-    example: Mapping[str, Tensor],
-    variant: Variant,
-    folder: Path,
-) -> EngineDenoiser:
-    """A session of the exported module, quantized to INT8 where the variant says so."""
-    exported = onnx.export(module, signature, example, folder / GRAPH)
-    return load(module, signature, quantize(exported) if variant.quantize else exported)
 
 
 def refuses(variant: Variant) -> str:
@@ -62,7 +49,7 @@ def write(
     return Bound(opset=onnx.OPSET)
 
 
-def open(folder: Path, shell: Module, written: Description) -> Run:
+def open(folder: Path, shell: Module, written: Interface) -> Run:
     """A session on the device that the engine was exported for, as a function of its tensors."""
     session = _session(folder / GRAPH, written.target.device)
     cpu = written.target.device == "cpu"
@@ -89,15 +76,6 @@ def quantize(path: Path) -> Path:
         weight_type=QuantType.QInt8,
     )
     return target
-
-
-def load(module: Module, signature: Signature, path: Path) -> EngineDenoiser:
-    """A session behind the module's interface, on the module's device."""
-    kind = module.device.type
-    session = _session(path, kind)
-    stored = sum(item.stat().st_size for item in path.parent.glob(f"{path.name}*"))
-    run = _on_cpu(session) if kind == "cpu" else _on_cuda(session, signature.names[0])
-    return EngineDenoiser(module, signature, run, stored)
 
 
 def _session(path: Path, kind: str) -> InferenceSession:

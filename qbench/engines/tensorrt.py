@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.engines import onnx
-from qbench.engines.base import EngineDenoiser
 from qbench.engines.manifest import Bound
 from qbench.errors import Unsupported
 from qbench.optimizations.rules import Rule
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from qbench.engines.base import Run
     from qbench.engines.inputs import Signature
-    from qbench.engines.manifest import Description
+    from qbench.engines.manifest import Interface
     from qbench.pipelines.base import Module, VideoPipeline
 
 # By the name of the module, the distribution whose version a plan is bound to.
@@ -65,22 +64,10 @@ def write(
     )
 
 
-def open(folder: Path, shell: Module, written: Description) -> Run:
+def open(folder: Path, shell: Module, written: Interface) -> Run:
     """The plan as a function of its tensors."""
     names = [spec.name for spec in written.inputs]
     return _run((folder / PLAN).read_bytes(), names, written.target.device)
-
-
-def build(
-    module: Module,
-    signature: Signature,
-    example: Mapping[str, Tensor],
-    _: Variant,
-    folder: Path,
-) -> EngineDenoiser:
-    """A plan of the exported module, loaded on the module's GPU."""
-    exported = onnx.export(module, signature, example, folder / GRAPH)
-    return load(module, signature, make_plan(exported, signature, example))
 
 
 def _library() -> Any:
@@ -122,12 +109,6 @@ def make_plan(
     if plan is None:
         raise Unsupported("TensorRT could not build an engine of the exported model")
     return bytes(plan)
-
-
-def load(module: Module, signature: Signature, plan: bytes) -> EngineDenoiser:
-    """The plan behind the module's interface."""
-    run = _run(plan, signature.names, module.device)
-    return EngineDenoiser(module, signature, run, len(plan))
 
 
 def _run(plan: bytes, names: Sequence[str], device: torch.device | str) -> Run:

@@ -28,7 +28,7 @@ class Recorder:
         return context
 
     def __call__(self, *args: object, return_dict: bool = True, **kwargs: object) -> object:
-        inputs = by_name(self.module, args, kwargs)
+        inputs = by_name(type(self.module), args, kwargs)
         self._calls.append({name: _kept(value) for name, value in inputs.items()})
         if self.compute:
             return self.module(*args, return_dict=return_dict, **kwargs)
@@ -41,10 +41,10 @@ class Recorder:
         self._calls = []
 
 
-def by_name(module: object, args: tuple[object, ...], kwargs: dict[str, object]) -> Inputs:
+def by_name(kind: type, args: tuple[object, ...], kwargs: dict[str, object]) -> Inputs:
     """The arguments of a call by the names of `forward`'s parameters, without what is None."""
-    signature = inspect.signature(type(module).forward)  # type: ignore[attr-defined]
-    bound = signature.bind(module, *args, **kwargs).arguments
+    signature = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+    bound = signature.bind(None, *args, **kwargs).arguments
     self_name = next(iter(signature.parameters))
     given = {name: value for name, value in bound.items() if name != self_name}
     return {name: value for name, value in given.items() if value is not None}

@@ -325,7 +325,7 @@ def _compile(session: Session) -> None:
         first = session.encode([0]), session.noise([0])
         folder = session.job.folder / "engine"
         session.recorder.facts(
-            engines.build(session.pipeline, session.generation, *first, variant, folder)
+            engines.build(session.pipeline, session.generation, *first, session.recipe, folder)
         )
     if variant.engine or variant.compile:
         session.denoise(session.encode([0]), [0], steps=1)

@@ -13,7 +13,7 @@ import torch
 import qbench
 from qbench.engines import aoti, evidence, export, formats, loading, manifest, onnx
 from qbench.engines.manifest import Manifest
-from qbench.engines.verification import verify
+from qbench.engines.verify import verify
 from qbench.errors import InputError, Unsupported
 from qbench.pipelines import specs
 from qbench.recipe.files import load, overrides

@@ -7,6 +7,7 @@ import typing
 import pytest
 
 from qbench import engines
+from qbench.engines import formats
 from qbench.engines.base import engine
 from qbench.optimizations import attention, axes, caching, quantization
 from qbench.recipe import choices
@@ -21,7 +22,9 @@ def test_each_name_that_a_recipe_may_choose_has_its_entry_and_no_other() -> None
     assert set(caching.CACHES) == set(typing.get_args(choices.CacheKind))
     assert set(choices.BY_CONTENT) <= set(caching.CACHES)
     for name in choices.ENGINES:
-        assert callable(engine(name).build)
+        assert callable(engine(name).write)
+        assert callable(engine(name).open)
+        assert formats.module(formats.OF_ENGINE[name]) is engine(name)
         assert engine(name).RULES
         assert set(engine(name).PACKAGES) <= set(engines.packages())
     for one in quantization.SCHEMES.values():

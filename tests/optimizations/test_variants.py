@@ -254,31 +254,43 @@ def test_reasons_say_what_to_do(recipe_name: str, machine: support.Machine, reas
 def test_tracked_engine_matches_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
     """ONNX Runtime against the module; then the same engine with its output scaled by 1.1."""
     pytest.importorskip("onnxruntime")
-    from qbench.engines import EngineDenoiser, onnx, onnxruntime
-    from qbench.engines.inputs import signature
-    from qbench.engines.verify import parity
+    from qbench.engines import EngineDenoiser, engine
+    from qbench.engines.inputs import interface, signature
+    from qbench.engines.manifest import Bound
+    from qbench.engines.parity import parity
 
     video = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
     run = video.resolve(specs.find("tiny-cogvideox"), schema.Generation())
     first = video.encode(run, ["a red star"]), video.noise(run, 0)
     module, signed = video.denoiser, signature(video, run, *first)
     calls = [call for step in video.captured(run, *first, steps=2) for call in step]
-    path = onnx.export(module, signed, signed.tensors((), calls[0]), tmp_path / "denoiser.onnx")
-    engine = onnxruntime.load(module, signed, path)
-    assert parity(module, engine, calls, exact=True)["parity_relative_error"] < 1e-4
-    assert engine.config is module.config
-    assert engine.stored_bytes == pytest.approx(4 * 9_673_024, rel=0.1)
+    example, kind = signed.tensors((), calls[0]), engine("onnxruntime")
+
+    def built(place: Path, **chosen: object) -> EngineDenoiser:
+        place.mkdir()
+        variant = schema.Variant.model_validate({"engine": "onnxruntime", **chosen})
+        kind.write(video, signed, example, variant, place)
+        recipe = schema.Recipe(name="onnx", variant=variant)
+        written = interface(recipe, module, signed, example, Bound())
+        stored = sum(path.stat().st_size for path in place.iterdir())
+        return EngineDenoiser(module, signed, kind.open(place, module, written), stored)
+
+    plain = built(tmp_path / "plain")
+    assert parity(module, plain, calls, exact=True)["parity_relative_error"] < 1e-4
+    assert plain.config is module.config
+    assert plain.stored_bytes == pytest.approx(4 * 9_673_024, rel=0.1)
     # Another batch than the one that was exported.
     wide = {name: torch.cat([value] * 2) for name, value in calls[0].items()}
-    assert parity(module, engine, [wide], exact=True)["parity_relative_error"] < 1e-4
-    wrong = EngineDenoiser(module, signed, lambda x: 1.1 * engine._run(x), 0)
+    assert parity(module, plain, [wide], exact=True)["parity_relative_error"] < 1e-4
+    wrong = EngineDenoiser(module, signed, lambda x: 1.1 * plain._run(x), 0)
     with pytest.raises(RuntimeError, match="computes something else"):
         parity(module, wrong, calls, exact=True)
-    broken = EngineDenoiser(module, signed, lambda x: engine._run(x) * float("nan"), 0)
+    broken = EngineDenoiser(module, signed, lambda x: plain._run(x) * float("nan"), 0)
     with pytest.raises(RuntimeError, match="computes something else"):
         parity(module, broken, calls, exact=True)
-    small = onnxruntime.load(module, signed, onnxruntime.quantize(path))
-    assert small.stored_bytes < engine.stored_bytes / 3
+    quantize = {"backend": "onnxruntime", "scheme": "int8_dynamic"}
+    small = built(tmp_path / "small", quantize=quantize)
+    assert small.stored_bytes < plain.stored_bytes / 3
     assert parity(module, small, calls, exact=False)["parity_relative_error"] < 0.1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,11 @@ from tiny import build, denoised, inputs, settings
 from qbench import engines, support
 from qbench.engines import EngineDenoiser
 from qbench.engines import inputs as engine_inputs
-from qbench.engines.verify import parity
+from qbench.engines.parity import parity
 from qbench.errors import Unsupported
 from qbench.optimizations.rules import Machine
 from qbench.pipelines.base import VideoPipeline
-from qbench.recipe.schema import Variant
+from qbench.recipe.schema import Recipe, Variant
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,11 @@ def test_videos_of_an_engine_are_those_of_the_module(name: str, tmp_path: Path) 
     run = settings(video)
     expected = denoised(video, run, [0, 1])
     first = inputs(video, run, [0])
-    facts = engines.build(video, run, *first, Variant(engine="onnxruntime"), tmp_path / "engine")
+    recipe = Recipe(name="onnx", variant=Variant(engine="onnxruntime"))
+    eager = weakref.ref(video.denoiser)
+    facts = engines.build(video, run, *first, recipe, tmp_path / "engine")
+    gc.collect()
+    assert eager() is None  # or a GPU would hold its weights twice
     assert isinstance(video.denoiser, EngineDenoiser)
     assert facts["parity_relative_error"] < 1e-4
     assert facts["parity_calls"] == engines.PARITY_STEPS * (2 if video.separate_guidance else 1)

@@ -1,0 +1,41 @@
+"""Does an engine compute what the module computes? On the pipeline's own inputs, or not proved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qbench.engines.base import EngineDenoiser
+    from qbench.pipelines.base import Module
+
+# Allowed ||engine - module|| / ||module||: of an engine whose arithmetic is the module's in another
+# order, and of one that quantizes by rules of its own. Outputs that are not related at all are at
+# 1.4.
+FAITHFUL, QUANTIZED = 0.02, 0.25
+
+
+def parity(
+    module: Module, engine: EngineDenoiser, calls: Sequence[Mapping[str, object]], exact: bool
+) -> dict[str, float]:
+    """The largest relative error of the engine over `calls`, the keyword inputs of some steps.
+
+    Raises RuntimeError beyond what is allowed.
+    """
+    import torch
+
+    from qbench.engines.evidence import accuracy
+
+    def computed(by: Module) -> list[Tensor]:
+        return [by(**inputs, return_dict=False)[0].float().cpu() for inputs in calls]
+
+    with torch.no_grad():
+        error = accuracy(computed(engine), computed(module)).relative_l2
+    allowed = FAITHFUL if exact else QUANTIZED
+    if not error <= allowed:
+        raise RuntimeError(
+            f"the engine computes something else: relative error {error:.3g}, allowed {allowed}"
+        )
+    return {"parity_relative_error": error, "parity_calls": len(calls)}
