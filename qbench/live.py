@@ -24,10 +24,9 @@ from qbench.pipelines import families, specs
 from qbench.recipe.schema import Dtype, Generation, Recipe
 
 if TYPE_CHECKING:
-    import torch
     from torch import Generator, Tensor
 
-    from qbench.pipelines.base import Conditioning, Module, Pipe, Resolved, VideoPipeline
+    from qbench.pipelines.base import Conditioning, Pipe, Resolved, VideoPipeline
     from qbench.pipelines.specs import Model
 
 Arguments = Mapping[str, Any]  # of a call of diffusers' pipelines, by name
@@ -284,7 +283,7 @@ def _cast(video: VideoPipeline, model: Model, dtype: Dtype, device: str) -> Chan
     parts += [(part, dtypes["default"]) for part in video.text_encoders()]
     for module, wanted in parts:
         if module is not None and module.dtype != wanted:
-            _cast_part(module, wanted)
+            specs.cast(module, wanted)
             changes.permanent = ROUNDED
     return changes
 
@@ -296,20 +295,6 @@ def _check_dtype(video: VideoPipeline, dtype: Dtype) -> None:
             f"the denoiser was loaded in {now}, and its weights are rounded: load the pipeline "
             f"with torch_dtype float32, or in {dtype}, for this recipe"
         )
-
-
-def _cast_part(module: Module, wanted: torch.dtype) -> None:
-    """As `from_pretrained` casts: layers that must keep FP32 do."""
-    import torch
-
-    kept = list(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
-    of_diffusers = hasattr(module, "config_name")  # transformers' rule is for FP16 alone
-    if of_diffusers or wanted == torch.float16:
-        kept += getattr(module, "_keep_in_fp32_modules", None) or ()
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        held = any(part in name.split(".") for part in kept)
-        if value.is_floating_point() and not held:
-            value.data = value.data.to(wanted)
 
 
 def _build_engine(video: VideoPipeline, recipe: Recipe, run: Resolved, changes: Changes) -> Changes:

@@ -225,7 +225,7 @@ def _plain(recipe: Recipe, model: Model, device: str) -> Plain:
     from qbench.engines.inputs import signature
     from qbench.pipelines import specs
 
-    video = specs.load(model, "fp32", device, recipe.weights)
+    video = specs.load(model, "fp32", device, recipe.weights, outliers=recipe.outliers)
     run = video.resolve(model, recipe.generation, recipe.variant.step_share)
     named = list(prompts.chosen(recipe.prompts, model).prompts[:PROMPTS])
     inputs: list[dict[str, Tensor]] = []
@@ -253,7 +253,8 @@ def _variant(recipe: Recipe, model: Model, device: str, run: Resolved) -> VideoP
     from qbench.optimizations import axes
     from qbench.pipelines import specs
 
-    video = specs.load(model, recipe.variant.dtype, device, recipe.weights)
+    dtype, outliers = recipe.variant.dtype, recipe.outliers
+    video = specs.load(model, dtype, device, recipe.weights, outliers=outliers)
     video.resolve(model, recipe.generation, recipe.variant.step_share)
     axes.apply(video, recipe.variant.model_copy(update={"compile": None}), device, run.steps)
     return video

@@ -23,6 +23,7 @@ from qbench.pipelines.sizes import Grid
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from qbench.pipelines.rescaling import Rescaling
     from qbench.pipelines.specs import Model
     from qbench.recipe.schema import Generation
 
@@ -205,6 +206,13 @@ class VideoPipeline(ABC):
     def compiled_parts(self) -> list[Module]:
         """What regional compilation compiles: the blocks, all alike, so one program serves all."""
         return self.repeated_blocks()
+
+    def rescalings(self) -> list[Rescaling]:
+        """Activations whose channels earlier layers can scale; none where a family knows none.
+
+        Each stands before those that read what its own layers make.
+        """
+        return []
 
     def skip(self, block: Module) -> None:
         """Have one of `repeated_blocks` return what it is given."""

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from qbench import cache, textfile
 from qbench.errors import InputError, LoadError, Unsupported, brief, nearest, one_line
 from qbench.pipelines import families, folders
-from qbench.recipe.schema import Dtype, Generation, Weights, digest
+from qbench.recipe.schema import Dtype, Generation, Outliers, Weights, digest
 
 if TYPE_CHECKING:
     import torch
 
-    from qbench.pipelines.base import Configs, Pipe, VideoPipeline
+    from qbench.pipelines.base import Configs, Module, Pipe, VideoPipeline
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
 LOAD_S, SLOWEST = 300.0, 20e6  # a folder may take so many seconds, and one for so many bytes
@@ -224,6 +224,7 @@ def load(
     weights: Weights = "pretrained",
     offloaded: bool = False,
     variant: str | None = None,
+    outliers: Outliers | None = None,
 ) -> VideoPipeline:
     """The pipeline on `device`: its denoiser in `dtype`, the rest in the model's own dtype.
 
@@ -231,6 +232,7 @@ def load(
     fit the card that it is offloaded for. Reads safetensors only and runs no code of the repository
     that it loads from. With `weights: random` nothing is downloaded and there is no text encoder.
     variant: of the weights' files, such as fp16.
+    outliers: channels that the denoiser is given, in FP32 and before it is rounded to `dtype`.
     Raises InputError where no family drives the pipeline, LoadError where it cannot be loaded.
     """
     if weights == "random":
@@ -238,8 +240,10 @@ def load(
 
         family, configs = _sizes(model)
         dtypes = part_dtypes(with_defaults(model, family, configs), dtype, family.part, device)
+        if outliers:
+            dtypes[family.part] = _dtypes()["fp32"]
         pipe = random_weights.pipeline(family, configs, dtypes, device)
-        return _placed(pipe, device, offloaded)
+        return _placed(pipe, device, offloaded, dtype, outliers)
     limit = LOAD_S
     if model.local:
         found = folders.read(Path(model.source))
@@ -250,6 +254,8 @@ def load(
         family, configs = _on_hub(model)
         limit = HUB_LOAD_S
     dtypes = part_dtypes(with_defaults(model, family, configs), dtype, family.part, device)
+    if outliers:
+        dtypes[family.part] = _dtypes()["fp32"]
     message = f"model {model.source}: not loaded after {limit:.0f} s"
     with _told(model), folders.time_limit(limit, message):
         from diffusers import DiffusionPipeline
@@ -262,17 +268,35 @@ def load(
             local_files_only=model.local,
             variant=variant,
         )
-    return _placed(pipe, device, offloaded)
+    return _placed(pipe, device, offloaded, dtype, outliers)
 
 
 def part_dtypes(model: Model, dtype: Dtype, part: str, device: str) -> dict[str, torch.dtype]:
     """The dtype of the denoiser, of the VAE, and of the rest ("default")."""
-    import torch
-
-    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    kinds = _dtypes()
     rest = kinds[_surroundings(model, device)]
     vae = kinds[model.vae_dtype] if model.vae_dtype else rest
     return {"default": rest, "vae": vae, part: kinds[dtype]}
+
+
+def _dtypes() -> dict[Dtype, torch.dtype]:
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def cast(module: Module, wanted: torch.dtype) -> None:
+    """Cast in place as `from_pretrained` does: layers that must keep FP32 do."""
+    import torch
+
+    kept = list(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
+    of_diffusers = hasattr(module, "config_name")  # transformers' rule is for FP16 alone
+    if of_diffusers or wanted == torch.float16:
+        kept += getattr(module, "_keep_in_fp32_modules", None) or ()
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        held = any(part in name.split(".") for part in kept)
+        if value.is_floating_point() and not held:
+            value.data = value.data.to(wanted)
 
 
 @contextmanager
@@ -319,10 +343,17 @@ def _sizes(model: Model) -> tuple[type[VideoPipeline], Configs]:
     )
 
 
-def _placed(pipe: Pipe, device: str, offloaded: bool) -> VideoPipeline:
+def _placed(
+    pipe: Pipe, device: str, offloaded: bool, dtype: Dtype, outliers: Outliers | None
+) -> VideoPipeline:
     pipe.set_progress_bar_config(disable=True)
-    pipe.to("cpu" if offloaded else device)
     video = families.wrap(pipe)
+    if outliers:
+        from qbench.pipelines import rescaling
+
+        rescaling.add_outliers(video, outliers)
+        cast(video.denoiser, _dtypes()[dtype])
+    pipe.to("cpu" if offloaded else device)
     video.denoiser.to(device)
     return video
 

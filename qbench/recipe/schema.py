@@ -42,6 +42,7 @@ __all__ = [
     "Margin",
     "Measure",
     "Memory",
+    "Outliers",
     "Prompts",
     "Quality",
     "Quantize",
@@ -58,6 +59,20 @@ SET_COUNT = 12  # prompts of a set where a recipe says no number
 
 Weights = Literal["pretrained", "random"]
 Verdict = Literal["indistinguishable", "drift", "unverified", "degraded", "broken"]
+
+
+class Outliers(Strict):
+    """Outlier channels for weights that have none.
+
+    Channels of activations are multiplied and the weights that read them divided, so that the FP32
+    denoiser computes the same. Trained transformers have such channels, and the bundled model,
+    which is small, has not: on it methods against outliers would show nothing.
+    """
+
+    factor: Annotated[float, Field(gt=1, le=100_000)]
+    """The largest factor; the others lie between a third of it and it."""
+    share: Annotated[float, Field(gt=0, le=0.5)] = 0.01
+    """Of the channels of each activation; one at least."""
 
 
 class Generation(Strict):
@@ -218,6 +233,8 @@ class Recipe(Strict):
     """`random` makes the model at its true size without a download: latency and memory alone."""
     weights_variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,40}$")] | None = None
     """Of the weights' files: `fp16` reads `diffusion_pytorch_model.fp16.safetensors`."""
+    outliers: Outliers | None = None
+    """Outlier channels that the denoiser's weights are given as they are loaded."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; `auto` is the GPU where there is one."""
     variant: Variant = Variant()
@@ -265,6 +282,8 @@ class Recipe(Strict):
 
     def _measured(self, left_out: dict[str, bool | set[str]]) -> dict[str, object]:
         facts: dict[str, object] = self.model_dump(mode="json", exclude=left_out)
+        if self.outliers is None:  # as before there was such a field
+            facts.pop("outliers", None)
         if self.prompts.count is None:  # which prompts these are has a digest of its own
             facts["prompts"] = {"set": self.prompts.set, "count": SET_COUNT}
         return facts

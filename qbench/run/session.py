@@ -193,6 +193,7 @@ def _load(job: Job, stages: Stages) -> Session:
         recipe.weights,
         variant.memory.offload is not None,
         recipe.weights_variant,
+        recipe.outliers,
     )
     _check_weights(job, model)
     generation = pipeline.resolve(model, recipe.generation, variant.step_share)
