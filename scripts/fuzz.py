@@ -232,8 +232,7 @@ def _record(dice: random.Random, folder: Path) -> None:
     found, unreadable = store.read_all(store.find([folder]))
     if unreadable:  # named and left out: nothing further sees it
         raise InputError(unreadable[0])
-    write(found, unreadable, folder / "report")
-    rankings(found)
+    write(rankings(found), unreadable, folder / "report")
     with contextlib.suppress(InputError):  # too few samples, after an edit
         power.said(found, ["psnr=0.5"], 0.05, 0.8)
     for run in runs:

@@ -132,11 +132,12 @@ def report(
 
     found, unreadable = shared.records(results)
     shared.writable(out)
-    path = write(found, unreadable, out)
+    made = rankings(found)
+    path = write(made, unreadable, out)
     console = shared.console()
     for line in unreadable:
         print(f"qbench: left out: {one_line(line)}", file=sys.stderr)
-    for ranking in rankings(found)[:10]:
+    for ranking in made[:10]:
         shared.print_ranking(console, ranking)
     shared.say(console, f"report: {path}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,7 +48,9 @@ def records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list
     paths = store.find(places)
     if not paths:
         raise InputError(f"{places[0]}: no {store.FILE} at or below it")
-    return store.read_all(paths, compact=True)
+    found = store.read_all(paths, compact=True)
+    gc.freeze()  # records are read once and held to the end: nothing of them is garbage
+    return found
 
 
 def console() -> Console:
@@ -71,7 +74,7 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
 
     from qbench.report import tables
 
-    rows = tables.rows(ranking)[:60]
+    rows = tables.rows(ranking, 60)
     columns = tables.columns(rows, console.width)
     table = Table(box=None, padding=(0, 1, 0, 0))
     for i in columns:

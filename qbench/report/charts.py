@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 RED, SKY, PINK, BLACK = "#D55E00", "#56B4E9", "#CC79A7", "#000000"
 VERDICTS: dict[Verdict, str] = {
-    "indistinguishable": GREEN, "drift": BLUE, "degraded": ORANGE, "broken": RED,
+    "indistinguishable": GREEN, "drift": BLUE, "unverified": PINK, "degraded": ORANGE,
+    "broken": RED,
 }  # fmt: skip
 TINTS = 15  # of each colour in a picture
 LINES = 8  # variants whose errors are told apart in one chart
@@ -35,6 +36,7 @@ KINDS: dict[Class, tuple[str, str]] = {
     "movement": ("memory movement", GREY),
 }
 LABELLED, BARS = 40, 30  # points that get a name; bars that fit on a page
+SPANNED = 1000  # points whose intervals can be told apart
 NAME = 60  # characters of a name
 PROFILE_BYTES = 4 * 2**20  # of a profile, at most
 LONGEST = 2.5  # bars past so many times the median are cut, and say how long they are
@@ -135,6 +137,8 @@ def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
         ("x", _errors([_span(r, ranking) for r in shown], seconds)),
         ("y", _errors(spans, [y for _, y in points])),
     ):
+        if len(points) > SPANNED:
+            continue
         xs, ys = zip(*points, strict=True)
         axes.errorbar(xs, ys, **{f"{axis}err": (low, high)}, fmt="none", ecolor=GREY, lw=1)
     verdicts = [ranking.judged[r.run].verdict if r.run in ranking.judged else None for r in shown]

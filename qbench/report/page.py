@@ -49,7 +49,7 @@ def write(
 
 def _write_csv(made: list[Ranking], path: Path) -> None:
     """Every record as a row of numbers. No cell begins a formula: names come from records."""
-    columns: dict[str, None] = {}
+    columns: dict[str, None] = {}  # rows are made twice: all of them at once may be too many
     for ranking in made:
         for row in frame.rows(ranking):
             columns.update(dict.fromkeys(row))

@@ -70,9 +70,9 @@ class Row:
         return cells
 
 
-def rows(ranking: Ranking) -> list[Row]:
-    """A row for every record: what could not run is a row too."""
-    return [_row(record, ranking) for record in ranking.records]
+def rows(ranking: Ranking, most: int | None = None) -> list[Row]:
+    """A row for every record, or for the first so many: what could not run is a row too."""
+    return [_row(record, ranking) for record in ranking.records[:most]]
 
 
 def columns(found: list[Row], width: float = float("inf")) -> list[int]:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from qbench.errors import InputError
 from qbench.results import store
-from qbench.results.ranking import rankings
-from qbench.results.record import Record
+from qbench.results.ranking import Ranking
 
 MANIFEST = ".qbench-report.json"  # the names of the files that a report consists of
 
 
-def write(found: list[tuple[Path, Record]], unreadable: list[str], out: Path) -> Path:
+def write(made: list[Ranking], unreadable: list[str], out: Path) -> Path:
     """Everything into `out`. Returns the path of report.md.
 
     Charts that an earlier report left there and this one does not have are removed; files that no
@@ -24,7 +23,6 @@ def write(found: list[tuple[Path, Record]], unreadable: list[str], out: Path) ->
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        made = rankings(found)
         pictures: list[list[Path]] = []
         for i, ranking in enumerate(made):
             suffix = f"-{i + 1}" if len(made) > 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,13 +56,12 @@ def load_results(path: str | Path) -> Results:
     return Results(tuple(rankings(found)), tuple(unreadable))
 
 
-def rows(ranking: Ranking) -> list[Row]:
+def rows(ranking: Ranking) -> Iterator[Row]:
     """One flat mapping a record, units in the names.
 
     `video_s` and `step_s` are what tables show beside the speed-up, by the rule in `speed`;
     `latency_*` and `step_*` are of this run's own samples.
     """
-    found = []
     reference = ranking.reference
     first = ranking.timing(reference) if reference else Timing()
     for record in ranking.records:
@@ -109,8 +109,7 @@ def rows(ranking: Ranking) -> list[Row]:
             for key, value in figures.items():
                 line.setdefault(key, value)  # a figure may have any name, but no other's place
         line |= {"run": record.run, "ranking": "-".join(record.fingerprints.ranking())}
-        found.append(line)
-    return found
+        yield line
 
 
 def _verdict(record: Record, ranking: Ranking) -> Row:

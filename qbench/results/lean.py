@@ -7,11 +7,15 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from qbench.quality.statistics import Metric
 from qbench.results.record import Record
 
 M = TypeVar("M", bound=BaseModel)
 _UNSET: set[str] = set()
+# What many records have in common is held once; of the recipe its parts, for names differ.
+_COMMON = ("environment", "ceilings", "work")
+_PARTS = ("variant", "generation", "prompts", "measure", "quality")
+_PLAIN = (float, int, bool, type(None))
+_LEFT_OUT = {"by_frame"}  # figures by frame, which no report of many runs reads
 
 
 class Shared:
@@ -19,47 +23,49 @@ class Shared:
 
     def __init__(self) -> None:
         self._known: dict[tuple[type, str], BaseModel] = {}
+        self._texts: dict[str, str] = {}
 
     def compact(self, record: Record) -> Record:
         """The same record for reading: numbers as arrays, figures by frame left out."""
         recipe = record.recipe
+        common = {name: part for name in _COMMON if (part := getattr(record, name)) is not None}
+        own = self._light(record, {name: self._one(part) for name, part in common.items()})
         parts = {name: self._one(getattr(recipe, name)) for name in _PARTS}
-        changes: dict[str, object] = {
-            "recipe": _light(recipe.model_copy(update=parts)),
-            "environment": self._one(record.environment),
-            "ceilings": self._one(record.ceilings) if record.ceilings else None,
-            "work": self._one(record.work) if record.work else None,
-            "quality": {name: _metric(metric) for name, metric in record.quality.items()},
-            "step_s": [array("d", steps) for steps in record.step_s],
-        }
-        for name in ("latency_s", "step_host_s", "paired_reference_s"):
-            changes[name] = array("d", getattr(record, name))
-        for stage in record.stages.values():
-            _light(stage)
-            _light(stage.peak)
-        for summary in (record.latency, record.step):
-            if summary:
-                _light(summary)
-        return _light(record.model_copy(update=changes))
+        object.__setattr__(own, "recipe", self._light(recipe, parts))
+        return own
+
+    def _light(self, model: M, known: dict[str, BaseModel]) -> M:
+        """A copy whose fields are in the order of the class, so that Python keeps their names once
+        for all objects of it, and without the set of the fields that were given.
+        """
+        copied = type(model).__new__(type(model))
+        write = object.__setattr__
+        for name, value in model.__dict__.items():
+            if type(value) not in _PLAIN:
+                small = known.get(name) or self._small(value)
+                write(copied, name, None if name in _LEFT_OUT else small)
+            else:
+                write(copied, name, value)
+        write(copied, "__pydantic_fields_set__", _UNSET)
+        write(copied, "__pydantic_extra__", None)
+        write(copied, "__pydantic_private__", None)
+        return copied
+
+    def _small(self, value: object) -> object:
+        if isinstance(value, str):
+            return self._texts.setdefault(value, value)
+        if isinstance(value, BaseModel):
+            return self._light(value, {})
+        if isinstance(value, list):
+            if value and type(value[0]) is float:  # the schema has no list of floats and others
+                return array("d", value)
+            return [self._small(item) for item in value]
+        if isinstance(value, dict):
+            return {self._small(key): self._small(item) for key, item in value.items()}
+        return value
 
     def _one(self, part: M) -> M:
         key = (type(part), part.model_dump_json())
         known = self._known.setdefault(key, part)
         assert isinstance(known, type(part))
         return known
-
-
-_PARTS = ("variant", "generation", "prompts", "measure", "quality")
-
-
-def _metric(metric: Metric) -> Metric:
-    samples = array("d", metric.samples) if metric.samples else None
-    if metric.summary:
-        _light(metric.summary)
-    return _light(metric.model_copy(update={"samples": samples, "by_frame": None}))
-
-
-def _light(model: M) -> M:
-    """Without the set of the fields that were given, which is larger than most models here."""
-    object.__setattr__(model, "__pydantic_fields_set__", _UNSET)
-    return model

@@ -140,6 +140,8 @@ def read_beside(folder: Path, name: str, most: int) -> bytes | None:
     try:
         if place := archive.split(folder / name):
             return archive.member(*place, most) if ".." not in Path(name).parts else None
+        if not os.path.lexists(folder / name):  # resolving looks at every folder above
+            return None
         inside = folder.resolve()
         path = (inside / name).resolve()
         return read_bounded(path, most) if path.is_relative_to(inside) else None

@@ -269,7 +269,7 @@ def test_report_writes_tables_and_charts_that_are_pictures(finished: Path, tmp_p
     from PIL import Image
 
     found, bad = store.read_all(store.find([finished]))
-    writer.write(found, bad, tmp_path)
+    writer.write(rankings(found), bad, tmp_path)
     csv = pd.read_csv(tmp_path / "results.csv")
     assert set(csv["recipe"]) == {"fp32", "int8", "tensorrt"}
     assert csv.set_index("recipe").loc["int8", "psnr"] > 20
@@ -294,3 +294,12 @@ def test_record_cannot_point_out_of_its_folder(base: Record, tmp_path: Path) -> 
     evil = base.model_copy(update={"files": {"contact_sheet": "../outside.png"}})
     (made,) = rankings([(tmp_path / "run" / "record.json", evil)])
     assert sheets.side_by_side(made, tmp_path / "out.png") is None
+
+
+def test_points_of_every_verdict_are_drawn() -> None:
+    from typing import get_args
+
+    from qbench.recipe.schema import Verdict
+
+    assert set(charts.VERDICTS) == set(get_args(Verdict))
+    assert len(set(charts.VERDICTS.values())) == len(charts.VERDICTS)

@@ -131,7 +131,7 @@ def test_report_and_power_survive_every_edit(edited: Path, tmp_path: Path) -> No
     for line in unreadable:
         assert "not a record: " in line
         assert "\n" not in line
-    text = writer.write(found, unreadable, tmp_path).read_text()
+    text = writer.write(rankings(found), unreadable, tmp_path).read_text()
     assert "<script" not in text
     assert "](http" not in text.replace("\\](", "")
     assert "\x1b" not in text + (tmp_path / "results.csv").read_text()

@@ -223,14 +223,14 @@ def test_a_report_removes_the_charts_of_an_earlier_one_and_nothing_else(
     (tmp_path / "mine.png").write_text("mine")
     (tmp_path / "size-7.png").write_text("mine")
     found = [(Path("1/record.json"), published[0]), (Path("2/record.json"), published[1])]
-    writer.write(found, [], tmp_path)
+    writer.write(rankings(found), [], tmp_path)
     assert (tmp_path / "size.png").is_file()
     skipped = next(record for record in published if record.status == "skipped")
-    writer.write([(Path("1/record.json"), skipped)], [], tmp_path)
+    writer.write(rankings([(Path("1/record.json"), skipped)]), [], tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"report.md", "results.csv", writer.MANIFEST, "mine.png", "size-7.png"}
     (tmp_path / "file").write_text("x")
     from qbench.errors import InputError
 
     with pytest.raises(InputError, match="cannot be written"):
-        writer.write(found, [], tmp_path / "file")
+        writer.write(rankings(found), [], tmp_path / "file")
