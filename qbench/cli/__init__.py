@@ -1,5 +1,8 @@
 """The command line. `qbench.cli:main` is what the installed `qbench` calls."""
 
+from qbench.cli import decisions
 from qbench.cli.commands import app, main
+
+decisions.register(app)
 
 __all__ = ["app", "main"]

@@ -155,9 +155,7 @@ def explain(
 
     paragraphs, ranking = said(run)
     for text in paragraphs:
-        for line in text.splitlines():
-            print(" " * (len(line) - len(line.lstrip())) + one_line(line))
-        print()
+        shared.tell([*text.splitlines(), ""])
     folder = out or (run if run.is_dir() else run.parent)
     if out is None and not folder.is_dir():
         return  # a run in an archive, beside which nothing is drawn unless a folder is named

@@ -67,6 +67,12 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(one_line(text), style=style), soft_wrap=True)
 
 
+def tell(lines: list[str]) -> None:
+    """Plain lines, whose indentation stays; what comes from records is made harmless."""
+    for line in lines:
+        print(" " * (len(line) - len(line.lstrip())) + one_line(line))
+
+
 def print_ranking(console: Console, ranking: Ranking) -> None:
     """The ranking's table on the terminal, remarks below."""
     from rich.table import Table

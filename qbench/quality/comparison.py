@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from qbench.quality.statistics import CONFIDENCE, Moments, mean_interval, moments
+from qbench.quality.statistics import CONFIDENCE, Moments, difference, mean_interval, moments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +64,25 @@ def compare(
     low, high = mean_interval(gaps)
     tests = (_two_sided if better == "zero" else _one_sided)(found, margin)
     return Comparison(metric, better, found.n, found.mean, low, high, margin, *tests)
+
+
+def compare_unpaired(
+    metric: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    better: Literal["higher", "lower"],
+    margin: float,
+) -> Comparison:
+    """As `compare`, of samples that do not belong together one by one: other prompts, other noise.
+
+    By Welch's test; shares of yes and no too, for which that is an approximation.
+    """
+    a, b = moments(ours), moments(theirs)
+    gain = difference(b, a) if better == "lower" else difference(a, b)
+    half = (1 - CONFIDENCE) / 2
+    low, high = (-gain.flipped().bound(half), gain.bound(half)) if gain.known else (None, None)
+    n = min(a.n, b.n)
+    return Comparison(metric, better, n, gain.mean, low, high, margin, *_one_sided(gain, margin))
 
 
 Tests = tuple[float, float, float, float, float]  # worse, beyond, broken, no_loss, better

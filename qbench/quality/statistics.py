@@ -125,7 +125,7 @@ class Moments:
 
     def bound(self, chance: float) -> float:
         """Upper bound that the true mean exceeds with this chance at most."""
-        quantile = _quantile(self.n - 1, 1 - chance)
+        quantile = student_quantile(self.n - 1, 1 - chance)
         hall = -_untransformed(-quantile, self.skew)
         return self.mean + self.error * max(quantile, hall)
 
@@ -157,7 +157,7 @@ def _student() -> Callable[[float, float], float]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _quantile(freedom: float, chance: float) -> float:
+def student_quantile(freedom: float, chance: float) -> float:
     """Of Student's distribution."""
     from scipy.special import stdtrit
 
@@ -174,6 +174,21 @@ def _untransformed(y: float, a: float) -> float:
         return y
     inner = 1 + a * (y - a / 6)
     return 3 / a * (math.copysign(abs(inner) ** (1 / 3), inner) - 1)
+
+
+def difference(a: Moments, b: Moments) -> Moments:
+    """Of mean a less mean b, of samples that are not paired (Welch 1947).
+
+    `n` is such that n - 1 are the degrees of freedom of Welch and Satterthwaite, rounded down. The
+    skewness of a difference is small where sizes are alike, and is left out.
+    """
+    first, second = a.error**2, b.error**2
+    error = math.sqrt(first + second)
+    if not (a.known or b.known) or not math.isfinite(error) or error == 0:
+        return Moments(min(a.n, b.n), a.mean - b.mean, math.inf, 0.0)
+    parts = [(e, m.n) for e, m in ((first, a), (second, b)) if e > 0]
+    freedom = error**4 / sum(e**2 / (n - 1) for e, n in parts)
+    return Moments(int(freedom) + 1, a.mean - b.mean, error, 0.0)
 
 
 def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
@@ -228,7 +243,7 @@ def effective_n(values: Sequence[float] | NDArray[np.float64]) -> float:
 
 def _stretch(n: int, effective: float) -> float:
     """By how much an interval of independent samples is widened."""
-    quantile = _quantile(_freedom(effective), (1 + CONFIDENCE) / 2)
+    quantile = student_quantile(_freedom(effective), (1 + CONFIDENCE) / 2)
     return math.sqrt(n / effective) * quantile / NORMAL
 
 
@@ -294,6 +309,32 @@ class Ratio(BaseModel):
             return 1.0
         error = math.log(self.high / self.low) / (2 * NORMAL)
         return float(2 * ndtr(-abs(math.log(self.value)) / error))
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the interval; infinite in records that do not hold their n."""
+        return math.inf if self.effective_n is None else _freedom(self.effective_n)
+
+    def bounds(self, chance: float) -> tuple[float, float]:
+        """Low and high, each of which the true ratio is beyond with this chance at most.
+
+        Those of the 95 % interval, scaled on a log scale by Student's quantiles. Samples too few
+        or too alike bound nothing: (0, infinity).
+        """
+        few = self.n is not None and self.n < LEAST
+        if few or self.correlated or not 0 < self.low < self.high:
+            return 0.0, math.inf
+        ends = [student_quantile(self.freedom, 1 - c) for c in (chance, (1 - CONFIDENCE) / 2)]
+        wider = ends[0] / ends[1]
+        return (
+            self.value * (self.low / self.value) ** wider,
+            self.value * (self.high / self.value) ** wider,
+        )
+
+    def inverse(self) -> Ratio:
+        """The same seen from the other side: slower instead of faster."""
+        ends = {"value": 1 / self.value, "low": 1 / self.high, "high": 1 / self.low}
+        return self.model_copy(update=ends)
 
 
 SpeedWord = Literal["faster", "SLOWER", "no difference", "not interleaved", "too few", ""]

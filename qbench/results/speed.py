@@ -44,7 +44,7 @@ def timing(record: Record, reference: Record | None, *, comparable: bool = True)
         return Timing(video, step)
     pairs = record.paired_speed_up
     if pairs is None:
-        return Timing(video, step, _unpaired(record, reference) if reference else None)
+        return Timing(video, step, unpaired(record, reference) if reference else None)
     own = video if video is not None else step
     theirs = _unit(reference, record) if reference else None
     if not own or not theirs:
@@ -65,7 +65,9 @@ def _unit(reference: Record, record: Record) -> float | None:
     return reference.step_seconds()
 
 
-def _unpaired(record: Record, reference: Record) -> Ratio | None:
+def unpaired(record: Record, reference: Record) -> Ratio | None:
+    """The speed-up over another run that it did not take turns with; None where neither videos nor
+    steps of both were timed alike."""
     if not reference.recipe.measure.timing:
         return None
     if record.latency_s and reference.latency_s:

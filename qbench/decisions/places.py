@@ -1,0 +1,71 @@
+"""Records that a decision is about, from the places that a user named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qbench.errors import InputError
+from qbench.results import archive, store
+from qbench.results.ranking import Ranking, rankings
+from qbench.results.record import Record
+
+Found = list[tuple[Path, Record]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one place holds. rankings: of all that lies there, and beside a run that was named."""
+
+    place: str
+    records: tuple[Record, ...]  # those that were named, the latest last
+    rankings: tuple[Ranking, ...]
+    unreadable: tuple[str, ...]
+
+    def ranking(self, record: Record) -> Ranking | None:
+        own = record.fingerprints.ranking()
+        return next((r for r in self.rankings if r.records[0].fingerprints.ranking() == own), None)
+
+    def verdict(self, record: Record) -> str | None:
+        """As reports show it, "reference" of the reference itself; None where there is none."""
+        ranking = self.ranking(record)
+        if ranking is None:
+            return None
+        if ranking.reference is not None and ranking.reference.run == record.run:
+            return "reference"
+        judged = ranking.judged.get(record.run)
+        return judged.text if judged else None
+
+
+def side(place: Path) -> Side:
+    """A run, a folder of runs, a record or an archive. Raises InputError where there is nothing."""
+    found, unreadable = read([place])
+    (paths, one) = store.find([place]), _one(place)
+    beside = found
+    if one and len(paths) == 1 and not archive.named(paths[0].name):
+        beside = store.read_all(store.siblings(paths[0]), compact=True)[0]
+        run = found[0][1].run
+        beside = [item for item in beside if item[1].run != run] + found
+    ordered = sorted((record for _, record in found), key=lambda record: record.started)
+    return Side(str(place), tuple(ordered), tuple(rankings(beside)), tuple(unreadable))
+
+
+def _one(place: Path) -> bool:
+    return archive.is_run(place) or not place.is_dir() or (place / store.FILE).is_file()
+
+
+def read(places: list[Path]) -> tuple[Found, list[str]]:
+    """All records at or below the places, and a line for each that cannot be read.
+
+    Raises InputError where a place is not there, or no record can be read.
+    """
+    for place in places:
+        if not store.exists(place):
+            raise InputError(f"{place}: no such file or folder")
+    paths = store.find(places)
+    if not paths:
+        raise InputError(f"{places[0]}: no {store.FILE} at or below it")
+    found, unreadable = store.read_all(paths, compact=True)
+    if not found:
+        raise InputError(unreadable[0] if unreadable else f"{places[0]}: no records in it")
+    return found, unreadable
