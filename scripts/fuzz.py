@@ -45,6 +45,7 @@ class Outcome:
     seed: int
     word: str
     detail: str = ""
+    grown: int = 0  # bytes that it added to its process
 
     @property
     def faulty(self) -> bool:
@@ -264,7 +265,7 @@ def attempt(kind: str, seed: int) -> Outcome:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     if grown > MEMORY_BYTES:
         word, detail = "memory", f"{grown:,} bytes"
-    return Outcome(kind, seed, word, detail)
+    return Outcome(kind, seed, word, detail, grown)
 
 
 # Processes and the watchdog ----------------------------------------------------------------------
@@ -367,7 +368,8 @@ def main() -> None:
                     print(f"{kind} {outcome.seed}: {outcome.word}\n  {last}")
             words = [outcome.word for outcome in outcomes if outcome.kind == kind]
             told = ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
-            print(f"{kind}: {told} of {len(words)}", flush=True)
+            most = max((o.grown for o in outcomes if o.kind == kind), default=0) / 2**20
+            print(f"{kind}: {told} of {len(words)}; at most {most:.0f} MiB for one", flush=True)
         for worker in workers:
             worker.close()
     faulty = sum(outcome.faulty for outcome in outcomes)

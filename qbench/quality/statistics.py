@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, field_serializer
@@ -222,6 +223,12 @@ def median_interval(values: NDArray[np.float64]) -> Interval:
     return middle - (middle - low) * stretch, middle + (high - middle) * stretch
 
 
+def median_limits(values: Sequence[float]) -> tuple[float, float]:
+    """What no interval that `median_interval` gives these samples can reach beyond."""
+    middle, stretch = median(values), _stretch(len(values), effective_n(values))
+    return middle - (middle - min(values)) * stretch, middle + (max(values) - middle) * stretch
+
+
 def effective_n(values: Sequence[float] | NDArray[np.float64]) -> float:
     """How many independent samples tell as much of the mean: n (1 - r) / (1 + r), of AR(1).
 
@@ -307,7 +314,7 @@ class Ratio(BaseModel):
             return self.p
         if not 0 < self.low < self.high:
             return 1.0
-        error = math.log(self.high / self.low) / (2 * NORMAL)
+        error = _log_error(self.value, self.low, self.high)
         return float(2 * ndtr(-abs(math.log(self.value)) / error))
 
     @property
@@ -407,7 +414,7 @@ def _ratio(
     if n < LEAST:
         return Ratio(value=value, low=low, high=high, n=n, interleaved=interleaved, p=1.0)
     stretch = _stretch(n, effective)
-    error = math.log(high / low) / (2 * NORMAL) * math.sqrt(n / effective)
+    error = _log_error(value, low, high) * math.sqrt(n / effective)
     t = abs(math.log(value)) / error if error > 0 else 0.0  # no spread at all is too few
     return Ratio(
         value=value,
@@ -418,6 +425,15 @@ def _ratio(
         p=float(2 * _student()(_freedom(effective), -t)),
         interleaved=interleaved,
     )
+
+
+def _log_error(value: float, low: float, high: float) -> float:
+    """Standard error of log(value) by its interval: by half of it, or by the part towards 1.
+
+    The wider of the two, so that nothing is faster or slower whose interval holds 1.
+    """
+    inner = math.log(value / low) if value > 1 else math.log(high / value)
+    return max(math.log(high / low) / 2, inner) / NORMAL
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Summary:

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from qbench.quality.metrics.trajectory import ErrorGrowth
-from qbench.quality.statistics import Metric, Ratio, Summary, paired_speed_up, summarise
+from qbench.quality.statistics import (
+    LEAST,
+    Metric,
+    Ratio,
+    Summary,
+    median_limits,
+    paired_speed_up,
+    summarise,
+)
 from qbench.results.record import Record
 
 LARGEST = 1e30  # as `fields.Finite`
@@ -103,6 +111,8 @@ def _bounds(summary: Summary, of: str, samples: Sequence[float]) -> bool:
     edge = CLOSE * max(abs(low), abs(high), abs(value))
     if of == "median":
         least, most = min(samples), max(samples)
+        if len(samples) >= LEAST and (low < least or high > most):  # seldom: it takes a while
+            least, most = median_limits(samples)
     else:
         reach = WIDEST * (summary.sigma or 0.0) / math.sqrt(len(samples))
         least, most = value - reach, value + reach

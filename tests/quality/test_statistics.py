@@ -152,6 +152,19 @@ def test_tables_of_equal_variants_seldom_call_one_faster() -> None:
     assert alone > 25
 
 
+def test_nothing_whose_interval_holds_1_is_called_faster() -> None:
+    """A bootstrapped interval is lopsided where the samples are few: the side towards 1 counts."""
+    lopsided = paired_speed_up([0.906, 0.754, 0.715], [0.779, 0.567, 0.539])
+    assert lopsided.low < 1 < lopsided.value
+    assert speed_words([lopsided]) == ["no difference"]
+    rng = np.random.default_rng(6)
+    for n in (3, 4, 6, 12):
+        for _ in range(100):
+            found = paired_speed_up([1.0] * n, list(np.exp(rng.exponential(0.2, n) - 0.3)))
+            if speed_words([found])[0] in ("faster", "SLOWER"):
+                assert found.clear, found
+
+
 def test_pairing_resolves_what_the_spread_between_videos_hides() -> None:
     rng = np.random.default_rng(2)
     video = rng.normal(40, 5, 16)  # videos differ by 5 dB, the variants by 0.5

@@ -14,8 +14,9 @@ from conftest import ROOT
 from qbench import explain, power
 from qbench.errors import InputError
 from qbench.meters.profile import Profile
+from qbench.quality.statistics import summarise
 from qbench.report import charts, sheets, writer
-from qbench.results import archive, store
+from qbench.results import archive, derive, store
 from qbench.results.frame import Results
 from qbench.results.ranking import rankings
 from qbench.results.record import Record
@@ -172,6 +173,21 @@ def test_a_summary_that_its_samples_contradict_is_derived_from_them(good: dict[s
         if "paired" not in path:
             assert any("derived anew" in note for note in made.notes), path
     assert not any("derived anew" in note for note in honest.notes)
+
+
+def test_intervals_of_few_samples_are_taken_as_they_were_written(good: dict[str, Any]) -> None:
+    """Stretched past the least and the most of three samples, as `median_interval` does."""
+    honest = store.parse(json.dumps(good).encode(), Path("x"))
+    samples = [0.779, 0.567, 0.539]
+    few = summarise(samples, of="median")
+    assert few.low is not None
+    assert few.low < min(samples)
+    record = honest.model_copy(
+        update={"latency_s": samples, "latency": few, "paired_reference_s": [], "notes": []}
+    )
+    assert derive.derived(record).latency is few
+    widened = few.model_copy(update={"low": 0.01})
+    assert derive.derived(record.model_copy(update={"latency": widened})).latency == few
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "", "null", "{}"])
