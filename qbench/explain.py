@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def explain(place: Path) -> tuple[list[str], Ranking]:
 
     Raises InputError where there is no finished run.
     """
-    from qbench.report.charts import profiles_of
+    from qbench.results.profiles import profiles_of
     from qbench.results.ranking import rankings
 
     path = _record_of(place)
@@ -44,15 +45,25 @@ def explain(place: Path) -> tuple[list[str], Ranking]:
     if record.run not in {item[1].run for item in alike}:
         alike.append((path, record))
     (ranking,) = rankings(alike)
+    return paragraphs(record, ranking, profiles_of(ranking)), ranking
+
+
+def paragraphs(
+    record: Record, ranking: Ranking, profiles: Mapping[str, Profile], *, others: bool = True
+) -> list[str]:
+    """What is said about one run of a ranking.
+
+    profiles: by run, as `profiles_of` reads them. others: whether what the variants beside this one
+    could gain is said too.
+    """
     if record.status not in ("ok", "invalid"):
-        return [_failure(record)], ranking
-    profiles = profiles_of(ranking)
+        return [_failure(record)]
     said = [_step(record, ranking), _shares(record, profiles.get(record.run))]
     reference = ranking.reference
     if reference is not None and reference.run in profiles:
-        said.append(_gains(record, ranking, profiles[reference.run]))
+        said.append(_gains(record, ranking, profiles[reference.run], others))
     said += [*record.notes, _gauges(record), _payback(record, ranking), _memory(record)]
-    return [text for text in said if text], ranking
+    return [text for text in said if text]
 
 
 def _record_of(place: Path) -> Path:
@@ -171,13 +182,15 @@ def bound(profile: Profile, reference: Record, variant: Variant, share: float) -
     return before / after if after else None
 
 
-def _gains(record: Record, ranking: Ranking, profile: Profile) -> str:
+def _gains(record: Record, ranking: Ranking, profile: Profile, others: bool) -> str:
     """What every variant beside this run could gain at most, and what it did gain."""
     reference = ranking.reference
     assert reference is not None
     lines: list[str] = []
     unbounded: list[str] = []
     shown = [r for r in ranking.records if r.status == "ok" and r is not reference]
+    if not others:
+        shown = [r for r in shown if r.run == record.run]
     shown.sort(key=lambda r: r.run != record.run)
     for other in shown:
         share = other.facts.get("quantized_flop_share", 0.0)

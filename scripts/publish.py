@@ -1,6 +1,6 @@
 """Turn finished runs into what results/published/ holds: packed records, profiles, and the report.
 
-    python -m scripts.publish RUNS... results/published/NAME [--sheets]
+    python -m scripts.publish RUNS... results/published/NAME [--sheets] [--page]
     python -m scripts.publish --rewrite [FOLDER...]
 
 The records and profiles go into one compressed file, `NAME/records.jsonl.xz`, which qbench reads as
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qbench.report import writer
+from qbench.report.page.write import FILE
 from qbench.results import archive, store
 from qbench.results.record import Record
 from qbench.run.generate import PROFILE
@@ -34,6 +35,7 @@ def main() -> None:
     )
     parser.add_argument("places", type=Path, nargs="*", metavar="RUNS... TARGET")
     parser.add_argument("--sheets", action="store_true", help="contact sheets side by side too")
+    parser.add_argument("--page", action="store_true", help="the page that a browser opens too")
     parser.add_argument("--rewrite", action="store_true", help="only the reports, anew")
     args = parser.parse_args()
     if args.rewrite:
@@ -50,7 +52,7 @@ def main() -> None:
     kept = [(path, record) for path, record in found if record.status not in UNFINISHED]
     made = archive.write(list(_entries(kept)), target / archive.FILE)
     # The sheets are drawn from the runs' own; without them they would be missing from the report.
-    _report(target, kept if args.sheets else store.read_all([made])[0])
+    _report(target, kept if args.sheets else store.read_all([made])[0], args.page)
 
 
 def _entries(kept: list[tuple[Path, Record]]) -> Iterator[tuple[str, bytes]]:
@@ -66,12 +68,13 @@ def _entries(kept: list[tuple[Path, Record]]) -> Iterator[tuple[str, bytes]]:
             yield f"{folder}/{PROFILE}", profile
 
 
-def _report(target: Path, found: list[tuple[Path, Record]]) -> None:
+def _report(target: Path, found: list[tuple[Path, Record]], page: bool = False) -> None:
     """The report anew; contact sheets stay where the runs' own are gone."""
     out = target / "report"
+    page = page or (out / FILE).is_file()
     for old in out.glob("*.png"):
         old.unlink()
-    print(writer.write(found, [], out))
+    print(writer.write(found, [], out, page=page))
     for left in (*out.glob("*.svg"), out / writer.MANIFEST):
         left.unlink()
 

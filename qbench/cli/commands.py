@@ -126,7 +126,7 @@ def report(
     results: Places = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
 ) -> None:
-    """Tables (Markdown, CSV) and charts (PNG, SVG) from records."""
+    """A page for the browser, tables (Markdown, CSV) and charts (PNG, SVG) from records."""
     from qbench.report.writer import write
     from qbench.results.ranking import rankings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import warnings
 from collections.abc import Callable
@@ -11,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from qbench import escape
 from qbench.report import labels, tables
-from qbench.results import store
+from qbench.results.profiles import profiles_of
 from qbench.results.ranking import Ranking, label
 from qbench.results.record import Record
 
 if TYPE_CHECKING:
-    from qbench.meters.profile import Class, Profile
+    from qbench.meters.profile import Class
     from qbench.recipe.schema import Verdict
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
@@ -38,7 +37,6 @@ KINDS: dict[Class, tuple[str, str]] = {
 LABELLED, BARS = 40, 30  # points that get a name; bars that fit on a page
 SPANNED = 1000  # points whose intervals can be told apart
 NAME = 60  # characters of a name
-PROFILE_BYTES = 4 * 2**20  # of a profile, at most
 LONGEST = 2.5  # bars past so many times the median are cut, and say how long they are
 
 
@@ -134,7 +132,7 @@ def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     means = [r.quality["psnr"].summary for r in shown]
     spans = [(mean.low, mean.high) if mean else (None, None) for mean in means]
     for axis, (low, high) in (
-        ("x", _errors([_span(r, ranking) for r in shown], seconds)),
+        ("x", _errors([span(r, ranking) for r in shown], seconds)),
         ("y", _errors(spans, [y for _, y in points])),
     ):
         if len(points) > SPANNED:
@@ -273,19 +271,6 @@ def _work(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     return figure
 
 
-def profiles_of(ranking: Ranking) -> dict[str, Profile]:
-    """The profiles beside this ranking's records, by run."""
-    from qbench.meters.profile import Profile
-
-    found = {}
-    for record, folder in zip(ranking.records, ranking.folders, strict=True):
-        text = store.read_beside(folder, record.files.get("profile", ""), PROFILE_BYTES)
-        if text is not None:
-            with contextlib.suppress(ValueError):  # no profile: the chart goes without it
-                found[record.run] = Profile.model_validate_json(text)
-    return found
-
-
 def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     shown = sound[:BARS]
     if not shown:
@@ -381,7 +366,7 @@ def _name(record: Record, ranking: Ranking) -> str:
 Span = tuple[float | None, float | None]
 
 
-def _span(record: Record, ranking: Ranking) -> Span:
+def span(record: Record, ranking: Ranking) -> Span:
     """The interval of the seconds that are shown: of the pairs, or of the run's own median."""
     shown = ranking.timing(record)
     ratio, seconds = shown.speed_up, shown.video_s

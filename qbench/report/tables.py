@@ -145,17 +145,22 @@ def _quality(record: Record, spec: MetricSpec) -> str:
     return f"{shown} (n = {record.videos})" if record.videos < spec.few else shown
 
 
-def _peak(record: Record) -> str:
-    """What a user needs for a video, and which of torch's figures it is where not the usual one.
+def peak(record: Record) -> tuple[int | None, str]:
+    """Bytes that a user needs for a video, and whose figure it is where not the usual one.
 
     An engine allocates past torch, so on a GPU only the driver's figure of the process holds it.
     """
-    peak = record.peak()
+    found = record.peak()
     if record.environment.device == "cuda" and record.recipe.variant.engine:
-        return f"{bytes_text(peak.driver_bytes)} (process)" if peak.driver_bytes else MISSING
-    held = record.held_bytes(peak)
-    reserved = peak.reserved_bytes is not None and held == peak.reserved_bytes
-    return bytes_text(held) + (" (reserved)" if reserved else "")
+        return found.driver_bytes or None, "process"
+    held = record.held_bytes(found)
+    reserved = found.reserved_bytes is not None and held == found.reserved_bytes
+    return held, "reserved" if reserved else ""
+
+
+def _peak(record: Record) -> str:
+    size, kind = peak(record)
+    return bytes_text(size) + (f" ({kind})" if kind and size else "")
 
 
 def time_text(seconds: float) -> str:

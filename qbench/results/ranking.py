@@ -140,7 +140,7 @@ class Ranking:
         found = {}
         for name, recipes in alike.items():
             if len(recipes) > 1:
-                each = [_fields(recipe.model_dump()) for recipe in recipes]
+                each = [fields(recipe.model_dump()) for recipe in recipes]
                 known = set().union(*each)
                 found[name] = frozenset(
                     field for field in known if len({repr(one.get(field)) for one in each}) > 1
@@ -270,17 +270,17 @@ def label(record: Record, ranking: Ranking) -> str:
     name = record.recipe.name
     if name not in ranking.differing:
         return name
-    own = _fields(record.recipe.model_dump())
+    own = fields(record.recipe.model_dump())
     told = ", ".join(f"{field}={own.get(field)}" for field in sorted(ranking.differing[name]))
     return escape.clipped(f"{name} ({told})", LABEL)
 
 
-def _fields(tree: dict[str, object], above: str = "") -> dict[str, object]:
+def fields(tree: dict[str, object], above: str = "") -> dict[str, object]:
     """Nested fields by their dotted names, as `--set` takes them."""
     found: dict[str, object] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            found |= _fields(value, f"{above}{name}.")
+            found |= fields(value, f"{above}{name}.")
         else:
             found[above + name] = value
     return found

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qbench.report import charts, tables
+from qbench.report import tables
 from qbench.results import ranking as ranked
 from qbench.results import store
+from qbench.results.profiles import profiles_of
 from qbench.results.ranking import Ranking
 from qbench.results.record import Record
 
@@ -52,7 +53,7 @@ class Row:
 
     def kernels(self, kind: str) -> Figure:
         """Seconds of the profiled step that its kernels of one kind took."""
-        profile = charts.profiles_of(self.ranking).get(self.record.run)
+        profile = profiles_of(self.ranking).get(self.record.run)
         if profile is None:
             raise Fault(f"{self.record.run} has no profile")
         by_kind: dict[str, float] = dict(profile.seconds())  # type: ignore[arg-type]

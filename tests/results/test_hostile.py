@@ -15,9 +15,10 @@ from qbench import explain, power
 from qbench.errors import InputError
 from qbench.meters.profile import Profile
 from qbench.quality.statistics import summarise
-from qbench.report import charts, sheets, writer
+from qbench.report import sheets, writer
 from qbench.results import archive, derive, store
 from qbench.results.frame import Results
+from qbench.results.profiles import profiles_of
 from qbench.results.ranking import rankings
 from qbench.results.record import Record
 
@@ -245,7 +246,7 @@ def test_an_archive_is_read_as_the_folders_that_it_was_made_from(tmp_path: Path)
         inside, same = by_run[record.run]
         assert same == record == store.read(inside)
         assert inside.parent.name == path.parent.name
-    one, two = (charts.profiles_of(rankings(found)[0]) for found in (plain, packed))
+    one, two = (profiles_of(rankings(found)[0]) for found in (plain, packed))
     assert one == two != {}
     assert all(isinstance(profile, Profile) for profile in one.values())
     again = archive.write(archive.lines(PACKED), tmp_path / archive.FILE)

@@ -228,7 +228,14 @@ def test_a_report_removes_the_charts_of_an_earlier_one_and_nothing_else(
     skipped = next(record for record in published if record.status == "skipped")
     writer.write(rankings([(Path("1/record.json"), skipped)]), [], tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"report.md", "results.csv", writer.MANIFEST, "mine.png", "size-7.png"}
+    assert left == {
+        "report.md",
+        "results.csv",
+        "index.html",
+        writer.MANIFEST,
+        "mine.png",
+        "size-7.png",
+    }
     (tmp_path / "file").write_text("x")
     from qbench.errors import InputError
 

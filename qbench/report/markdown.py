@@ -63,7 +63,7 @@ def _write_csv(made: list[Ranking], path: Path) -> None:
                 writer.writerow([escape.csv(c) if isinstance(c, str) else c for c in cells])
 
 
-def _how(ranking: Ranking) -> str:
+def how(ranking: Ranking) -> str:
     """How the figures of this ranking were taken, in words."""
     first = ranking.records[0]
     unit = first.recipe.measure.unit
@@ -96,15 +96,13 @@ def _section(ranking: Ranking, drawn: list[Path]) -> list[str]:
     lines = [
         f"## {escape.markdown(ranking.title())}",
         "",
-        f"{_how(ranking)} Python {escape.markdown(environment.python)}, "
+        f"{how(ranking)} Python {escape.markdown(environment.python)}, "
         f"{escape.markdown(escape.clipped(versions, NOTE))}.",
         "",
         tables.markdown(ranking),
         "",
     ]
-    notes = {note for record in ranking.records for note in record.notes}
-    notes |= set(metric_notes(ranking))
-    lines += [f"- {_note(note)}" for note in [*ranking.notes(), *sorted(notes)[:NOTES]]] + [""]
+    lines += [f"- {_note(note)}" for note in notes(ranking)] + [""]
     if len(ranking.records) <= LADDER and (steps := tables.ladder(ranking)):
         lines += ["### Quality ladder", "", steps, ""]
     if len(ranking.records) <= LADDER and (verdicts := tables.verdicts(ranking)):
@@ -117,6 +115,13 @@ def _section(ranking: Ranking, drawn: list[Path]) -> list[str]:
         title = picture.stem.replace("-", " ")
         lines += [f"![{title}]({picture.name})", ""]
     return lines
+
+
+def notes(ranking: Ranking) -> list[str]:
+    """What a reader of this ranking must know, as plain text."""
+    found = {note for record in ranking.records for note in record.notes}
+    found |= set(metric_notes(ranking))
+    return [*ranking.notes(), *sorted(found)[:NOTES]]
 
 
 def metric_notes(ranking: Ranking) -> list[str]:

@@ -1,0 +1,92 @@
+// Puts one ranking on the page, and another where there are several.
+
+import { Chart } from "./chart.js";
+import { element } from "./format.js";
+import { Store } from "./select.js";
+import { Table } from "./table.js";
+import { openVariant } from "./variant.js";
+
+const page = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+let store = null;
+
+function show(board) {
+  store = new Store(board);
+  $("title").textContent = board.title;
+  $("answer").textContent = board.answer.replace(/\[[^\]]*\]/g, (span) => span.replaceAll(" ", "\u00a0"));
+  $("how").textContent = board.how ?? "";
+  $("notes").replaceChildren(...(board.notes ?? []).map((note) => element("li", {}, note)));
+  const open = (id) => openVariant(store, id);
+  $("tradeoff").hidden = board.measures.length < 2;
+  axes(board);
+  $("chart").replaceWith(element("div", { id: "chart", class: "chart" }));
+  const chart = new Chart($("chart"), store, open);
+  const legend = () => chart.legend($("legend"));
+  legend();
+  store.addEventListener("axes", legend);
+  new Table(store, open);
+  store.addEventListener("select", chosen);
+  chosen();
+}
+
+/** The measures that the chart can have on its axes. */
+function axes(board) {
+  const kinds = { speed: "Speed", memory: "Memory", quality: "Quality" };
+  const current = store;
+  for (const [id, at] of [["axis-x", "x"], ["axis-y", "y"]]) {
+    const groups = Object.entries(kinds).map(([kind, label]) => {
+      const options = board.measures.filter((measure) => measure.kind === kind).map((measure) => element("option", { value: measure.key }, measure.label));
+      return options.length ? element("optgroup", { label }, options) : null;
+    });
+    const select = $(id);
+    select.replaceChildren(...groups.filter(Boolean));
+    select.value = current[at];
+    select.onchange = () => current.setAxes($("axis-x").value, $("axis-y").value);
+  }
+}
+
+/** What is chosen, as chips that take it back. */
+function chosen() {
+  const chips = store.selected.map((id) => {
+    const variant = store.byId.get(id);
+    return element(
+      "span",
+      { class: "chip" },
+      element("button", { type: "button", class: "link", onclick: () => openVariant(store, id) }, variant.name),
+      element("button", { type: "button", class: "drop", "aria-label": `Take ${variant.name} back`, onclick: () => store.toggle(id) }, "×"),
+    );
+  });
+  $("chosen").hidden = !chips.length;
+  $("chosen").replaceChildren(element("span", { class: "quiet" }, "Chosen"), ...chips, element("button", { type: "button", onclick: () => store.clear() }, "Clear"));
+}
+
+// Theme ---------------------------------------------------------------------------------------
+
+const THEMES = ["auto", "light", "dark"];
+
+function setTheme(name) {
+  document.documentElement.dataset.theme = name;
+  $("theme").textContent = `Theme: ${name}`;
+  store?.dispatchEvent(new Event("theme"));
+}
+
+$("theme").onclick = () => setTheme(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length]);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => store?.dispatchEvent(new Event("theme")));
+setTheme("auto");
+
+// Start ---------------------------------------------------------------------------------------
+
+const boards = page.boards ?? [];
+if (boards.length > 1) {
+  $("boards").replaceChildren(...boards.map((board, i) => element("option", { value: i }, `${board.title} (${board.variants.length})`)));
+  $("boards").onchange = () => show(boards[Number($("boards").value)]);
+  document.querySelector(".boards").hidden = false;
+}
+if (boards.length) show(boards[0]);
+else $("answer").textContent = "No records.";
+const foot = [`Made by qbench ${page.version}. Intervals are 95 %. Everything is in this file; it asks for nothing from elsewhere.`];
+$("foot").replaceChildren(
+  element("p", {}, foot),
+  ...(page.unreadable ? [element("details", {}, element("summary", {}, `${page.unreadable.length} records could not be read`), element("ul", {}, page.unreadable.map((line) => element("li", {}, line))))] : []),
+);
+document.documentElement.dataset.ready = "true";
