@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import subprocess
@@ -29,6 +30,15 @@ SMALL = [
 tempfile.gettempdir()  # pytest's own folders stay where they are
 os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="qb-")
 atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
+# Of tensors as small as these two threads wait for each other longer than they compute, all the
+# more beside another worker of pytest's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no worker is left with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def qbench(*words: str, cwd: Path = ROOT, prefix: str = "") -> subprocess.CompletedProcess[str]:
@@ -41,8 +51,24 @@ def qbench(*words: str, cwd: Path = ROOT, prefix: str = "") -> subprocess.Comple
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished sweep: reference, INT8 weights, and one that cannot run on a CPU."""
-    out = tmp_path_factory.mktemp("runs")
+    """Folder of a finished sweep: reference, INT8 weights, and one that cannot run on a CPU.
+
+    Each worker of pytest's has a copy, for tests run more in it; who comes first has it made.
+    """
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    if not os.environ.get("PYTEST_XDIST_WORKER"):
+        return _finish(out)
+    shared = tmp_path_factory.getbasetemp().parent
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = shared / "finished"
+        if not made.is_dir():
+            _finish(shared / "making").rename(made)
+        return shutil.copytree(made, out, symlinks=True)
+
+
+def _finish(out: Path) -> Path:
+    out.mkdir()
     names = [str(RECIPES / f"{name}.yaml") for name in ("int8", "tensorrt")]
     done = qbench("run", *names, *SMALL, "--device=cpu", f"--out={out}")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -21,6 +21,7 @@ from qbench.results.ranking import Ranking, rankings
 from qbench.run import generate, timing
 from scripts.bench_overhead import lone_session
 
+pytestmark = pytest.mark.slow
 FEW = [
     "--set=generation.steps=4",
     "--set=prompts.count=12",

@@ -14,6 +14,7 @@ import pytest
 from conftest import RECIPES, ROOT, SMALL, qbench
 from test_sweep import _record, _runner, _start
 
+pytestmark = pytest.mark.slow
 FP32 = str(RECIPES / "fp32.yaml")
 
 

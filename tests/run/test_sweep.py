@@ -19,6 +19,8 @@ from qbench.results import store
 from qbench.results.record import Record
 from qbench.run.plan import plan
 
+pytestmark = pytest.mark.slow
+
 
 def _record(out: Path, recipe: str) -> Record:
     (path,) = out.glob(f"*/{recipe}-*/record.json")

@@ -16,6 +16,7 @@ from qbench.results.record import Record
 from qbench.run.job import Job
 from qbench.run.reference_server import ReferenceServer
 
+pytestmark = pytest.mark.slow
 STEPS = ["--set=measure.unit=step", "--set=measure.repeats=4", "--set=measure.interleave=true"]
 
 
