@@ -196,7 +196,7 @@ def _gains(record: Record, ranking: Ranking, profile: Profile, others: bool) -> 
         share = other.facts.get("quantized_flop_share", 0.0)
         most = bound(profile, reference, other.recipe.variant, share)
         ratio = ranking.timing(other).speed_up
-        if most is None or ratio is None or other.recipe.variant.engine:
+        if most is None or ratio is None or other.recipe.variant.left_python:
             continue
         if other.recipe.variant.dtype == reference.recipe.variant.dtype:
             lines.append(f"  {other.recipe.name}: at most {most:.2f}x, gained {ratio.value:.2f}x")

@@ -56,6 +56,8 @@ def apply(pipe: Pipe, recipe: Recipe) -> Pipe:
     already, or whose weights are rounded further than the recipe's dtype; Unsupported, with the
     reason of a skipped row, where this machine or model cannot run the recipe.
     """
+    if recipe.variant.exported:
+        raise InputError("variant.exported: give the pipeline qbench.load_engine(folder) instead")
     if state_of(pipe):
         raise InputError("a recipe is in effect on this pipeline: call qbench.restore(pipe) first")
     video = families.wrap(pipe)

@@ -10,8 +10,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from qbench.engines.export import Exported
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes"
@@ -74,3 +78,23 @@ def _finish(out: Path) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (out / "stdout.txt").write_text(done.stdout)
     return out
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """An export of INT8 weights by torchao, a pipeline that diffusers loads. Not to be changed."""
+    return _exported("int8", tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture(scope="session")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """An export of FP32 for ONNX Runtime. Not to be changed."""
+    return _exported("onnx", tmp_path_factory.mktemp("engines"))
+
+
+def _exported(name: str, folder: Path) -> Exported:
+    from qbench.engines import export
+    from qbench.recipe.files import load
+
+    recipe = load(RECIPES / f"{name}.yaml", {"generation.steps": "4"})
+    return export.export(recipe, folder / name)

@@ -14,7 +14,7 @@ from qbench.cli.shared import Json, Places
 from qbench.errors import InputError, one_line
 
 if TYPE_CHECKING:
-    from qbench.run.plan import Planned
+    from qbench.run.plan import Planned, Vouched
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,19 +85,27 @@ def run(
             help="Load the TorchScript network of quality.fvd: it runs code of its own.",
         ),
     ] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run machine code of exported folders from elsewhere.")
+    ] = False,
+    expect: Annotated[
+        list[str],
+        typer.Option(help="SHA-256 of the manifest of an exported folder that may be run."),
+    ] = [],  # noqa: B006
     floors: Annotated[
         bool, typer.Option(help="Measure the noise floors that verdicts lack, where that is quick.")
     ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
 ) -> None:
-    """Measure recipes: the reference first, each in a process of its own."""
+    """Measure recipes, or folders of 'qbench export': each in a process of its own."""
     from qbench.progress import Progress
     from qbench.results import store
     from qbench.results.ranking import rankings
     from qbench.run import sweep
-    from qbench.run.plan import outputs_bytes
+    from qbench.run.plan import Vouched, outputs_bytes
 
-    planned = _planned(recipes, set_, model, device, prompts, trust_torchscript)
+    vouched = Vouched(trust, tuple(expect))
+    planned = _planned(recipes, set_, model, device, prompts, trust_torchscript, vouched)
     free = shared.writable(out)
     if (needed := outputs_bytes(planned)) > min(free, 2**30):
         room = "more than" if needed > free else "of"
@@ -324,10 +332,11 @@ def _planned(
     device: str | None,
     prompts: str | None,
     trust_torchscript: bool = False,
+    vouched: Vouched | None = None,
 ) -> list[Planned]:
     """The recipes that these words stand for, changed as the options say, and checked."""
     from qbench.recipe import files, shipped
-    from qbench.run.plan import plan
+    from qbench.run.plan import NOBODY, plan
 
     shortcuts = {"model": model, "device": device, "prompts.set": prompts}
     given = {key: value for key, value in shortcuts.items() if value is not None}
@@ -339,7 +348,7 @@ def _planned(
     paths = [path for path in found if path.stem != shipped.BASE]
     if not paths:
         raise InputError(f"{found[0]}: is what other recipes extend, and none to run by itself")
-    planned = plan(paths, changes, options, trust_torchscript)
+    planned = plan(paths, changes, options, trust_torchscript, vouched or NOBODY)
     for item in planned:
         for note in item.notes:
             print(f"qbench: note: {one_line(note)}", file=sys.stderr)

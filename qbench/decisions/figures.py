@@ -98,7 +98,7 @@ def _size(record: Record) -> list[float]:
 def needed_bytes(record: Record) -> int | None:
     """The peak that tables show: an engine allocates past torch, so of it the driver's figure."""
     peak = record.peak()
-    if record.environment.device == "cuda" and record.recipe.variant.engine:
+    if record.environment.device == "cuda" and record.recipe.variant.left_python:
         return peak.driver_bytes
     return record.held_bytes(peak)
 

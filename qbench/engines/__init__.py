@@ -59,7 +59,7 @@ def build(
     Returns facts for the record: the parity with the module, and the seconds that the build took.
     """
     from qbench.engines.inputs import interface, signature
-    from qbench.engines.parity import parity
+    from qbench.engines.parity import by_own_rules, parity
 
     variant = recipe.variant
     if variant.engine is None:
@@ -75,7 +75,9 @@ def build(
     facts = {"engine_build_s": time.perf_counter() - began}
     written = interface(recipe, module, built_for, example, bound)
     stored = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-    built = EngineDenoiser(module, built_for, kind.open(work, module, written), stored)
-    facts |= parity(module, built, calls, exact=variant.quantize is None)
+    built = EngineDenoiser(
+        module, built_for, kind.open(work, module, written), stored, written.inputs
+    )
+    facts |= parity(module, built, calls, exact=not by_own_rules(variant))
     video.denoiser = built
     return facts

@@ -1,4 +1,8 @@
-"""AOTInductor: the denoiser compiled ahead of time, into a package that needs no compiler."""
+"""AOTInductor: the denoiser compiled ahead of time, into a package that needs no compiler.
+
+The whole of it is one package; or its repeated block is one, which serves all of them: see
+`aoti_blocks`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from qbench.engines.manifest import Bound, Interface, Wrong
 from qbench.errors import Unsupported
+from qbench.optimizations.rules import Rule
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from qbench.engines.formats import Run
     from qbench.engines.inputs import Signature
-    from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
     from qbench.recipe.schema import Variant
 
 PACKAGE = "denoiser.pt2"
@@ -34,6 +39,8 @@ def refuses(variant: Variant) -> str:
         return "memory.offload: a package's weights cannot be offloaded by diffusers"
     if variant.quantize and variant.quantize.backend == "quanto":
         return "optimum-quanto's tensors do not pass torch.export"
+    if variant.quantize and variant.engine_options.scope == "blocks":
+        return "engine_options.scope: blocks takes each block's weights from safetensors, as plain"
     return ""
 
 
@@ -47,12 +54,17 @@ def write(
     """Export and compile the denoiser as it is; axes that grow with a batch stay free."""
     import torch
 
+    from qbench.engines import aoti_blocks
     from qbench.engines.inputs import for_export
 
-    positional, tensors, free = for_export(video.denoiser, signature, example)
     path = folder / PACKAGE
     with torch.no_grad():
-        program = torch.export.export(positional, tensors, dynamic_shapes=free)
+        if variant.engine_options.scope == "blocks":
+            program = aoti_blocks.exported(video, signature, example)
+            aoti_blocks.save_weights(video.denoiser, folder)
+        else:
+            positional, tensors, free = for_export(video.denoiser, signature, example)
+            program = torch.export.export(positional, tensors, dynamic_shapes=free)
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     facts = metadata(path)
     return Bound(
@@ -62,14 +74,21 @@ def write(
     )
 
 
-def open(folder: Path, shell: nn.Module, written: Interface) -> Run:
+def open(folder: Path, shell: Module, written: Interface) -> Run:
     import torch
 
+    if written.recipe.variant.engine_options.scope == "blocks":
+        from qbench.engines import aoti_blocks
+
+        return aoti_blocks.open(folder / PACKAGE, folder, shell, written)
     package = torch._inductor.aoti_load_package(str(folder / PACKAGE))
 
     def run(tensors: Mapping[str, Tensor]) -> Tensor:
+        # A package reads memory as its example lay there, unchecked, and pipelines pass a time step
+        # that was expanded over the batch.
+        given = [tensors[spec.name].contiguous() for spec in written.inputs]
         with torch.no_grad():
-            result: Tensor = package(*(tensors[spec.name] for spec in written.inputs))
+            result: Tensor = package(*given)
         return result
 
     return run
@@ -93,3 +112,18 @@ def metadata(path: Path) -> dict[str, str]:
                 )
         facts: dict[str, str] = json.loads(archive.read(names[0]))
     return facts
+
+
+def _is(variant: Variant) -> bool:
+    return variant.engine == "aoti"
+
+
+PACKAGES: tuple[str, ...] = ()
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "AOTInductor",
+        _is,
+        lambda m: m.compiler,
+        "AOTInductor needs a C++ compiler (g++) to build a package, and none was found",
+    ),
+)

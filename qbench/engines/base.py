@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from qbench.engines.manifest import Bound, Interface
+    from qbench.engines.manifest import Bound, Interface, TensorSpec
     from qbench.pipelines.base import Config, Module, VideoPipeline
 
 # Tensors by name (those of a tuple as `name_0`, `name_1`) -> the prediction.
@@ -75,18 +75,24 @@ class Original(Protocol):
 class EngineDenoiser:
     """Stands where the pipeline's denoiser stood: called the same, with the same `.config`.
 
-    It takes every input that it was built with, by name. What the pipeline passes besides, and an
-    input that it leaves out, is refused: the video would be another than the module's. It keeps
-    nothing of the module itself, whose weights are freed where nobody else holds them.
+    It takes every input that it was built with, by name. What the pipeline passes besides, an input
+    that it leaves out, and a size other than that of `inputs` are refused: the video would be
+    another than the module's. It keeps nothing of the module itself, whose weights are freed where
+    nobody else holds them.
     """
 
     def __init__(
-        self, original: Original, signature: Signature, run: Run, stored_bytes: int
+        self,
+        original: Original,
+        signature: Signature,
+        run: Run,
+        stored_bytes: int,
+        inputs: Sequence[TensorSpec] = (),
     ) -> None:
         self.config = original.config
         self.dtype, self.device = original.dtype, original.device
         self.stored_bytes = stored_bytes
-        self._signature, self._run = signature, run
+        self._signature, self._run, self._inputs = signature, run, tuple(inputs)
 
     def cache_context(self, name: str, **where: object) -> contextlib.AbstractContextManager[None]:
         """The pipeline asks for it around each call; an engine caches nothing."""
@@ -97,7 +103,10 @@ class EngineDenoiser:
         return self
 
     def __call__(self, *args: object, return_dict: bool = True, **kwargs: object) -> object:
-        sample = self._run(self._signature.tensors(args, kwargs))
+        tensors = self._signature.tensors(args, kwargs)
+        for spec in self._inputs:
+            spec.check(tuple(tensors[spec.name].shape))
+        sample = self._run(tensors)
         if not return_dict:
             return (sample,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput

@@ -71,17 +71,22 @@ def _declare(module: Module, wanted: Quantize) -> None:
 
 
 def open(folder: Path, shell: Module, written: Description) -> Run:
+    """The denoiser as a function of its tensors."""
+    loaded = module(folder, shell, written)
+
+    def run(tensors: Mapping[str, Tensor]) -> Tensor:
+        result: Tensor = loaded(**written.nested(tensors), return_dict=False)[0]
+        return result
+
+    return run
+
+
+def module(folder: Path, shell: Module, written: Description) -> Module:
     """The denoiser, loaded by diffusers as a deployment would."""
     import torch
 
     part = folder / written.base_model.part
-    dtype = getattr(torch, written.dtype)
-    kind = type(shell)
-    module = kind.from_pretrained(str(part), dtype=dtype, use_safetensors=True)
-    module.eval().requires_grad_(False).to(written.target.device)
-
-    def run(tensors: Mapping[str, Tensor]) -> Tensor:
-        result: Tensor = module(**written.nested(tensors), return_dict=False)[0]
-        return result
-
-    return run
+    loaded = type(shell).from_pretrained(
+        str(part), dtype=getattr(torch, written.dtype), use_safetensors=True
+    )
+    return loaded.eval().requires_grad_(False).to(written.target.device)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qbench.engines import evidence, folder, formats, loading, manifest
 from qbench.engines.evidence import Call
-from qbench.engines.parity import FAITHFUL, QUANTIZED
+from qbench.engines.parity import FAITHFUL, QUANTIZED, by_own_rules
 from qbench.errors import InputError, Unsupported
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def export(
     """
     from qbench.pipelines import specs
 
+    if recipe.variant.exported:
+        raise InputError(f"{recipe.variant.exported.folder}: is exported already")
     folder.check_place(out, force)
     form = form or formats.implied(recipe.variant)
     if reason := formats.module(form).refuses(recipe.variant):
@@ -169,7 +171,7 @@ def _write(
 
 def _limit(variant: Variant) -> tuple[Literal["fp32", "variant"], float]:
     """What must be close to what. An engine that quantizes by rules of its own has no twin."""
-    if variant.engine and variant.quantize:
+    if by_own_rules(variant):
         return "fp32", QUANTIZED
     return "variant", FAITHFUL
 

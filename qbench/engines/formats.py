@@ -24,7 +24,11 @@ MODULES: dict[manifest.Format, str] = {
     "tensorrt": "qbench.engines.tensorrt",
     "aoti": "qbench.engines.aoti",
 }
-OF_ENGINE: dict[EngineName, manifest.Format] = {"onnxruntime": "onnx", "tensorrt": "tensorrt"}
+OF_ENGINE: dict[EngineName, manifest.Format] = {
+    "onnxruntime": "onnx",
+    "tensorrt": "tensorrt",
+    "aoti": "aoti",
+}
 
 
 def named(name: str) -> manifest.Format:

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from qbench.engines.manifest import Bound, Interface, Target, TensorSpec
 from qbench.errors import Unsupported
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from qbench.pipelines.base import Conditioning, Module, Resolved, VideoPipeline
@@ -67,6 +66,8 @@ class Signature:
 
 def flattened(given: Mapping[str, object]) -> dict[str, Tensor]:
     """Inputs as tensors by name, in the module's order. Raises Unsupported for anything else."""
+    import torch
+
     flat: dict[str, Tensor] = {}
     for group, value in given.items():
         parts: dict[str, object] = {group: value}
@@ -88,6 +89,8 @@ def signature(
     video: VideoPipeline, run: Resolved, conditioning: Conditioning, latents: Tensor
 ) -> Signature:
     """What the pipeline passes for one video, and what of it grows for two."""
+    import torch
+
     one = video.example_inputs(run, conditioning, latents)
     two = video.example_inputs(run, doubled(conditioning), torch.cat([latents] * 2))
     groups = {
@@ -110,6 +113,8 @@ def signature(
 
 def doubled(conditioning: Conditioning) -> Conditioning:
     """The same prompts twice."""
+    import torch
+
     given = {name: value for name, value in vars(conditioning).items() if value is not None}
     return replace(conditioning, **{name: torch.cat([v, v]) for name, v in given.items()})
 
@@ -120,8 +125,10 @@ def for_export(
     """What torch.export takes: a module of positional tensors, these, and their free axes.
 
     example: one call's tensors by name. The exported batch takes any size: of one video alone
-    torch.export would take it for a constant, so there are two.
+    torch.export would take it for a constant, so there are two. All tensors are contiguous, and
+    what is compiled of them may rely on that.
     """
+    import torch
 
     class Positional(torch.nn.Module):
         """The module with positional tensors as inputs and a bare tensor as output."""
@@ -137,7 +144,7 @@ def for_export(
     batch = torch.export.Dim("batch", min=1, max=1024)
     free = tuple({0: batch} if name in signature.batched else None for name in signature.names)
     tensors = tuple(
-        torch.cat([example[name]] * 2) if name in signature.batched else example[name]
+        torch.cat([example[name]] * 2) if name in signature.batched else example[name].contiguous()
         for name in signature.names
     )
     return Positional().eval(), tensors, (free,)  # in one tuple: forward takes *tensors

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from qbench.engines import evidence, formats, manifest
 from qbench.engines.manifest import Description, Elsewhere, Manifest, Wrong
+from qbench.recipe.choices import AS_MODULE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qbench.engines.base import EngineDenoiser
     from qbench.engines.formats import Run
+    from qbench.pipelines.base import Module
 
 CONFIG = "denoiser"  # folder of the denoiser's configuration, of which the module is made anew
 REGISTER, KEPT = "exported.json", 1000  # SHA-256 of the manifests that this machine wrote
@@ -34,19 +36,34 @@ def load_engine(
     of the manifest that the export printed, or `trust`. Raises Wrong where the folder is not what
     was exported, and Elsewhere where this machine cannot load it.
     """
-    from qbench.engines.base import EngineDenoiser
-    from qbench.engines.inputs import Signature
-
     folder = Path(place)
     written, digest = manifest.read(folder)
     manifest.check_files(folder, written)
     check_machine(written)
     check_trust(folder, written, digest, trust, expect)
+    return engine(folder, written)
+
+
+def denoiser(folder: Path, written: Manifest) -> Module:
+    """The denoiser of a folder that is known to be good: a module where the format holds one."""
+    if written.format in AS_MODULE:
+        from qbench.engines import checkpoint
+
+        return checkpoint.module(folder, _shell(folder, written), written)
+    return engine(folder, written)
+
+
+def engine(folder: Path, written: Manifest) -> EngineDenoiser:
+    """The engine of a folder that is known to be good, behind its denoiser's interface."""
+    from qbench.engines.base import EngineDenoiser
+    from qbench.engines.inputs import Signature
+
     shell = _shell(folder, written)
     signature = Signature(type(shell), written.groups, written.batched)
     run = formats.module(written.format).open(folder, shell, written)
     stored = written.size_bytes - written.files[evidence.INPUTS].size_bytes
-    return EngineDenoiser(_original(shell, written), signature, run, stored)
+    inputs = () if written.format in AS_MODULE else written.inputs
+    return EngineDenoiser(_original(shell, written), signature, run, stored, inputs)
 
 
 def opened(folder: Path, written: Description) -> Run:

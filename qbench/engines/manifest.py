@@ -16,19 +16,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qbench.errors import Unsupported
+from qbench.recipe import shipped
+from qbench.recipe.choices import ExportFormat
 from qbench.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA = 1
-FILE = "manifest.json"
+FILE = shipped.EXPORTED
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_FILE_BYTES = 2**40  # a terabyte: no denoiser is that large
 MAX_FILES = 10_000
 CHUNK = 2**22
 
-Format = Literal["diffusers", "onnx", "tensorrt", "aoti", "qbench"]
+Format = ExportFormat
 # What is machine code by nature: no hash makes it safe, only knowing who made it.
 CODE_FORMATS: tuple[Format, ...] = ("tensorrt", "aoti")
 
@@ -44,6 +47,19 @@ class TensorSpec(_Strict):
     dtype: str  # as torch names it: float32, bfloat16, int64
     shape: list[int]
     free: list[int] = []  # axes whose size may differ from `shape`
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise Unsupported for a shape that was not built for."""
+        fits = len(shape) == len(self.shape) and all(
+            axis in self.free or size == mine
+            for axis, (size, mine) in enumerate(zip(shape, self.shape, strict=True))
+        )
+        if not fits:
+            mine = "x".join("n" if i in self.free else str(n) for i, n in enumerate(self.shape))
+            raise Unsupported(
+                f"engine: built for {self.name} of {mine}, and the pipeline passes "
+                f"{'x'.join(map(str, shape))}: export it for this size"
+            )
 
 
 class StoredFile(_Strict):

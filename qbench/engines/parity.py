@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from qbench.recipe.choices import ENGINES
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qbench.engines.base import EngineDenoiser
     from qbench.pipelines.base import Module
+    from qbench.recipe.schema import Variant
 
 # Allowed ||engine - module|| / ||module||: of an engine whose arithmetic is the module's in another
 # order, and of one that quantizes by rules of its own. Outputs that are not related at all are at
 # 1.4.
 FAITHFUL, QUANTIZED = 0.02, 0.25
+
+
+def by_own_rules(variant: Variant) -> bool:
+    """Whether the engine quantizes as it is built, so that no module in Python is its twin."""
+    return variant.quantize is not None and variant.quantize.backend in ENGINES
 
 
 def parity(

@@ -43,7 +43,7 @@ def apply(video: VideoPipeline, variant: Variant, device: str, steps: int) -> Ap
             changes.append(faults.apply(video, variant.fault))
         if variant.fuse_qkv:
             changes.append(fuse_qkv(video.denoiser))
-        if variant.quantize and not variant.engine:
+        if variant.quantize and quantization.scheme(variant.quantize).build:
             found, change = quantization.apply(video.denoiser, variant.quantize)
             facts |= found
             for earlier in changes:

@@ -189,19 +189,7 @@ class VideoPipeline(ABC):
 
     def repeated_blocks(self) -> list[Module]:
         """The blocks that the denoiser is a stack of. Raises Unsupported where none is known."""
-        from diffusers.hooks._helpers import TransformerBlockRegistry
-
-        module = self.denoiser
-        names = getattr(module, "_repeated_blocks", None)
-        if names:
-            found = [layer for layer in module.modules() if type(layer).__name__ in names]
-        else:
-            TransformerBlockRegistry._register()
-            kinds = tuple(TransformerBlockRegistry._registry)
-            found = [layer for layer in module.modules() if isinstance(layer, kinds)]
-        if not found:
-            raise Unsupported(f"diffusers names no repeated blocks of a {type(module).__name__}")
-        return found
+        return blocks_of(self.denoiser)
 
     def compiled_parts(self) -> list[Module]:
         """What regional compilation compiles: the blocks, all alike, so one program serves all."""
@@ -431,3 +419,19 @@ def frames_of(video: Tensor) -> Tensor:
     frames = video.float() / 2 + 0.5
     # Infinity would be clamped to white, and nobody would see that the decoder had overflown.
     return frames.clamp(0, 1).masked_fill(~frames.isfinite(), float("nan")).transpose(1, 2)
+
+
+def blocks_of(module: Module) -> list[Module]:
+    """The blocks that a denoiser of diffusers is a stack of. Raises Unsupported without any."""
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+
+    names = getattr(module, "_repeated_blocks", None)
+    if names:
+        found = [layer for layer in module.modules() if type(layer).__name__ in names]
+    else:
+        TransformerBlockRegistry._register()
+        kinds = tuple(TransformerBlockRegistry._registry)
+        found = [layer for layer in module.modules() if isinstance(layer, kinds)]
+    if not found:
+        raise Unsupported(f"diffusers names no repeated blocks of a {type(module).__name__}")
+    return found

@@ -33,5 +33,9 @@ CacheKind = Literal["first_block", "pab", "faster", "taylorseer"]
 # Caches that decide by the latents which steps they skip; the others go by the step's number.
 BY_CONTENT: tuple[CacheKind, ...] = ("first_block",)
 
-EngineName = Literal["onnxruntime", "tensorrt"]
+EngineName = Literal["onnxruntime", "tensorrt", "aoti"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+ExportFormat = Literal["diffusers", "onnx", "tensorrt", "aoti", "qbench"]
+# Formats that are loaded as a module of PyTorch, on which the axes of a recipe can go on working.
+AS_MODULE: tuple[ExportFormat, ...] = ("diffusers",)

@@ -57,6 +57,21 @@ def read(
         _override(values, places, key, text, (options or {}).get(key))
     root = _root(path, outermost)
     values.setdefault("name", _relative(path, root).with_suffix("").as_posix())
+    return _validated(values, places, path, root)
+
+
+def revised(
+    recipe: Recipe, path: Path, overrides: Mapping[str, str], options: Mapping[str, str]
+) -> Loaded:
+    """A recipe that `path` holds in another form, with overrides as in `read`."""
+    values: dict[str, Value] = recipe.model_dump(mode="json")
+    places: Places = {}
+    for key, text in overrides.items():
+        _override(values, places, key, text, options.get(key))
+    return _validated(values, places, path, path.parent)
+
+
+def _validated(values: dict[str, Value], places: Places, path: Path, root: Path) -> Loaded:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:

@@ -22,6 +22,8 @@ from qbench.recipe.variant import (
     Compile,
     Decode,
     Dtype,
+    EngineOptions,
+    Exported,
     Fault,
     Memory,
     Quantize,
@@ -36,6 +38,8 @@ __all__ = [
     "Compile",
     "Decode",
     "Dtype",
+    "EngineOptions",
+    "Exported",
     "Fault",
     "Fvd",
     "Generation",
@@ -207,8 +211,10 @@ class Quality(Strict):
 # What a recipe says about itself, where it is asked to run and for how long: it changes nothing
 # that is measured. (The machine that it ran on has a fingerprint of its own.)
 _LABELS = ("name", "about", "reference", "noise_floor", "expects", "device")
-_UNMEASURED: dict[str, bool | set[str]] = {
+Left = bool | set[str] | dict[str, set[str]]
+_UNMEASURED: dict[str, Left] = {
     **dict.fromkeys(_LABELS, True),
+    "variant": {"exported": {"folder"}},  # its SHA-256 says what it is
     "measure": {"timeout_s", "load_timeout_s", "warm_start"},
 }
 
@@ -280,7 +286,7 @@ class Recipe(Strict):
         """The fields that runs must share to be compared: all that is measured but the variant."""
         return self._measured({**_UNMEASURED, "variant": True})
 
-    def _measured(self, left_out: dict[str, bool | set[str]]) -> dict[str, object]:
+    def _measured(self, left_out: dict[str, Left]) -> dict[str, object]:
         facts: dict[str, object] = self.model_dump(mode="json", exclude=left_out)
         if self.outliers is None:  # as before there was such a field
             facts.pop("outliers", None)

@@ -13,6 +13,7 @@ from qbench.errors import InputError, brief, nearest, shortened
 
 FOLDER = Path(__file__).parent.parent / "shipped_recipes"
 PREFIX = "qbench:"  # 'extends: qbench:int8' is the shipped recipe wherever the file lies
+EXPORTED = "manifest.json"  # makes a folder one that 'qbench export' wrote
 BASE = "base"  # what recipes of a folder extend; by itself none to run
 
 
@@ -42,12 +43,15 @@ def path(name: str) -> Path:
 def find(word: str) -> list[Path]:
     """The recipe or the recipes that a word on the command line stands for.
 
-    A file, a folder of recipes (its base left out), or the name of a shipped recipe or folder:
-    `int8`, `attention/fp8`, `cache`, or `recipes` for those at the top. What exists wins over what
-    is shipped, a recipe over a folder of its name. Raises InputError with the nearest name.
+    A file, a folder that `qbench export` wrote, a folder of either (its base left out), or the name
+    of a shipped recipe or folder: `int8`, `attention/fp8`, `cache`, or `recipes` for those at the
+    top. What exists wins over what is shipped, a recipe over a folder of its name. Raises
+    InputError with the nearest name.
     """
     given = textfile.expanded(word)
     if textfile.is_file(given):
+        return [given]
+    if is_exported(given):
         return [given]
     if textfile.is_folder(given) and (inside := _inside(given)):
         return inside
@@ -60,6 +64,11 @@ def find(word: str) -> list[Path]:
     if textfile.is_folder(given):
         raise InputError(f"{word}: no recipes (*.yaml) in this folder")
     raise InputError(f"{shortened(word)}: no such recipe{_near(given, name)}")
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether `qbench export` wrote this folder."""
+    return textfile.is_file(folder / EXPORTED)
 
 
 def copy(target: Path) -> list[Path]:
@@ -78,7 +87,8 @@ def _name(file: Path) -> str:
 
 
 def _inside(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.yaml") if path.stem != BASE)
+    written = [path for path in folder.iterdir() if is_exported(path)]
+    return sorted([path for path in folder.glob("*.yaml") if path.stem != BASE] + written)
 
 
 def _folders() -> set[str]:

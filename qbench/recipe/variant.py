@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qbench.errors import brief, nearest
 from qbench.recipe.choices import (
+    AS_MODULE,
     BY_CONTENT,
     ENGINES,
     SCHEMES,
@@ -15,6 +16,7 @@ from qbench.recipe.choices import (
     Backend,
     CacheKind,
     EngineName,
+    ExportFormat,
 )
 
 Dtype = Literal["fp32", "fp16", "bf16"]
@@ -162,6 +164,32 @@ class Decode(Strict):
         return self
 
 
+class EngineOptions(Strict):
+    """How an engine is built and run."""
+
+    graph_optimization: Literal["none", "basic", "extended", "all"] = "all"
+    """ONNX Runtime's level."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """ONNX Runtime's on a CPU; null is as many as torch has."""
+    workspace_mib: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    """Memory that TensorRT may work in while a layer runs; null is TensorRT's own."""
+    level: Annotated[int, Field(ge=0, le=5)] | None = None
+    """TensorRT's optimisation level of a build; null is TensorRT's own."""
+    scope: Literal["model", "blocks"] = "model"
+    """What AOTInductor compiles: the whole denoiser, or its repeated block once, used for all."""
+
+
+class Exported(Strict):
+    """A folder that `qbench export` wrote, measured in place of the denoiser."""
+
+    folder: str
+    """Where it is."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of its manifest, which names the SHA-256 of every other file."""
+    format: ExportFormat
+    """What it holds."""
+
+
 class Variant(Strict):
     """One variant of the denoiser, axis by axis."""
 
@@ -190,9 +218,15 @@ class Variant(Strict):
     """Damage on purpose, to see that the verdict catches it."""
     engine: EngineName | None = None
     """Export the denoiser and run it there; null runs it in PyTorch."""
+    engine_options: EngineOptions = EngineOptions()
+    """How the engine is built and run."""
+    exported: Exported | None = None
+    """The denoiser as a folder holds it: `qbench run FOLDER` fills this in."""
 
     @model_validator(mode="after")
     def _possible(self) -> Variant:
+        if self.exported:  # it holds what was chosen, and the choices were looked at as it was made
+            return self
         if self.engine and self.compile:
             raise ValueError("@compile: an engine replaces the module, so there is none to compile")
         if self.engine and self.attention != "auto":
@@ -206,9 +240,19 @@ class Variant(Strict):
         by_engine = backend in ENGINES
         if by_engine and self.engine != backend:
             raise ValueError(f"@quantize: the {backend} backend needs 'engine: {backend}'")
-        if self.engine and self.quantize and not by_engine:
+        if self.engine == "aoti":
+            if backend not in (None, "torchao"):
+                raise ValueError(f"@quantize: tensors of {backend} do not pass torch.export")
+        elif self.engine and self.quantize and not by_engine:
             raise ValueError(
                 f"@quantize: tensors of {self.quantize.backend} do not pass an ONNX export; "
                 "quantize with backend onnxruntime, or leave out the engine"
             )
         return self
+
+    @property
+    def left_python(self) -> bool:
+        """Whether the denoiser is no module of PyTorch any more."""
+        if self.exported:
+            return self.exported.format not in AS_MODULE
+        return self.engine is not None

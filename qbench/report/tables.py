@@ -23,6 +23,7 @@ HEADERS = (
     "variant",
     "video",
     "step",
+    "build",
     "first call",
     "MFU",
     "speed-up (95 %)",
@@ -35,6 +36,7 @@ HEADERS = (
 # On a terminal too narrow for all of them these go first; the report has them.
 SPARED = (
     "code",
+    "build",
     "SSIM",
     "LPIPS",
     "first call",
@@ -95,10 +97,12 @@ def _row(record: Record, ranking: Ranking) -> Row:
     shown = ranking.timing(record)
     video, step, share = shown.video_s, shown.step_s, record.mfu(shown.step_s)
     first = record.first_call_s if record.recipe.measure.timing else None
+    built = record.facts.get("engine_build_s")
     cells = (
         name,
         f"{video:.3g} s" if video else MISSING,
         time_text(step) if step else MISSING,
+        time_text(built) if built else MISSING,
         f"{first:.3g} s" if first else MISSING,
         f"{share:.0%}" if share else MISSING,
         _speed(record, ranking),
@@ -151,7 +155,7 @@ def peak(record: Record) -> tuple[int | None, str]:
     An engine allocates past torch, so on a GPU only the driver's figure of the process holds it.
     """
     found = record.peak()
-    if record.environment.device == "cuda" and record.recipe.variant.engine:
+    if record.environment.device == "cuda" and record.recipe.variant.left_python:
         return found.driver_bytes or None, "process"
     held = record.held_bytes(found)
     reserved = found.reserved_bytes is not None and held == found.reserved_bytes

@@ -111,4 +111,4 @@ def payback_videos(
 def _prepares(record: Record) -> bool:
     """Whether the variant takes time before its first video that the reference does not take."""
     variant = record.recipe.variant
-    return bool(variant.quantize or variant.compile or variant.engine)
+    return bool(variant.quantize or variant.compile or variant.engine or variant.exported)

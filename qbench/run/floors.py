@@ -34,7 +34,7 @@ def missing(reference: Recipe, others: Iterable[Recipe], device: str) -> list[Re
             "drift",
         )
     }
-    if variant.engine is None:
+    if not variant.left_python:
         if variant.attention != "math":
             math = variant.model_copy(update={"attention": "math"})
             guises["kernel"] = (math, "with another attention kernel", "indistinguishable")

@@ -106,7 +106,7 @@ def save_samples(session: Session, outputs: Outputs) -> None:
 
 def profile(session: Session) -> None:
     """One more denoise step, under torch's profiler, for `qbench explain`."""
-    if not session.recipe.measure.profile or session.recipe.variant.engine:
+    if not session.recipe.measure.profile or session.recipe.variant.left_python:
         return
     from qbench.meters import profile as profiling
 

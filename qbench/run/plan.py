@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qbench import prompts, textfile
+from qbench.engines import exported
 from qbench.errors import InputError, nearest
 from qbench.pipelines import specs
 from qbench.prompts import PromptSet
@@ -18,6 +19,17 @@ from qbench.recipe.schema import Recipe
 # What an override says about the recipes that were named, and never about what they are compared
 # with; every other field (model, generation, prompts, measure ...) has to be the same for both.
 OWN = ("name", "about", "expects", "noise_floor")
+
+
+@dataclass(frozen=True)
+class Vouched:
+    """Whose machine code may be loaded that was not exported on this machine."""
+
+    all: bool = False
+    digests: tuple[str, ...] = ()  # SHA-256 of manifests
+
+
+NOBODY = Vouched()
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ def plan(
     overrides: Mapping[str, str],
     options: Mapping[str, str] | None = None,
     trust_torchscript: bool = False,
+    vouched: Vouched = NOBODY,
 ) -> list[Planned]:
     """The recipes of these files, each reference before those that are compared with it.
 
@@ -43,15 +56,17 @@ def plan(
     Overrides of `variant`, name, about, expects and noise_floor change the recipes that are named
     and no recipe that another of this sweep is compared with, named or not; all others change
     both. trust_torchscript writes the SHA-256 of a TorchScript network for FVD into the recipes, as
-    it is now, so that it is loaded. Raises InputError for what no run of this plan could succeed
-    with.
+    it is now, so that it is loaded. vouched: for machine code in exported folders. Raises
+    InputError for what no run of this plan could succeed with.
     """
     shared = {key: text for key, text in overrides.items() if not _own(key)}
     apart = dict(overrides) != shared
     files = list({path.resolve(): path for path in paths}.values())
 
     def found(path: Path, changes: Mapping[str, str]) -> Loaded:
-        loaded = read(path, changes, options)
+        read_ = exported.recipe_of if shipped.is_exported(path) else read
+        loaded = read_(path, changes, options or {})
+        exported.check(loaded.recipe, vouched.all, vouched.digests)
         return replace(loaded, recipe=_trusting(loaded.recipe)) if trust_torchscript else loaded
 
     as_written = [found(path, shared) for path in files]

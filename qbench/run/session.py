@@ -169,9 +169,10 @@ def prepare(job: Job, stages: Stages) -> Session:
 
 def _check_support(job: Job) -> None:
     from qbench import support
+    from qbench.engines import exported
 
     recipe, device = job.draft.recipe, job.draft.environment.device
-    reason = support.why_not(recipe.variant, support.this_machine(device))
+    reason = support.why_not(exported.outside(recipe.variant), support.this_machine(device))
     if reason:
         raise Unsupported(reason)
 
@@ -273,10 +274,11 @@ def _check_model(session: Session) -> None:
     from dataclasses import replace
 
     from qbench import support
+    from qbench.engines import exported
 
     model = support.model_facts(session.pipeline, session.generation.guided)
     machine = replace(support.this_machine(session.device), model=model)
-    reason = support.why_not(session.recipe.variant, machine)
+    reason = support.why_not(exported.outside(session.recipe.variant), machine)
     if reason:
         raise Unsupported(reason)
 
@@ -298,6 +300,7 @@ def _count_work(session: Session) -> Work | None:
 
 def _quantize(session: Session, work: Work | None) -> None:
     """Put every axis of the recipe in effect but for what the compiler, or an engine, does."""
+    from qbench.engines import exported
     from qbench.optimizations import axes, quantization
     from qbench.optimizations.vae import patch
 
@@ -306,7 +309,13 @@ def _quantize(session: Session, work: Work | None) -> None:
     if variant.quantize and work:
         linears = set(quantization.chosen(session.pipeline.denoiser, variant.quantize))
         recorder.facts({"quantized_flop_share": work.share(linears)})
-    applied = axes.apply(session.pipeline, variant, session.device, session.generation.steps)
+    if variant.exported:
+        recorder.facts(
+            exported.install(session.pipeline, session.recipe, session.model, session.device)
+        )
+    applied = axes.apply(
+        session.pipeline, exported.outside(variant), session.device, session.generation.steps
+    )
     recorder.facts(applied.facts)
     if variant.decode.fused and not patch.fuses(session.pipeline.pipe.vae):
         recorder.note(NOT_FUSED_NOTE)
@@ -320,7 +329,7 @@ def _compile(session: Session) -> None:
 
     stages, variant = session.stages, session.recipe.variant
     stages.enter("compile")
-    if variant.engine:
+    if variant.engine and not variant.exported:
         from qbench import engines
 
         first = session.encode([0]), session.noise([0])
@@ -328,7 +337,7 @@ def _compile(session: Session) -> None:
         session.recorder.facts(
             engines.build(session.pipeline, session.generation, *first, session.recipe, folder)
         )
-    if variant.engine or variant.compile:
+    if variant.left_python or variant.compile:
         session.denoise(session.encode([0]), [0], steps=1)
         stages.leave("compile")
     gc.collect()

@@ -9,32 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import RECIPES
+from exporting import SHORT, exported
 
-import qbench
 from qbench.engines import aoti, evidence, export, formats, loading, manifest, onnx
 from qbench.engines.manifest import Manifest
 from qbench.engines.verify import verify
 from qbench.errors import InputError, Unsupported
 from qbench.pipelines import specs
-from qbench.recipe.files import load, overrides
+from qbench.recipe.files import load
 
 pytestmark = pytest.mark.slow
-RECIPES = Path(qbench.__file__).parent.parent / "recipes"
-SHORT = overrides(["generation.steps=4"])
-
-
-def _export(name: str, out: Path, form: manifest.Format | None = None) -> export.Exported:
-    return export.export(load(RECIPES / f"{name}.yaml", SHORT), out, form)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> export.Exported:
-    return _export("int8", tmp_path_factory.mktemp("engines") / "int8")
-
-
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> export.Exported:
-    return _export("onnx", tmp_path_factory.mktemp("engines") / "onnx")
 
 
 def test_a_checkpoint_is_the_variant_bit_for_bit_in_plain_diffusers(
@@ -109,7 +94,7 @@ def test_a_wrong_engine_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.M
 
         monkeypatch.setattr(onnx, "export", damaged)
         with pytest.raises(export.Differs, match="something else: relative L2"):
-            _export("onnx", tmp_path / "engine")
+            exported("onnx", tmp_path / "engine")
         assert not (tmp_path / "engine").exists()
         kept = tmp_path / "engine.failed"
         assert (kept / export.PARITY).is_file()
@@ -148,7 +133,7 @@ def test_what_a_format_cannot_hold_is_told_before_anything_is_loaded(
     tmp_path: Path, recipe: str, form: manifest.Format, said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
-        _export(recipe, tmp_path / "engine", form)
+        exported(recipe, tmp_path / "engine", form)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -158,7 +143,7 @@ def test_an_unknown_format_names_the_nearest() -> None:
 
 
 def test_a_package_of_machine_code_computes_the_variant(tmp_path: Path) -> None:
-    made = _export("bf16", tmp_path / "engine", "aoti")
+    made = exported("engine/aoti-blocks", tmp_path / "engine")
     assert made.manifest.variant.relative_l2 < export.FAITHFUL
     assert made.manifest.target.bound.cpu_isa
     assert verify(made.folder).exit_code == 0

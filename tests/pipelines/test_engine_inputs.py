@@ -13,6 +13,7 @@ from tiny import build, denoised, inputs, settings
 from qbench import engines, support
 from qbench.engines import EngineDenoiser
 from qbench.engines import inputs as engine_inputs
+from qbench.engines.manifest import Bound
 from qbench.engines.parity import parity
 from qbench.errors import Unsupported
 from qbench.optimizations.rules import Machine
@@ -126,3 +127,37 @@ def test_parity_sees_one_half_of_guidance_alone(tmp_path: Path) -> None:
     calls = video.captured(run, *first, compute=False)[0]
     with pytest.raises(RuntimeError, match=r"relative error 0.5"):
         parity(Halves(), EngineDenoiser(video.denoiser, signed, wrong, 0), calls, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "scope"), [("wan", "blocks"), ("cogvideox", "model")])
+def test_videos_of_machine_code_are_those_of_the_module(
+    name: str, scope: str, tmp_path: Path
+) -> None:
+    """A package reads a time step as it lies, which the loop expanded over the batch."""
+    video = build(name, tmp_path)
+    run = settings(video)
+    expected = denoised(video, run, [0, 1])
+    fields = {"engine": "aoti", "engine_options": {"scope": scope}}
+    recipe = Recipe(name="aoti", variant=Variant.model_validate(fields))
+    engines.build(video, run, *inputs(video, run, [0]), recipe, tmp_path / "engine")
+    assert isinstance(video.denoiser, EngineDenoiser)
+    found = denoised(video, run, [0, 1])
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-4
+
+
+def test_a_size_that_an_engine_was_not_built_for_is_refused(tmp_path: Path) -> None:
+    """A package would read memory past what it is given."""
+    video = build("cogvideox", tmp_path)
+    run = settings(video)
+    first = inputs(video, run, [0])
+    signed = engine_inputs.signature(video, run, *first)
+    [[call]] = video.captured(run, *first, compute=False)
+    recipe = Recipe(name="onnx", variant=Variant(engine="onnxruntime"))
+    example = signed.tensors((), call)
+    written = engine_inputs.interface(recipe, video.denoiser, signed, example, Bound())
+    engine = EngineDenoiser(video.denoiser, signed, Echo(), 0, written.inputs)
+    engine(**{name: torch.cat([value] * 3) for name, value in call.items()})
+    other = call | {"hidden_states": call["hidden_states"][..., :-2]}
+    with pytest.raises(Unsupported, match=r"hidden_states of nx3x4x4x6, .* passes 2x3x4x4x4"):
+        engine(**other)

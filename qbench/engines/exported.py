@@ -1,0 +1,140 @@
+"""A folder that `qbench export` wrote, measured like any variant: `qbench run FOLDER`.
+
+Its recipe is the manifest's, with the denoiser taken from the folder. What the folder does not hold
+(the decode, a share of the steps, the compiler for a checkpoint) is in effect as in any run.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qbench.engines import evidence, formats, loading, manifest
+from qbench.engines.manifest import Elsewhere, Manifest, Wrong
+from qbench.errors import InputError, LoadError, Unsupported
+from qbench.recipe import files
+from qbench.recipe.choices import AS_MODULE
+from qbench.recipe.files import Loaded
+from qbench.recipe.schema import Exported, Recipe, Variant
+
+if TYPE_CHECKING:
+    from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.specs import Model
+
+# Of a variant, what is chosen where a denoiser is used; the rest was chosen as it was written.
+FREE = ("decode", "memory", "seed_offset", "step_share")
+FREE_OF_A_MODULE = ("attention", "cache", "compile", *FREE)
+
+
+def recipe_of(folder: Path, overrides: Mapping[str, str], options: Mapping[str, str]) -> Loaded:
+    """The recipe of an exported folder, changed by `overrides` where the folder leaves a choice.
+
+    Raises InputError, one line, for a manifest that cannot be read and a choice that was made.
+    """
+    try:
+        written, digest = manifest.read(folder)
+    except (Wrong, Elsewhere) as error:
+        raise InputError(str(error)) from None
+    free = FREE_OF_A_MODULE if written.format in AS_MODULE else FREE
+    for key in overrides:
+        section, _, field = key.partition(".")
+        if section == "variant" and field.partition(".")[0] not in free:
+            raise InputError(
+                f"--set {key}={overrides[key]}: {folder} holds a denoiser that was written with "
+                f"its own; what is left to choose: {', '.join(free)}"
+            )
+    held = Exported(folder=str(folder), sha256=digest, format=written.format)
+    recipe, variant = written.recipe, written.recipe.variant
+    named = variant.engine and formats.implied(variant) == written.format
+    changes: dict[str, object] = {
+        "name": f"exported/{recipe.name}" + ("" if named else f"-{written.format}"),
+        "about": f"{recipe.about or recipe.name}, as exported: {written.format}",
+        "device": written.target.device,
+        "variant": variant.model_copy(update={"exported": held}),
+        "noise_floor": False,
+        "expects": None,
+    }
+    if recipe.is_reference:
+        changes["reference"] = recipe.name
+    return files.revised(recipe.model_copy(update=changes), folder, overrides, options)
+
+
+def check(recipe: Recipe, trust: bool, expect: Sequence[str]) -> None:
+    """Raise InputError where nobody vouched for machine code, or the manifest is another.
+
+    expect: SHA-256 of manifests that the user vouches for.
+    """
+    held = recipe.variant.exported
+    if held is None:
+        return
+    folder = Path(held.folder)
+    try:
+        written, digest = manifest.read(folder)
+        if digest != held.sha256:
+            raise Wrong(f"{folder / manifest.FILE}: its SHA-256 is {digest}, not {held.sha256}")
+        wanted = next((one for one in expect if one.lower() == digest), next(iter(expect), None))
+        loading.check_trust(folder, written, digest, trust, wanted)
+    except (Wrong, Elsewhere) as error:
+        raise InputError(str(error)) from None
+
+
+def outside(variant: Variant) -> Variant:
+    """What of the variant is not inside the folder that it comes from."""
+    held = variant.exported
+    if held is None:
+        return variant
+    free = FREE_OF_A_MODULE if held.format in AS_MODULE else FREE
+    return Variant(dtype=variant.dtype, **{name: getattr(variant, name) for name in free})
+
+
+def install(video: VideoPipeline, recipe: Recipe, model: Model, device: str) -> dict[str, float]:
+    """Put the folder's denoiser into the pipeline, checked as `qbench verify` checks it.
+
+    Returns facts for the record. Raises LoadError where the folder is not what was exported, and
+    Unsupported where this machine cannot run it.
+    """
+    held = recipe.variant.exported
+    assert held is not None
+    folder = Path(held.folder)
+    try:
+        written, digest = manifest.read(folder)
+        if digest != held.sha256:
+            raise Wrong(f"{folder / manifest.FILE}: changed since the run was planned")
+        manifest.check_files(folder, written)
+        loading.check_machine(written)
+        _check_base(written, recipe, model, device)
+        setattr(
+            video.pipe, video.part, None
+        )  # its weights are freed before the engine's are loaded
+        gc.collect()
+        calls = evidence.load(folder, device)
+        denoiser = loading.denoiser(folder, written)
+        found = evidence.predictions(
+            lambda inputs: denoiser(**written.nested(inputs), return_dict=False)[0], calls
+        )
+    except Wrong as error:
+        raise LoadError(str(error)) from None
+    except Elsewhere as error:
+        raise Unsupported(str(error)) from None
+    parity = evidence.accuracy(found, [getattr(call, written.against) for call in calls])
+    if not parity.relative_l2 <= written.parity_limit:
+        raise LoadError(
+            f"{folder}: it computes something else: relative L2 {parity.relative_l2:.3g}, allowed "
+            f"{written.parity_limit:g}"
+        )
+    video.denoiser = denoiser
+    return {
+        "engine_build_s": written.build_s,
+        "parity_relative_error": parity.relative_l2,
+        "parity_calls": parity.calls,
+    }
+
+
+def _check_base(written: Manifest, recipe: Recipe, model: Model, device: str) -> None:
+    if written.target.device != device:
+        raise Elsewhere(f"built for {written.target.device}, and this run is on {device}")
+    base = written.base_model
+    if recipe.weights != base.weights or model.digest(base.weights) != base.digest:
+        raise Wrong(f"model {model.source} is not the one of which {base.source} was exported")
