@@ -14,7 +14,8 @@ Run = Annotated[Path, typer.Argument(help="A run, a folder of runs, or an archiv
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(compare)
+    for command in (compare, pick):
+        app.command()(command)
 
 
 def compare(
@@ -47,3 +48,50 @@ def compare(
     else:
         shared.tell(compare_text.lines(made))
     raise SystemExit(made.exit_code)
+
+
+def pick(
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(help="Answer for the machine of these, not for this one's own runs."),
+    ] = None,
+    evidence: Annotated[
+        list[Path] | None,
+        typer.Option(help="Further records: cards simulated, verdicts of another model."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Where records are of several.")] = None,
+    vram: Annotated[str | None, typer.Option(help="The card: 16GB.")] = None,
+    keep_free: Annotated[
+        str | None, typer.Option(help="Of the card, for what was not measured: 9GiB.")
+    ] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Of a video: 60s.")] = None,
+    min_speedup: Annotated[float | None, typer.Option(help="Over the reference: 1.5.")] = None,
+    quality: Annotated[
+        str,
+        typer.Option(help="The worst that will do: indistinguishable, drift, degraded ... any."),
+    ] = "drift",
+    objective: Annotated[str, typer.Option(help="latency, memory or energy.")] = "latency",
+    accept_unsettled: Annotated[
+        bool,
+        typer.Option("--accept-unsettled", help="Take verdicts with a '?', and too few samples."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The recipe that meets your limits, why, and what it gives up. Exit code 1: none does."""
+    from qbench.decisions import pick as picking
+    from qbench.decisions import pick_text
+
+    question = picking.asked(
+        vram, keep_free, max_latency, min_speedup, quality, objective, accept_unsettled
+    )
+    here = None
+    if not records:
+        shared.records(None)  # what is missing is said before the machine is asked
+        here = shared.hardware()
+    found = picking.evidence(records or [shared.RESULTS], evidence or [], model, here)
+    made = picking.pick(question, found)
+    if as_json:
+        print(made.model_dump_json(indent=1))
+    else:
+        shared.tell(pick_text.lines(made))
+    raise SystemExit(0 if made.pick else 1)

@@ -67,6 +67,13 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(one_line(text), style=style), soft_wrap=True)
 
 
+def hardware() -> dict[str, object]:
+    """This machine's, with its GPU where it has one."""
+    from qbench.run.machines import read_environment
+
+    return read_environment("auto").hardware()
+
+
 def tell(lines: list[str]) -> None:
     """Plain lines, whose indentation stays; what comes from records is made harmless."""
     for line in lines:

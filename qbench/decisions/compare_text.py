@@ -58,10 +58,10 @@ def _row(row: Row, common: Sequence[Change]) -> list[str]:
 
 def _time(time: Time) -> str:
     before, after = tables.time_text(time.before_s), tables.time_text(time.after_s)
-    return f"{time.figure} {before} -> {after}: {time.word}, {_ratio(time.speed)} ({time.how})"
+    return f"{time.figure} {before} -> {after}: {time.word}, {ratio_text(time.speed)} ({time.how})"
 
 
-def _ratio(ratio: Ratio) -> str:
+def ratio_text(ratio: Ratio) -> str:
     if ratio.n is not None and ratio.n < tables.FEW:
         return f"{ratio.value:.2f}x (n = {ratio.n})"
     ends, digits = (ratio.value, ratio.low, ratio.high), 2
@@ -159,7 +159,7 @@ def _cells(row: Row) -> Sequence[str]:
     time, speed, word = "-", "-", "-"
     if row.time:
         shown = (tables.time_text(row.time.before_s), tables.time_text(row.time.after_s))
-        time, speed, word = " -> ".join(shown), _ratio(row.time.speed), row.time.word
+        time, speed, word = " -> ".join(shown), ratio_text(row.time.speed), row.time.word
     told = [
         f"{q.metric} {q.word}" for q in row.quality if q.word in ("worse", "better", "equivalent")
     ]

@@ -100,10 +100,10 @@ def _row(record: Record, ranking: Ranking) -> Row:
     built = record.facts.get("engine_build_s")
     cells = (
         name,
-        f"{video:.3g} s" if video else MISSING,
+        f"{three(video)} s" if video else MISSING,
         time_text(step) if step else MISSING,
         time_text(built) if built else MISSING,
-        f"{first:.3g} s" if first else MISSING,
+        f"{three(first)} s" if first else MISSING,
         f"{share:.0%}" if share else MISSING,
         _speed(record, ranking),
         _peak(record),
@@ -168,7 +168,12 @@ def _peak(record: Record) -> str:
 
 
 def time_text(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+    return f"{three(seconds)} s" if seconds >= 1 else f"{three(seconds * 1000)} ms"
+
+
+def three(value: float) -> str:
+    """Three significant digits, and 1003 where '.3g' has 1e+03."""
+    return f"{value:.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def bytes_text(count: int | None) -> str:
@@ -179,7 +184,7 @@ def bytes_text(count: int | None) -> str:
         if value < 1024 or unit == "GiB":
             break
         value /= 1024
-    return f"{value:.0f} {unit}" if unit in ("B", "KiB") else f"{value:.3g} {unit}"
+    return f"{value:.0f} {unit}" if unit in ("B", "KiB") else f"{three(value)} {unit}"
 
 
 def markdown(ranking: Ranking) -> str:
