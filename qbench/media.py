@@ -19,22 +19,33 @@ def to_pixels(video: Any) -> Any:
 
 
 def write_mp4(video: Any, path: Path, fps: int) -> None:
-    """H.264, yuv420p; videos smaller than 256 pixels are enlarged by whole numbers."""
-    import av
-
+    """As `mp4`; videos smaller than 256 pixels are enlarged by whole numbers."""
     pixels = to_pixels(video)
     height, width = pixels.shape[1:3]
     grow = max(1, -(-256 // max(height, width)))
-    pixels = pixels.repeat(grow, axis=1).repeat(grow, axis=2)
-    with av.open(str(path), "w") as container:
+    path.write_bytes(mp4(pixels.repeat(grow, axis=1).repeat(grow, axis=2), fps))
+
+
+def mp4(pixels: Any, fps: int, crf: int = 18) -> bytes:
+    """uint8 (frames, height, width, 3) as H.264, yuv420p.
+
+    Every frame is a key frame, so that players show exactly the one that is asked for, at once.
+    """
+    import io
+
+    import av
+
+    written = io.BytesIO()
+    with av.open(written, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = (n - n % 2 for n in pixels.shape[1:3])
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "18"}
+        stream.options = {"crf": str(crf), "g": "1"}
         for picture in pixels:
             even = picture[: stream.height, : stream.width]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())
+    return written.getvalue()
 
 
 # Fonts with more than Latin letters, by parts of their files' names, the widest first.

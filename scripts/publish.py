@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qbench.report import writer
-from qbench.report.page.write import FILE
+from qbench.report.page.write import FILE, Options
 from qbench.results import archive, store
+from qbench.results.ranking import rankings
 from qbench.results.record import Record
 from qbench.run.generate import PROFILE
 
@@ -71,10 +72,10 @@ def _entries(kept: list[tuple[Path, Record]]) -> Iterator[tuple[str, bytes]]:
 def _report(target: Path, found: list[tuple[Path, Record]], page: bool = False) -> None:
     """The report anew; contact sheets stay where the runs' own are gone."""
     out = target / "report"
-    page = page or (out / FILE).is_file()
+    options = Options() if page or (out / FILE).is_file() else None
     for old in out.glob("*.png"):
         old.unlink()
-    print(writer.write(found, [], out, page=page))
+    print(writer.write(rankings(found), [], out, options))
     for left in (*out.glob("*.svg"), out / writer.MANIFEST):
         left.unlink()
 

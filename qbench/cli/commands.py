@@ -133,21 +133,29 @@ def run(
 def report(
     results: Places = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="Put the videos into the page, to send it alone.")
+    ] = False,
+    videos: Annotated[
+        int, typer.Option(min=0, max=1000, help="Prompts whose videos the page shows.")
+    ] = 6,
 ) -> None:
     """A page for the browser, tables (Markdown, CSV) and charts (PNG, SVG) from records."""
+    from qbench.report.page.write import FILE, Options
     from qbench.report.writer import write
     from qbench.results.ranking import rankings
 
     found, unreadable = shared.records(results)
     shared.writable(out)
     made = rankings(found)
-    path = write(made, unreadable, out)
+    path = write(made, unreadable, out, Options(single_file, videos))
     console = shared.console()
     for line in unreadable:
         print(f"qbench: left out: {one_line(line)}", file=sys.stderr)
     for ranking in made[:10]:
         shared.print_ranking(console, ranking)
     shared.say(console, f"report: {path}")
+    shared.say(console, f"page: {path.with_name(FILE)}")
 
 
 @app.command()

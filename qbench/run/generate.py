@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from qbench.quality.outputs import FOLDER, Outputs
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 SAMPLE_VIDEOS = 6  # kept as mp4 and on the contact sheet
 PROFILE = "profile.json"
+PROMPTS = "prompts.json"  # of all videos, in their order
 
 
 def generate(session: Session) -> Outputs:
@@ -100,7 +102,10 @@ def save_samples(session: Session, outputs: Outputs) -> None:
         media.write_mp4(frames[number], folder / "videos" / f"{number:03d}.mp4", fps=8)
     sheet = folder / "contact.png"
     media.contact_sheet(frames, session.prompts[:kept], sheet)
-    session.recorder.files(outputs=FOLDER, contact_sheet=sheet.name, videos="videos")
+    (folder / PROMPTS).write_text(json.dumps(list(session.prompts), ensure_ascii=False))
+    session.recorder.files(
+        outputs=FOLDER, contact_sheet=sheet.name, videos="videos", prompts=PROMPTS
+    )
     session.stages.leave("save")
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
+from qbench import media
 from qbench.report import charts
-from qbench.report.page import write
+from qbench.report.page import data, videos, write
 from qbench.results import archive, store
 from qbench.results.ranking import Ranking, rankings
 
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
 
 CHROMIUM = Path("/usr/bin/chromium")
 PUBLISHED = ROOT / "results/published"
+HOSTILE = "</script><img src=x onerror=alert(1)><script>alert(2)</script> & \"'`${1}"
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +61,18 @@ class Opened:
                 self.faults.append(message.text)
 
         def request(asked: Request) -> None:
-            if asked.url != address and not asked.url.startswith("data:"):
+            video = asked.url.startswith(f"{path.parent.absolute().as_uri()}/videos/")
+            if asked.url != address and not asked.url.startswith("data:") and not video:
                 self.faults.append(f"asked for {asked.url}")
 
         self.tab.on("console", console)
         self.tab.on("pageerror", lambda error: self.faults.append(str(error)))
         self.tab.on("request", request)
         self.tab.goto(address)
-        self.tab.wait_for_function("document.documentElement.dataset.ready")
+        self.tab.locator("html[data-ready]").wait_for(state="attached")
+
+    def close(self) -> None:
+        self.tab.close()
 
     def names(self) -> list[str]:
         return self.tab.locator("#rows tbody th .link").all_inner_texts()
@@ -69,8 +82,9 @@ class Opened:
 def opened(
     browser: Browser, ranking: Ranking, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Opened]:
-    path = write.write([ranking], [], tmp_path_factory.mktemp("page"))
-    page = Opened(browser, path)
+    folder = tmp_path_factory.mktemp("page")
+    write.write([ranking], [], folder)
+    page = Opened(browser, folder / write.FILE)
     yield page
     assert page.faults == []
 
@@ -151,3 +165,291 @@ def test_a_variant_is_told_in_full(opened: Opened, ranking: Ranking) -> None:
     assert tab.locator("#variant .strip .own").count() == len(record.latency_s)
     tab.keyboard.press("Escape")
     assert not tab.locator("#variant").is_visible()
+
+
+# Videos -------------------------------------------------------------------------------------------
+
+FRAMES, SHADE = 20, 12  # frames of a planted video, and the levels of grey between two of them
+
+
+def _planted(tint: int) -> Any:
+    """Frames (n, 64, 64, 3) whose grey says their number, with a corner that tells videos apart."""
+    pixels = np.empty((FRAMES, 64, 64, 3), dtype=np.uint8)
+    pixels[:] = (np.arange(FRAMES) * SHADE).reshape(-1, 1, 1, 1)
+    pixels[:, :16, :16] = tint
+    return pixels
+
+
+def _with_delta_frames(pixels: Any) -> bytes:
+    """H.264 as cameras write it: one key frame, and what changes from there."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        for picture in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def filmed(ranking: Ranking, tmp_path_factory: pytest.TempPathFactory) -> Ranking:
+    """The published ranking with videos beside three of its records; those of int8 are one level
+    brighter in the corner, and have frames that are no key frames."""
+    folder = tmp_path_factory.mktemp("filmed")
+    folders = []
+    for record in ranking.records:
+        own = folder / record.recipe.name
+        if record.recipe.name in ("fp32", "compile", "int8"):
+            (own / "videos").mkdir(parents=True)
+            for number in range(2):
+                pixels = _planted({"fp32": 100, "compile": 100, "int8": 160}[record.recipe.name])
+                delta = record.recipe.name == "int8"
+                text = _with_delta_frames(pixels) if delta else media.mp4(pixels, 8)
+                (own / "videos" / f"{number:03d}.mp4").write_bytes(text)
+            (own / "prompts.json").write_text(json.dumps(["a red star", HOSTILE]))
+            files = {"videos": "videos", "prompts": "prompts.json"}
+            object.__setattr__(record, "files", files)
+        folders.append(own)
+    return dataclasses.replace(ranking, folders=tuple(folders))
+
+
+@pytest.fixture(scope="module")
+def player(
+    browser: Browser, filmed: Ranking, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Opened]:
+    path = tmp_path_factory.mktemp("film")
+    write.write([filmed], [], path)
+    page = Opened(browser, path / write.FILE)
+    page.tab.get_by_role("button", name="Clear").click()
+    for name in ("compile", "int8"):
+        page.tab.get_by_label(f"Choose {name}", exact=True).check()
+    page.tab.locator("#videos").scroll_into_view_if_needed()
+    page.tab.locator('#videos[data-frame="0"]').wait_for()
+    yield page
+    assert page.faults == []
+
+
+def _seen(page: Opened) -> list[int]:
+    """The number of the frame that each canvas shows, all read from one picture of the screen."""
+    boxes = page.tab.locator(".cells canvas").evaluate_all(
+        "all => all.map(c => c.getBoundingClientRect()).map(b => [b.x, b.y, b.width, b.height])"
+    )
+    screen = Image.open(io.BytesIO(page.tab.screenshot())).convert("L")
+    greys = [screen.getpixel((x + 0.7 * wide, y + 0.5 * tall)) for x, y, wide, tall in boxes]
+    return [round(grey / SHADE) for grey in greys if isinstance(grey, int)]
+
+
+def test_every_copy_of_a_video_has_key_frames_alone(filmed: Ranking, tmp_path: Path) -> None:
+    import av
+
+    for name in write.write([filmed], [], tmp_path):
+        with av.open(str(tmp_path / name), "r") as container:
+            assert all(p.is_keyframe for p in container.demux(video=0) if p.size)
+            assert container.streams.video[0].frames == FRAMES
+    assert len(list(tmp_path.glob("videos/*/*.mp4"))) == 6
+    for name, same in (("compile", True), ("int8", False)):
+        own = next(f for f in filmed.folders if f.name == name) / "videos/001.mp4"
+        (copy,) = tmp_path.glob(f"videos/*-{name}/001.mp4")
+        assert (copy.read_bytes() == own.read_bytes()) == same
+
+
+def test_videos_show_the_frame_asked_for_and_stay_together(player: Opened) -> None:
+    tab = player.tab
+    assert tab.locator(".cells figure").count() == 3
+    for k in (7, 19, 0, 13, 1, 18, 4, 11, 16, 2):
+        tab.locator(".scrub").evaluate(
+            "(s, k) => { s.value = k; s.dispatchEvent(new Event('input')) }", k
+        )
+        tab.locator(f'#videos[data-frame="{k}"]').wait_for()
+        assert _seen(player) == [k, k, k]
+    tab.locator(".scrub").focus()
+    tab.keyboard.press(" ")
+    shown = []
+    for _ in range(4):
+        tab.wait_for_timeout(1250)
+        shown.append(_seen(player))
+    assert all(len(set(frames)) == 1 for frames in shown)
+    assert len({frames[0] for frames in shown}) > 1
+    tab.keyboard.press(" ")
+    assert tab.locator(".play").inner_text() == "Play"
+    before = int(tab.locator("#videos").get_attribute("data-frame") or 0)
+    tab.keyboard.press(".")
+    after = min(before + 1, FRAMES - 1)
+    tab.locator(f'#videos[data-frame="{after}"]').wait_for()
+    assert _seen(player) == [after] * 3
+
+
+def test_a_difference_shows_only_what_differs(player: Opened) -> None:
+    """The corners are 60 levels apart in int8 and equal in compile."""
+    tab = player.tab
+    tab.get_by_role("button", name="Difference").click()
+    tab.get_by_label("Gain").select_option("2")
+    greys = []
+    for box in tab.locator(".cells canvas").all()[1:]:
+        picture = Image.open(io.BytesIO(box.screenshot())).convert("L")
+        corner = picture.getpixel((picture.width // 10, picture.height // 10))
+        greys.append((corner, picture.getpixel((picture.width * 2 // 3, picture.height // 2))))
+    (same, rest), (apart, other) = greys
+    assert max(same, rest, other) <= 8
+    assert abs(apart - 120) <= 12
+    tab.get_by_role("button", name="Side by side").click()
+
+
+def test_the_line_below_says_how_far_each_frame_is(filmed: Ranking, tmp_path: Path) -> None:
+    """A sixteenth of the picture is 60 levels off in every frame: 3.75 on average."""
+    board, _ = videos.added(data.board(filmed), filmed, videos.Where(tmp_path, 6), "")
+    clips = {v.name: v.clips[0] for v in board.variants if v.clips}
+    assert clips["fp32"].difference == ()
+    assert max(clips["compile"].difference) == 0
+    assert all(abs(value - 3.75) < 0.4 for value in clips["int8"].difference)
+    assert not board.raw
+    assert [prompt.text for prompt in board.prompts] == ["a red star", HOSTILE]
+
+
+def test_blind_hides_names_until_one_is_chosen(player: Opened) -> None:
+    tab = player.tab
+    tab.get_by_role("button", name="Blind").click()
+    told = tab.locator("#videos").inner_text()
+    assert "int8" not in told.replace("worst", "")
+    assert tab.locator("figcaption").all_inner_texts() == ["A", "B"]
+    labels = tab.locator(".cells canvas").evaluate_all("all => all.map(c => c.ariaLabel)")
+    assert [label[0] for label in labels] == ["A", "B"]
+    tab.get_by_role("button", name="A is better").click()
+    assert sorted(text[3:] for text in tab.locator("figcaption").all_inner_texts()) == [
+        "compile",
+        "int8",
+    ]
+    with tab.expect_download() as saved:
+        tab.locator(".tally button").click()
+    rows = list(csv.DictReader(saved.value.path().open()))
+    assert [row["better"] == row["A"] for row in rows] == [True]
+    assert rows[0]["prompt"] == "a red star"
+    tab.get_by_role("button", name="Blind").click()
+
+
+def test_prompts_come_worst_first_by_a_metric(player: Opened, filmed: Ranking) -> None:
+    tab = player.tab
+    tab.get_by_label("Order of the prompts").select_option("quality.psnr")
+    scores = [
+        metric.samples or []
+        for r in filmed.records
+        if r.recipe.name in ("compile", "int8")
+        for metric in [r.quality["psnr"]]
+    ]
+    worst = sorted(range(2), key=lambda n: min(samples[n] for samples in scores))
+    listed = tab.get_by_label("Prompt", exact=True).locator("option")
+    assert [text.split(".")[0] for text in listed.all_inner_texts()] == [str(n + 1) for n in worst]
+    tab.get_by_label("Order of the prompts").select_option("")
+
+
+def test_a_single_file_holds_its_videos_up_to_a_limit(
+    browser: Browser, filmed: Ranking, tmp_path: Path
+) -> None:
+    assert write.write([filmed], [], tmp_path, write.Options(single_file=True)) == []
+    assert [path.name for path in tmp_path.iterdir()] == [write.FILE]
+    moved = tmp_path / "elsewhere" / write.FILE
+    moved.parent.mkdir()
+    (tmp_path / write.FILE).rename(moved)
+    page = Opened(browser, moved)
+    page.tab.locator("#videos").scroll_into_view_if_needed()
+    page.tab.locator('#videos[data-frame="0"]').wait_for()
+    assert page.faults == []
+    page.close()
+    small = videos.Where(tmp_path, 6, inside=10_000)
+    board, _ = videos.added(data.board(filmed), filmed, small, "")
+    kept = sum(len(clip.source) for v in board.variants for clip in v.clips.values())
+    assert 0 < kept < 1.5 * 10_000
+    assert "left out" in board.left_out
+
+
+# Hostile records ----------------------------------------------------------------------------------
+
+
+def _hostile(ranking: Ranking) -> Ranking:
+    """Markup wherever a record can hold text, and names that JavaScript's objects have already."""
+    changed = []
+    for record in ranking.records:
+        recipe = record.recipe.model_copy(
+            update={"about": HOSTILE, "model": HOSTILE, "device": HOSTILE}
+        )
+        environment = record.environment.model_copy(
+            update={"device_name": HOSTILE, "libraries": {HOSTILE: HOSTILE, "__proto__": "x"}}
+        )
+        quality = dict(record.quality)
+        stage = next(iter(record.stages.values()), None)
+        if psnr := quality.get("psnr"):
+            quality |= {HOSTILE: psnr, "__proto__": psnr, "constructor": psnr}
+        changed.append(
+            record.model_copy(
+                update={
+                    "recipe": recipe,
+                    "environment": environment,
+                    "quality": quality,
+                    "reason": HOSTILE,
+                    "notes": [HOSTILE],
+                    "overrides": {"name": HOSTILE, HOSTILE: HOSTILE},
+                    "stages": record.stages | ({HOSTILE: stage} if stage else {}),
+                }
+            )
+        )
+    found = [(Path(f"{i}/record.json"), record) for i, record in enumerate(changed)]
+    return rankings(found)[0]
+
+
+def test_markup_in_a_record_stays_text(browser: Browser, ranking: Ranking, tmp_path: Path) -> None:
+    hostile = _hostile(ranking)
+    write.write([hostile, ranking], [HOSTILE], tmp_path)
+    page = Opened(browser, tmp_path / write.FILE, width=390)
+    tab = page.tab
+    tab.on("dialog", lambda dialog: page.faults.append(f"alert {dialog.message}"))
+    elements = (
+        "document.querySelectorAll('img, iframe, object, embed, form, [onerror], [style*=url]')"
+    )
+    count = tab.evaluate(f"{elements}.length + document.scripts.length")
+    assert count == 3  # the data, the library, and the page's own
+    assert HOSTILE in tab.locator("#title").inner_text()
+    for name in ("int8", "tensorrt"):
+        tab.locator("#rows .link", has_text=name).first.click()
+        assert HOSTILE in tab.locator("#variant").inner_text()
+        tab.keyboard.press("Escape")
+    for box in tab.locator("#columns input").all():
+        box.evaluate("box => box.checked || box.click()")
+    assert HOSTILE in tab.locator("#rows thead").inner_text()
+    tab.locator("#axis-y").select_option(f"quality.{HOSTILE}")
+    tab.locator("#axis-y").select_option("quality.__proto__")
+    assert tab.locator(".point").count() > 5
+    tab.locator("#boards").select_option("1")
+    assert tab.locator("#title").inner_text().startswith("tiny-cogvideox on AMD EPYC")
+    assert tab.evaluate(f"{elements}.length + document.scripts.length") == count
+    assert page.faults == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
+def test_a_copied_table_is_escaped_for_what_reads_it(
+    browser: Browser, ranking: Ranking, tmp_path: Path
+) -> None:
+    write.write([_hostile(ranking)], [], tmp_path)
+    page = Opened(browser, tmp_path / write.FILE)
+    tab = page.tab
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    made = {}
+    for form in ("Markdown", "CSV", "LaTeX"):
+        tab.get_by_role("button", name=form, exact=True).click()
+        tab.locator("#toast", has_text=form).wait_for()
+        made[form] = tab.evaluate("navigator.clipboard.readText()")
+    head, *rows = list(csv.reader(io.StringIO(made["CSV"])))
+    assert head[:3] == ["variant", "verdict", "speed-up"]
+    assert [len(row) for row in rows] == [len(head)] * len(page.names())
+    assert f"skipped: {HOSTILE}" in {row[1] for row in rows}
+    assert "<" not in made["Markdown"]
+    assert {line.count(" | ") for line in made["Markdown"].splitlines()} == {len(head) - 1}
+    assert made["LaTeX"].count(r" \\") == len(rows) + 1
+    body = made["LaTeX"].split("midrule")[1]
+    assert not re.search(
+        r"(?<!\\)[#%${}_]", re.sub(r"\$\\times\$|\{\}", "", body.split("bottomrule")[0])
+    )
+    page.close()

@@ -37,13 +37,11 @@ def _timed(timed: list[Record], ranking: Ranking, reference: Record) -> str:
     against = _name(reference, ranking)
     quick = [r for r in timed if _faster(r, ranking) and _verdict(r, ranking) != "broken"]
     quick.sort(key=lambda r: -_ratio(r, ranking))
+    if not quick:
+        return _none(timed, ranking, against)
     if not any(_verdict(r, ranking) for r in timed):
-        if not quick:
-            return f"Nothing here is faster than {against}; quality was not measured."
         told = f"{_name(quick[0], ranking)} is the fastest, at {_speed(quick[0], ranking)} of"
         return f"{told} {against}'s speed; quality was not measured here."
-    if not quick:
-        return f"Nothing here is faster than {against}, but for what is broken."
     alike = [r for r in quick if _settled(r, ranking) and _verdict(r, ranking) == ALIKE]
     sound = [r for r in quick if _verdict(r, ranking) in NO_LOSS]
     if alike:
@@ -65,6 +63,17 @@ def _timed(timed: list[Record], ranking: Ranking, reference: Record) -> str:
         for r in more.values()
     ]
     return "; ".join([text, *said]) + "."
+
+
+def _none(timed: list[Record], ranking: Ranking, against: str) -> str:
+    """Nothing is faster and not broken; what came nearest, and why it does not count."""
+    best = max(timed, key=lambda r: _ratio(r, ranking))
+    text = f"Nothing here was shown to be faster than {against}"
+    if _ratio(best, ranking) <= 1:
+        return f"{text}."
+    price = "broken" if _verdict(best, ranking) == "broken" else ranking.speed_word(best)
+    told = _speed(best, ranking) + (f", {price}" if price and price not in UNSURE else "")
+    return f"{text}; {_name(best, ranking)} came nearest: {told}."
 
 
 def _untimed(others: list[Record], ranking: Ranking) -> str:

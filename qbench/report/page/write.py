@@ -14,27 +14,71 @@ import re
 from pathlib import Path
 
 from qbench import __version__, escape
-from qbench.report.page import data
-from qbench.report.page.model import Page
+from qbench.report.page import data, videos
+from qbench.report.page.model import Board, Page
 from qbench.results.ranking import Ranking
 
 FILE = "index.html"
 ASSETS = Path(__file__).parent / "assets"
 # In the order in which they build on each other.
-MODULES = ("format", "select", "chart", "table", "variant", "main")
+MODULES = (
+    "format",
+    "select",
+    "chart",
+    "table",
+    "variant",
+    "frames",
+    "player",
+    "blind",
+    "videos",
+    "main",
+)
 VENDORED = ASSETS / "vendor" / "uplot"
 IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
+SHOWN = 6  # prompts, as many as runs keep videos of
+MOST = 1000  # records on a page; what is beyond is in the Markdown
+INSIDE = 24 * 2**20  # bytes of videos in a single file
 NAMED = 100  # unreadable records that are named
 DIGITS = 6  # significant, of a figure
 
 
-def write(made: list[Ranking], unreadable: list[str], out: Path) -> Path:
-    """The page of these rankings into the folder `out`. Returns its path."""
-    boards = tuple(data.board(ranking) for ranking in made)
-    lines = tuple(escape.clipped(escape.plain(line), data.TEXT) for line in unreadable[:NAMED])
-    path = out / FILE
-    path.write_text(html(Page(boards, lines, __version__)), encoding="utf-8")
-    return path
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """single_file: videos inside the page instead of beside it, INSIDE bytes of them at most.
+
+    videos: prompts of which a ranking's videos are shown, 0 for none.
+    """
+
+    single_file: bool = False
+    videos: int = SHOWN
+
+
+def write(
+    made: list[Ranking], unreadable: list[str], out: Path, options: Options | None = None
+) -> list[str]:
+    """The page of these rankings into the folder `out`.
+
+    Returns the names of the files that lie beside it, below `out`.
+    """
+    options = options or Options()
+    where = videos.Where(out, options.videos, INSIDE if options.single_file else None)
+    boards: list[Board] = []
+    names, room = [], MOST
+    for i, ranking in enumerate(made):
+        room -= len(ranking.records)
+        if room < 0 and boards:
+            break
+        board = data.board(ranking)
+        if options.videos:
+            board, written = videos.added(board, ranking, where, f"{i + 1}" if i else "")
+            names += written
+        boards.append(board)
+    lines = [escape.clipped(escape.plain(line), data.TEXT) for line in unreadable[:NAMED]]
+    if len(boards) < len(made):
+        lines.append(f"{len(made) - len(boards)} smaller rankings are in report.md alone")
+    page = html(Page(tuple(boards), tuple(lines), __version__))
+    (out / FILE).write_text(page, encoding="utf-8")
+    return names
 
 
 def html(page: Page) -> str:

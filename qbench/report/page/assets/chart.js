@@ -29,7 +29,7 @@ const WORDS = {
 /** The marker of a standing, in a box of so many pixels. */
 export function marker(kind, size = 14, settled = true) {
   const shape = svg("path", { d: SHAPES[kind], class: `mark ${kind}${settled ? "" : " open"}`, "vector-effect": "non-scaling-stroke" });
-  return svg("svg", { viewBox: "-1.6 -1.6 3.2 3.2", width: size, height: size, "aria-hidden": "true", class: "marker" }, shape);
+  return svg("svg", { viewBox: "-1.35 -1.35 2.7 2.7", width: size, height: size, "aria-hidden": "true", class: "marker" }, shape);
 }
 
 /** Whether a verdict needs no question mark; markers of others are hollow. */
@@ -202,7 +202,7 @@ export class Chart {
       });
       button.style.left = `${point.left}px`;
       button.style.top = `${point.top}px`;
-      button.append(marker(standing(variant), point.radius * 3.2, settled(variant)));
+      button.append(marker(standing(variant), point.radius * 2.7, settled(variant)));
       if (!eligible(variant) && !variant.reference) button.classList.add("out");
       this.buttons.set(variant.id, button);
       over.append(button);
@@ -352,7 +352,7 @@ function label(over, points, front) {
   for (const point of [...points].sort((a, b) => rank(a) - rank(b))) {
     const text = point.variant.name.length > 34 ? `${point.variant.name.slice(0, 33)}…` : point.variant.name;
     const width = ctx.measureText(text).width + 4;
-    const gap = point.radius + 3;
+    const gap = point.radius * 1.35 + 2;
     const spots = [
       [gap, -8], [-gap - width, -8], [-width / 2, -gap - 15], [-width / 2, gap],
       [gap * 0.8, -gap - 10], [gap * 0.8, gap - 6], [-gap * 0.8 - width, -gap - 10], [-gap * 0.8 - width, gap - 6],

@@ -5,10 +5,12 @@ import { element } from "./format.js";
 import { Store } from "./select.js";
 import { Table } from "./table.js";
 import { openVariant } from "./variant.js";
+import { KEYS, Videos } from "./videos.js";
 
 const page = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 let store = null;
+let videos = null;
 
 function show(board) {
   store = new Store(board);
@@ -25,7 +27,13 @@ function show(board) {
   legend();
   store.addEventListener("axes", legend);
   new Table(store, open);
+  videos?.close();
+  videos = board.prompts ? new Videos(store, open) : null;
+  $("videos").hidden = !videos;
   store.addEventListener("select", chosen);
+  // With videos there is something to look at from the start: the fastest beside the reference.
+  const first = videos ? board.variants.filter((variant) => variant.clips && !variant.reference && !variant.floor).slice(0, 2) : [];
+  for (const variant of first) store.toggle(variant.id);
   chosen();
 }
 
@@ -73,6 +81,40 @@ function setTheme(name) {
 $("theme").onclick = () => setTheme(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length]);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => store?.dispatchEvent(new Event("theme")));
 setTheme("auto");
+
+// Keyboard ------------------------------------------------------------------------------------
+
+const GENERAL = [
+  ["Tab", "from part to part; arrows move between the points of the chart"],
+  ["Enter", "on a point: choose it"],
+  ["D", "on a point: open it"],
+  ["/", "to the filter"],
+  ["Esc", "close what is open"],
+  ["?", "these keys"],
+];
+
+function help() {
+  const list = (keys) => element("dl", { class: "facts" }, keys.flatMap(([key, what]) => [element("dt", {}, element("kbd", {}, key)), element("dd", {}, what)]));
+  const dialog = $("help");
+  dialog.replaceChildren(
+    element("header", {}, element("h2", {}, "Keyboard"), element("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => dialog.close() }, "×")),
+    element("div", { class: "body" }, list(GENERAL), ...(videos ? [element("h3", {}, "Videos"), list(KEYS)] : [])),
+  );
+  dialog.showModal();
+}
+
+$("keys").onclick = help;
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.target.matches("select, textarea, input:not([type=range]):not([type=checkbox])")) return;
+  if (event.key === "?") help();
+  else if (event.key === "/") $("filter").focus();
+  else return;
+  event.preventDefault();
+});
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+}
 
 // Start ---------------------------------------------------------------------------------------
 

@@ -4,6 +4,9 @@ import { bytes, copy, element, interval, number, say, seconds, svg, written } fr
 import { marker, settled } from "./chart.js";
 import { standing, standingText } from "./select.js";
 
+/** Pixels that a chart in the dialog has, whose letters are then as large as those of the text. */
+const room = () => Math.min(860, innerWidth - 24) - 38;
+
 const TIMED = ["load", "quantize", "compile", "text_encode", "denoise", "decode", "save", "quality"];
 const VIDEO = ["text_encode", "denoise", "decode"];
 
@@ -35,7 +38,7 @@ export function openVariant(store, id) {
 function parts(store, variant) {
   const { board } = store;
   return [
-    element("p", { class: "quiet" }, [variant.about, variant.started && `measured ${variant.started}`].filter(Boolean).join(" · ")),
+    element("p", { class: "quiet" }, [variant.about, variant.started && `measured ${variant.started.slice(0, 16).replace("T", " ")} UTC`].filter(Boolean).join(" · ")),
     verdict(variant),
     variant.reason ? element("p", { class: "note" }, `${variant.status}: ${variant.reason}`) : null,
     figures(store, variant),
@@ -131,7 +134,7 @@ function strip(variant) {
   const all = [...own, ...theirs];
   const [low, high] = [Math.min(...all), Math.max(...all)];
   const reach = high - low || high || 1;
-  const [wide, tall] = [640, theirs.length ? 92 : 62];
+  const [wide, tall] = [room(), theirs.length ? 92 : 62];
   const x = (value) => 12 + ((value - low) / reach) * (wide - 24);
   const chart = svg("svg", { viewBox: `0 0 ${wide} ${tall}`, class: "strip", role: "img", "aria-label": `${own.length} samples from ${seconds(Math.min(...own))} to ${seconds(Math.max(...own))}` });
   const row = (values, y, kind) => values.forEach((value, i) => chart.append(svg("circle", { cx: x(value), cy: y + ((i * 7) % 5) * 3 - 6, r: 4, class: kind }, svg("title", {}, `${i + 1}: ${seconds(value)}`))));
@@ -149,7 +152,7 @@ function growth(variant) {
   if (!found) return null;
   const values = [...found.free, ...found.forced].filter((value) => value > 0);
   if (!values.length) return element("p", {}, "No error at any step.");
-  const [wide, tall, left] = [640, 220, 64];
+  const [wide, tall, left] = [room(), 220, 64];
   const [low, high] = [Math.floor(Math.log10(Math.min(...values))), Math.ceil(Math.log10(Math.max(...values)))];
   const y = (value) => 10 + ((high - Math.log10(value)) / (high - low || 1)) * (tall - 45);
   const x = (i) => left + (i / Math.max(1, found.free.length - 1)) * (wide - left - 14);
