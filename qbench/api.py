@@ -48,7 +48,8 @@ def apply(pipe: PipelineT, recipe: str | Path | Recipe) -> PipelineT:
     pipe: a pipeline of a family that qbench drives (`qbench ls` names them), on its device.
     recipe: a shipped name, a path, or a Recipe. Its variant is applied axis by axis; its
         generation gives the defaults of the pipeline's call. What it says about prompts, timing
-        and quality is for `measure`.
+        and quality is for `measure`. A folder that `qbench export` wrote gives its engine the
+        denoiser's place, and puts in effect what of its recipe is not inside.
 
     Afterwards `pipe(prompt, ...)` is diffusers' own call, with its own arguments, and gives the
     video that `qbench run` makes of the recipe for that prompt and noise: with `latents` from
@@ -60,8 +61,12 @@ def apply(pipe: PipelineT, recipe: str | Path | Recipe) -> PipelineT:
     machine or model cannot run the recipe. The pipeline is then as it was.
     """
     from qbench import live
+    from qbench.engines import manifest
 
-    live.apply(pipe, load_recipe(recipe))
+    if isinstance(recipe, (str, Path)) and (Path(recipe) / manifest.FILE).is_file():
+        live.apply_engine(pipe, Path(recipe))
+    else:
+        live.apply(pipe, load_recipe(recipe))
     return pipe
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +26,7 @@ from qbench.recipe.schema import Dtype, Generation, Recipe
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from qbench.pipelines.base import Conditioning, Pipe, Resolved, VideoPipeline
+    from qbench.pipelines.base import Conditioning, Denoiser, Pipe, Resolved, VideoPipeline
     from qbench.pipelines.specs import Model
 
 Arguments = Mapping[str, Any]  # of a call of diffusers' pipelines, by name
@@ -84,6 +84,30 @@ def apply(pipe: Pipe, recipe: Recipe) -> Pipe:
     return pipe
 
 
+def apply_engine(pipe: Pipe, folder: Path) -> Pipe:
+    """Put the engine of an exported folder in place, and in effect what is not inside it.
+
+    A denoiser that `load_engine` gave already stays. Raises what `load_engine` and `apply` raise.
+    """
+    from qbench.engines import exported, loading, manifest
+
+    written, _ = manifest.read(folder)
+    video = families.wrap(pipe)
+    before = video.denoiser
+    if loading.source_of(before) != folder.resolve():
+        video.denoiser = cast("Denoiser", loading.load_engine(folder))
+    rest = exported.outside(written.recipe.variant, written.format)
+    try:
+        apply(pipe, written.recipe.model_copy(update={"variant": rest}))
+    except Exception:
+        video.denoiser = before
+        raise
+    state = state_of(pipe)
+    assert state is not None
+    state.on_undo(lambda: setattr(video, "denoiser", before))
+    return pipe
+
+
 def restore(pipe: Pipe) -> list[str]:
     """Take back what `apply` did; a sentence for each change that cannot be taken back.
 
@@ -131,6 +155,12 @@ class Live:
         self._around = around
         self._steps = steps  # that the cache counts from
         self._cached = next((one for one in applied.changes if one.axis == "cache"), None)
+
+    def on_undo(self, step: Callable[[], object]) -> None:
+        """Have the last thing that `undo` does be this."""
+        last = Changes("denoiser")
+        last.on_undo(step)
+        self._around = (*self._around, last)
 
     def undo(self) -> list[str]:
         if self._cached:

@@ -15,7 +15,7 @@ from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from qbench.engines.manifest import Bound, Interface, TensorSpec
     from qbench.pipelines.base import Config, Module, VideoPipeline
@@ -43,8 +43,11 @@ class Format(Protocol):
         example: the tensors of one call by name.
         """
 
-    def open(self, folder: Path, shell: Module, written: Interface) -> Run:
-        """The engine of a folder that was checked. `shell` is the denoiser, maybe without data."""
+    def open(self, folder: Path, shell: Module, written: Interface) -> Run | nn.Module:
+        """The engine of a folder that was checked. `shell` is the denoiser, maybe without data.
+
+        A format whose engine is torch's module gives that module, in eval mode.
+        """
 
 
 class Engine(Format, Protocol):

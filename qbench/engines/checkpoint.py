@@ -11,7 +11,6 @@ from qbench.engines.manifest import Bound, Description
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qbench.engines.formats import Run
     from qbench.engines.inputs import Signature
     from qbench.pipelines.base import Module, VideoPipeline
     from qbench.recipe.schema import Quantize, Variant
@@ -70,18 +69,7 @@ def _declare(module: Module, wanted: Quantize) -> None:
     module.register_to_config(quantization_config=settings)
 
 
-def open(folder: Path, shell: Module, written: Description) -> Run:
-    """The denoiser as a function of its tensors."""
-    loaded = module(folder, shell, written)
-
-    def run(tensors: Mapping[str, Tensor]) -> Tensor:
-        result: Tensor = loaded(**written.nested(tensors), return_dict=False)[0]
-        return result
-
-    return run
-
-
-def module(folder: Path, shell: Module, written: Description) -> Module:
+def open(folder: Path, shell: Module, written: Description) -> Module:
     """The denoiser, loaded by diffusers as a deployment would."""
     import torch
 

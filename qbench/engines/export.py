@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from qbench.engines.inputs import Signature
     from qbench.engines.manifest import Bound, Description, Format, Manifest
-    from qbench.pipelines.base import Resolved, VideoPipeline
+    from qbench.pipelines.base import Module, Resolved, VideoPipeline
     from qbench.pipelines.specs import Model
-    from qbench.recipe.schema import Recipe, Variant
+    from qbench.recipe.schema import Dtype, Recipe, Variant
 
 PARITY = "parity.json"
 PROMPTS, TIMESTEPS = 3, 4  # trajectories, and calls kept of each, spread over its steps
@@ -66,8 +66,11 @@ def export(
     form: Format | None = None,
     force: bool = False,
     tell: Tell = lambda _: None,
+    plain: Plain | None = None,
 ) -> Exported:
     """Write the recipe's variant to the folder `out`, in the format that the recipe implies.
+
+    plain: from `captured`, where several variants of one model are exported.
 
     Raises InputError where the place, the recipe or the format will not do, Unsupported where this
     machine cannot build it, and Differs where what was built computes something else: then `out`
@@ -81,9 +84,10 @@ def export(
     form = form or formats.implied(recipe.variant)
     if reason := formats.module(form).refuses(recipe.variant):
         raise InputError(f"{recipe.name}: the format {form} cannot hold it: {reason}")
-    model, device = specs.find(recipe.model), _device(recipe)
-    tell(f"{recipe.name}: FP32 activations of {PROMPTS} trajectories")
-    plain = _plain(recipe, model, device)
+    model, device = specs.find(recipe.model), device_of(recipe)
+    if plain is None:
+        tell(f"{recipe.name}: denoise trajectories, and FP32 predictions along them")
+        plain = captured(recipe, model, device)
     with folder.written_beside(out) as partial:
         try:
             made = _write(recipe, model, form, device, plain, partial, tell)
@@ -96,7 +100,7 @@ def export(
     return Exported(out, made, digest)
 
 
-def _device(recipe: Recipe) -> Device:
+def device_of(recipe: Recipe) -> Device:
     """Where the engine is built to run. Raises Unsupported where the recipe's GPU is not here."""
     import torch
 
@@ -190,6 +194,7 @@ def _describe(
     from qbench.meters.environment import libraries
 
     module, signature = video.denoiser, plain.signature
+    outside = _outside(recipe.variant, form)
     return manifest.Description(
         format=form,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -211,27 +216,33 @@ def _describe(
         layers=_layers(module),
         versions=libraries(),
         target=manifest.Target(device=device, machine=platform.machine(), bound=bound),
-        not_inside=_outside(recipe.variant, form),
-        load=_lines(video, form),
+        not_inside=outside,
+        load=_lines(video, form, outside),
     )
 
 
 # What is compared ---------------------------------------------------------------------------------
 
 
-def _plain(recipe: Recipe, model: Model, device: str) -> Plain:
-    """Walk whole trajectories of the scheduler that will be served, with the module in FP32."""
+def captured(recipe: Recipe, model: Model, device: str) -> Plain:
+    """Walk whole trajectories of the scheduler that will be served; FP32 predictions along them.
+
+    A GPU walks them in the recipe's dtype: fifty steps of a large model take minutes in FP32, and
+    where exactly the latents come by does not matter. Random weights know no prompts, so there is
+    one trajectory.
+    """
     import torch
 
     from qbench import prompts
     from qbench.engines.inputs import signature
     from qbench.pipelines import specs
 
-    video = specs.load(model, "fp32", device, recipe.weights, outliers=recipe.outliers)
+    walked: Dtype = recipe.variant.dtype if device == "cuda" else "fp32"
+    video = specs.load(model, walked, device, recipe.weights, outliers=recipe.outliers)
     run = video.resolve(model, recipe.generation, recipe.variant.step_share)
-    named = list(prompts.chosen(recipe.prompts, model).prompts[:PROMPTS])
+    count = PROMPTS if recipe.weights == "pretrained" else 1
+    named = list(prompts.chosen(recipe.prompts, model).prompts[:count])
     inputs: list[dict[str, Tensor]] = []
-    outputs: list[Tensor] = []
     taken = None
     for number, prompt in enumerate(named):
         conditioning = video.encode(run, [prompt])
@@ -243,11 +254,31 @@ def _plain(recipe: Recipe, model: Model, device: str) -> Plain:
         places = {round(i * last / (TIMESTEPS - 1)) for i in range(TIMESTEPS)} if last else {0}
         for place in sorted(places):
             for call in steps[place]:
-                with torch.no_grad():
-                    outputs.append(video.denoiser(**call, return_dict=False)[0].float().cpu())
                 inputs.append({k: v.cpu() for k, v in taken.tensors((), call).items()})
+        del steps
     assert taken is not None
+    if walked != "fp32":
+        del video
+        gc.collect()
+        video = specs.load(model, "fp32", device, recipe.weights, outliers=recipe.outliers)
+    with torch.no_grad():
+        outputs = [
+            _predicted(video.denoiser, taken, _placed(video.denoiser, call)) for call in inputs
+        ]
     return Plain(taken, run, inputs, outputs)
+
+
+def _placed(module: Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stored inputs on the module's device, in its dtype."""
+    return {
+        name: value.to(module.device, module.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }
+
+
+def _predicted(module: Module, signature: Signature, inputs: Mapping[str, Tensor]) -> Tensor:
+    result: Tensor = module(**signature.nested(tuple(inputs.values())), return_dict=False)[0]
+    return result.float().cpu()
 
 
 def _variant(recipe: Recipe, model: Model, device: str, run: Resolved) -> VideoPipeline:
@@ -268,14 +299,9 @@ def _calls(video: VideoPipeline, plain: Plain) -> list[Call]:
 
     module, made = video.denoiser, []
     for inputs, expected in zip(plain.inputs, plain.outputs, strict=True):
-        mine = {
-            name: value.to(module.device, module.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
+        mine = _placed(module, inputs)
         with torch.no_grad():
-            keywords = plain.signature.nested(tuple(mine.values()))
-            found = module(**keywords, return_dict=False)[0]
-        made.append(Call(mine, expected, found.float().cpu()))
+            made.append(Call(mine, expected, _predicted(module, plain.signature, mine)))
     return made
 
 
@@ -321,12 +347,15 @@ def _outside(variant: Variant, form: Format) -> list[str]:
     return [name for name, chosen in choices.items() if chosen]
 
 
-def _lines(video: VideoPipeline, form: Format) -> list[str]:
+def _lines(video: VideoPipeline, form: Format, outside: Sequence[str]) -> list[str]:
     kind = video.pipeline_class
     if form == "diffusers" and video.text_encoders():
         return [f"from diffusers import {kind}", f"pipe = {kind}.from_pretrained(FOLDER)"]
-    return [
+    lines = [
         "import qbench",
         f"from diffusers import {kind}",
         f"pipe = {kind}.from_pretrained(MODEL, {video.part}=qbench.load_engine(FOLDER))",
     ]
+    if outside:
+        lines.append(f"qbench.apply(pipe, FOLDER)  # {', '.join(outside)}")
+    return lines

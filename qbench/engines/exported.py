@@ -15,7 +15,7 @@ from qbench.engines import evidence, formats, loading, manifest
 from qbench.engines.manifest import Elsewhere, Manifest, Wrong
 from qbench.errors import InputError, LoadError, Unsupported
 from qbench.recipe import files
-from qbench.recipe.choices import AS_MODULE
+from qbench.recipe.choices import ExportFormat
 from qbench.recipe.files import Loaded
 from qbench.recipe.schema import Exported, Recipe, Variant
 
@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
 # Of a variant, what is chosen where a denoiser is used; the rest was chosen as it was written.
 FREE = ("decode", "memory", "seed_offset", "step_share")
-FREE_OF_A_MODULE = ("attention", "cache", "compile", *FREE)
+FREE_OF: dict[ExportFormat, tuple[str, ...]] = {
+    "diffusers": ("attention", "cache", "compile"),
+    "qbench": ("cache",),
+}
+
+
+def free(form: ExportFormat) -> tuple[str, ...]:
+    """The fields of a variant that a folder of this format leaves to be chosen."""
+    return (*FREE_OF.get(form, ()), *FREE)
 
 
 def recipe_of(folder: Path, overrides: Mapping[str, str], options: Mapping[str, str]) -> Loaded:
@@ -37,13 +45,13 @@ def recipe_of(folder: Path, overrides: Mapping[str, str], options: Mapping[str, 
         written, digest = manifest.read(folder)
     except (Wrong, Elsewhere) as error:
         raise InputError(str(error)) from None
-    free = FREE_OF_A_MODULE if written.format in AS_MODULE else FREE
+    left = free(written.format)
     for key in overrides:
         section, _, field = key.partition(".")
-        if section == "variant" and field.partition(".")[0] not in free:
+        if section == "variant" and field.partition(".")[0] not in left:
             raise InputError(
                 f"--set {key}={overrides[key]}: {folder} holds a denoiser that was written with "
-                f"its own; what is left to choose: {', '.join(free)}"
+                f"its own; what is left to choose: {', '.join(left)}"
             )
     held = Exported(folder=str(folder), sha256=digest, format=written.format)
     recipe, variant = written.recipe, written.recipe.variant
@@ -80,13 +88,16 @@ def check(recipe: Recipe, trust: bool, expect: Sequence[str]) -> None:
         raise InputError(str(error)) from None
 
 
-def outside(variant: Variant) -> Variant:
-    """What of the variant is not inside the folder that it comes from."""
-    held = variant.exported
-    if held is None:
+def outside(variant: Variant, form: ExportFormat | None = None) -> Variant:
+    """What of the variant is not inside the folder that holds it, which is of the format `form`.
+
+    form: by default that of the folder which the variant is measured from, if any.
+    """
+    form = form or (variant.exported.format if variant.exported else None)
+    if form is None:
         return variant
-    free = FREE_OF_A_MODULE if held.format in AS_MODULE else FREE
-    return Variant(dtype=variant.dtype, **{name: getattr(variant, name) for name in free})
+    left = {name: getattr(variant, name) for name in free(form)}
+    return Variant(dtype=variant.dtype, **left)
 
 
 def install(video: VideoPipeline, recipe: Recipe, model: Model, device: str) -> dict[str, float]:

@@ -23,6 +23,7 @@ MODULES: dict[manifest.Format, str] = {
     "onnx": "qbench.engines.onnxruntime",
     "tensorrt": "qbench.engines.tensorrt",
     "aoti": "qbench.engines.aoti",
+    "qbench": "qbench.engines.prepared",
 }
 OF_ENGINE: dict[EngineName, manifest.Format] = {
     "onnxruntime": "onnx",
@@ -45,4 +46,7 @@ def module(name: manifest.Format) -> Format:
 
 def implied(variant: Variant) -> manifest.Format:
     """The format that the recipe itself speaks of."""
-    return "diffusers" if variant.engine is None else OF_ENGINE[variant.engine]
+    if variant.engine is not None:
+        return OF_ENGINE[variant.engine]
+    own = variant.quantize is not None and variant.quantize.backend == "qbench"
+    return "qbench" if own else "diffusers"

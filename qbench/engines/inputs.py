@@ -29,7 +29,7 @@ class Signature:
     batched: inputs whose first axis grows with the videos of a batch, so that it is left free.
     """
 
-    kind: type
+    kind: type  # not the module, whose weights would live as long as this
     groups: Mapping[str, int]
     batched: frozenset[str]
 

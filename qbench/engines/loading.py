@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+from weakref import WeakKeyDictionary
 
 from qbench.engines import evidence, formats, manifest
 from qbench.engines.manifest import Description, Elsewhere, Manifest, Wrong
@@ -24,51 +25,60 @@ if TYPE_CHECKING:
 CONFIG = "denoiser"  # folder of the denoiser's configuration, of which the module is made anew
 REGISTER, KEPT = "exported.json", 1000  # SHA-256 of the manifests that this machine wrote
 TIMED = 5
+_SOURCES: WeakKeyDictionary[object, Path] = WeakKeyDictionary()  # what was loaded, and from where
 
 
 def load_engine(
     place: str | Path, *, trust: bool = False, expect: str | None = None
-) -> EngineDenoiser:
+) -> EngineDenoiser | Module:
     """The engine of a folder that `qbench export` wrote, to be given to a diffusers pipeline.
 
-    The files are checked against the manifest before anything of them is loaded. Machine code
-    (formats aoti and tensorrt) that was not exported on this machine needs `expect`, the SHA-256
-    of the manifest that the export printed, or `trust`. Raises Wrong where the folder is not what
-    was exported, and Elsewhere where this machine cannot load it.
+    Formats that hold torch's own module (diffusers and qbench) give that module. The files are
+    checked against the manifest before anything of them is loaded. Machine code (formats aoti,
+    tensorrt and qbench) that was not exported on this machine needs `expect`, the SHA-256 of the
+    manifest that the export printed, or `trust`. Raises Wrong where the folder is not what was
+    exported, and Elsewhere where this machine cannot load it.
     """
     folder = Path(place)
     written, digest = manifest.read(folder)
     manifest.check_files(folder, written)
     check_machine(written)
     check_trust(folder, written, digest, trust, expect)
-    return engine(folder, written)
+    return denoiser(folder, written)
 
 
-def denoiser(folder: Path, written: Manifest) -> Module:
+def denoiser(folder: Path, written: Manifest) -> EngineDenoiser | Module:
     """The denoiser of a folder that is known to be good: a module where the format holds one."""
-    if written.format in AS_MODULE:
-        from qbench.engines import checkpoint
-
-        return checkpoint.module(folder, _shell(folder, written), written)
-    return engine(folder, written)
-
-
-def engine(folder: Path, written: Manifest) -> EngineDenoiser:
-    """The engine of a folder that is known to be good, behind its denoiser's interface."""
     from qbench.engines.base import EngineDenoiser
     from qbench.engines.inputs import Signature
 
     shell = _shell(folder, written)
-    signature = Signature(type(shell), written.groups, written.batched)
-    run = formats.module(written.format).open(folder, shell, written)
-    stored = written.size_bytes - written.files[evidence.INPUTS].size_bytes
-    inputs = () if written.format in AS_MODULE else written.inputs
-    return EngineDenoiser(_original(shell, written), signature, run, stored, inputs)
+    made: EngineDenoiser | Module = formats.module(written.format).open(folder, shell, written)
+    if written.format not in AS_MODULE:
+        signature = Signature(type(shell), written.groups, written.batched)
+        stored = written.size_bytes - written.files[evidence.INPUTS].size_bytes
+        original = _original(shell, written)
+        made = EngineDenoiser(original, signature, cast("Run", made), stored, written.inputs)
+    _SOURCES[made] = folder.resolve()
+    return made
+
+
+def source_of(denoiser: object) -> Path | None:
+    """The folder that `load_engine` made this denoiser of."""
+    return _SOURCES.get(denoiser)
 
 
 def opened(folder: Path, written: Description) -> Run:
     """The engine of a folder that is known to be good, as a function of tensors by name."""
-    return formats.module(written.format).open(folder, _shell(folder, written), written)
+    made = formats.module(written.format).open(folder, _shell(folder, written), written)
+    if written.format not in AS_MODULE:
+        return cast("Run", made)
+
+    def run(tensors: Mapping[str, Tensor]) -> Tensor:
+        result: Tensor = made(**written.nested(tensors), return_dict=False)[0]  # type: ignore[call-arg]
+        return result
+
+    return run
 
 
 def timed(run: Run, inputs: Mapping[str, Tensor], device: str) -> list[float]:

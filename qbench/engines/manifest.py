@@ -33,7 +33,7 @@ CHUNK = 2**22
 
 Format = ExportFormat
 # What is machine code by nature: no hash makes it safe, only knowing who made it.
-CODE_FORMATS: tuple[Format, ...] = ("tensorrt", "aoti")
+CODE_FORMATS: tuple[Format, ...] = ("tensorrt", "aoti", "qbench")
 
 
 class _Strict(BaseModel):
@@ -241,7 +241,8 @@ def _check_kind(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(9)
     pickled = path.suffix in (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
-    if pickled or (head[:1] == b"\x80" and path.suffix != ".plan"):
+    code = path.suffix in (".plan", ".artifacts")  # which no format takes for weights
+    if pickled or (head[:1] == b"\x80" and not code):
         raise Wrong(f"{path}: a pickle; weights are read from safetensors only")
     if path.suffix == ".safetensors" and head[8:9] != b"{":
         raise Wrong(f"{path}: not safetensors")

@@ -38,4 +38,4 @@ ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 ExportFormat = Literal["diffusers", "onnx", "tensorrt", "aoti", "qbench"]
 # Formats that are loaded as a module of PyTorch, on which the axes of a recipe can go on working.
-AS_MODULE: tuple[ExportFormat, ...] = ("diffusers",)
+AS_MODULE: tuple[ExportFormat, ...] = ("diffusers", "qbench")

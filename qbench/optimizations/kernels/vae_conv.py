@@ -217,6 +217,14 @@ def _defines(wide: int, dtype: torch.dtype) -> dict[str, int]:
     return {"WIDE": wide, "IS_BF16": int(dtype == torch.bfloat16)}
 
 
+def compile_all(dtype: torch.dtype) -> None:
+    """Compile every kernel of the decode for VAEs of this dtype, ahead of the first video."""
+    device = torch.cuda.current_device()
+    for wide in (EACH, 128):
+        _convolution(device, wide, dtype)
+    _others(device, dtype)
+
+
 @functools.cache
 def _convolution(device: int, wide: int, dtype: torch.dtype) -> tuple[Kernel, int]:
     """The kernel, and how many of its blocks run at once."""
