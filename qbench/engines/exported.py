@@ -20,7 +20,7 @@ from qbench.recipe.files import Loaded
 from qbench.recipe.schema import Exported, Recipe, Variant
 
 if TYPE_CHECKING:
-    from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
     from qbench.pipelines.specs import Model
 
 # Of a variant, what is chosen where a denoiser is used; the rest was chosen as it was written.
@@ -121,7 +121,7 @@ def install(video: VideoPipeline, recipe: Recipe, model: Model, device: str) -> 
         )  # its weights are freed before the engine's are loaded
         gc.collect()
         calls = evidence.load(folder, device)
-        denoiser = loading.denoiser(folder, written)
+        denoiser: Module = loading.denoiser(folder, written)
         found = evidence.predictions(
             lambda inputs: denoiser(**written.nested(inputs), return_dict=False)[0], calls
         )

@@ -241,11 +241,13 @@ def _check_kind(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(9)
     pickled = path.suffix in (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
+    weights = path.suffix == ".safetensors"  # which may begin with any byte: of a length
     code = path.suffix in (".plan", ".artifacts")  # which no format takes for weights
-    if pickled or (head[:1] == b"\x80" and not code):
+    named = path.suffix in (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
+    if weights and head[8:9] != b"{":
+        raise Wrong(f"{path}: not safetensors; a pickle is never read")
+    if named or (head[:1] == b"\x80" and not (weights or code)):
         raise Wrong(f"{path}: a pickle; weights are read from safetensors only")
-    if path.suffix == ".safetensors" and head[8:9] != b"{":
-        raise Wrong(f"{path}: not safetensors")
 
 
 def sha256(path: Path) -> str:

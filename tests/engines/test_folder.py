@@ -183,3 +183,12 @@ def test_a_killed_export_leaves_nothing_at_its_place_and_the_next_one_cleans_up(
     subprocess.run([sys.executable, "-c", code, str(out)], check=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert len(list(out.iterdir())) == 200
+
+
+@pytest.mark.parametrize("length", [0x80, 0x180])
+def test_safetensors_whose_header_is_as_long_as_a_pickle_begins_are_no_pickle(
+    tmp_path: Path, length: int
+) -> None:
+    header = b'{"__metadata__":{"of":"nothing"}}'.ljust(length)
+    (tmp_path / "weights.safetensors").write_bytes(length.to_bytes(8, "little") + header)
+    manifest._check_kind(tmp_path / "weights.safetensors")
