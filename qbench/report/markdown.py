@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from qbench import escape
+from qbench.quality.comparison import unseen_share
 from qbench.report import cards, tables
 from qbench.results import frame
 from qbench.results.ranking import Ranking
@@ -84,7 +85,8 @@ def how(ranking: Ranking) -> str:
     if videos:
         text += (
             f" Quality on {videos} videos of the same prompts and noise, PSNR, SSIM and FVD "
-            "against the reference."
+            "against the reference. A fault that is in up to "
+            f"{unseen_share(videos):.1%} of all videos is in none of so many in one case of twenty."
         )
     return text
 

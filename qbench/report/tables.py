@@ -96,14 +96,13 @@ def _row(record: Record, ranking: Ranking) -> Row:
         return Row((name, *blank), record.status, record.reason)
     shown = ranking.timing(record)
     video, step, share = shown.video_s, shown.step_s, record.mfu(shown.step_s)
-    first = record.first_call_s if record.recipe.measure.timing else None
     built = record.facts.get("engine_build_s")
     cells = (
         name,
         f"{three(video)} s" if video else MISSING,
         time_text(step) if step else MISSING,
         time_text(built) if built else MISSING,
-        f"{three(first)} s" if first else MISSING,
+        _first_call(record),
         f"{share:.0%}" if share else MISSING,
         _speed(record, ranking),
         _peak(record),
@@ -133,6 +132,14 @@ def _speed(record: Record, ranking: Ranking) -> str:
         digits += 1  # "1.00x SLOWER" would contradict itself
     value, low, high = (f"{end:.{digits}f}" for end in ends)
     return f"{value}x [{low}, {high}] {word}".rstrip()
+
+
+def _first_call(record: Record) -> str:
+    """With empty compiler caches, and beside it with what they kept, where that was timed."""
+    cold, warm = record.first_call_s, record.first_call_warm_s
+    if not cold or not record.recipe.measure.timing:
+        return MISSING
+    return f"{three(cold)} s" + (f" ({three(warm)} s warm)" if warm else "")
 
 
 def _word(judged: Judged) -> str:

@@ -87,6 +87,7 @@ def rows(ranking: Ranking) -> Iterator[Row]:
                 line[f"{name}_{key}_s"] = getattr(summary, key) if summary else None
         line |= {
             "first_call_s": record.first_call_s if timed else None,
+            "first_call_warm_s": record.first_call_warm_s if timed else None,
             "payback_videos": payback_videos(record, reference, shown, first),
             "achieved_flop_per_s": record.achieved_flop_per_s(shown.step_s),
             "mfu": record.mfu(shown.step_s),

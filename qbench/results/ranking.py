@@ -77,7 +77,19 @@ class Ranking:
             lost.setdefault((run, kind), []).append(label(record, self))
         for (run, kind), names in lost.items():
             found.append(f"{_listed(names)}: compared with {run}, {kind}.")
+        if alike := [label(r, self) for r in self.records if self._drifts(r)]:
+            found.append(
+                f"Neighbouring turns are alike: {_listed(alike)}. Turns that drift together amount "
+                "to few independent ones, so more of them are needed (measure.repeats)."
+            )
         return found
+
+    def _drifts(self, record: Record) -> bool:
+        """Whether its turns amount to less than half of their number."""
+        ratio = self.timing(record).speed_up
+        if record.status not in ("ok", "invalid") or ratio is None or not ratio.interleaved:
+            return False
+        return bool(ratio.n and ratio.effective_n and ratio.effective_n < ratio.n / 2)
 
     @cached_property
     def commits(self) -> frozenset[str]:

@@ -162,6 +162,8 @@ def _figures(record: Record, ranking: Ranking) -> dict[str, model.Figure]:
         found["step_s"] = model.Figure(shown.step_s, least, most, step.n if step else None)
     if timed and record.first_call_s:
         note = "cold caches" if record.compiler_cache == "cold" else ""
+        if warm := record.first_call_warm_s:
+            note += f", {warm:.3g} s with warm ones" if note else f"{warm:.3g} s with warm caches"
         found["first_call_s"] = model.Figure(record.first_call_s, n=1, note=note)
     if share := record.mfu(shown.step_s):
         found["mfu"] = model.Figure(share)
