@@ -270,7 +270,9 @@ def _payback(record: Record, ranking: Ranking) -> str:
 
 
 def _videos(count: float) -> str:
-    return "the first video" if count <= 1 else f"{count:.2g} videos"
+    if count <= 1:
+        return "the first video"
+    return f"{count:.1f} videos" if count < 10 else f"{count:.0f} videos"
 
 
 def _gauges(record: Record) -> str:
