@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qbench.cli import shared
-from qbench.cli.shared import Json
+from qbench.cli.shared import Json, Places
 
 Run = Annotated[Path, typer.Argument(help="A run, a folder of runs, or an archive.")]
 
 
 def register(app: typer.Typer) -> None:
-    for command in (compare, pick):
+    for command in (compare, pick, history):
         app.command()(command)
+    app.command("import")(import_)
 
 
 def compare(
@@ -95,3 +97,44 @@ def pick(
     else:
         shared.tell(pick_text.lines(made))
     raise SystemExit(0 if made.pick else 1)
+
+
+def history(
+    results: Places = None,
+    recipe: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    figure: Annotated[
+        str | None,
+        typer.Option(help="latency, step, first_call, speedup, energy, peak, size, or a metric."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A PNG for the chart.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A recipe's records over time on one machine: where they change, and what changed there."""
+    from qbench.decisions import history_text
+    from qbench.decisions.history import history as followed
+
+    made = followed(results or [shared.RESULTS], recipe, figure)
+    if as_json:
+        print(made.model_dump_json(indent=1))
+    else:
+        shared.tell(history_text.lines(made))
+    if out is not None:
+        shared.writable(out.parent)
+        print(f"chart: {history_text.draw(made, out)}", file=sys.stderr)
+
+
+def import_(
+    other: Annotated[list[Path], typer.Argument(help="Records of another machine.")],
+    out: Annotated[Path, typer.Option(help="Folder of your own runs.")] = shared.RESULTS,
+    as_json: Json = False,
+) -> None:
+    """Check records of another machine, and copy them beside your own. Exit code 1: any refused."""
+    from qbench.decisions import importing
+
+    shared.writable(out)
+    made = importing.take_in(other, out)
+    if as_json:
+        print(made.model_dump_json(indent=1))
+    else:
+        shared.tell(importing.lines(made))
+    raise SystemExit(1 if made.refused else 0)

@@ -27,7 +27,7 @@ def fits(record: Record, evidence: Sequence[Record], card: int, kept_free: int) 
         size = _card(other)
         if other.status == "oom" and room <= size:
             said = f"out of memory in {other.stage or 'its run'} on {_named(other)}"
-            by = max(((bounds(record)[0] or 0) - room) / room, 0.0)
+            by = max(((bounds(record)[1] or 0) - room) / room, 0.3)
             return Criterion(name="vram", result="missed", said=f"{needs}; {said}", by=by)
     ran = [r for r in same if r.status == "ok" and _card(r) <= room]
     if ran:

@@ -18,7 +18,7 @@ TimeWord = Literal[
     "not distinguishable?",
 ]  # fmt: skip
 MetricWord = Literal[
-    "better", "worse", "equivalent", "not distinguishable", "too few", "no interval"
+    "better", "worse", "same", "equivalent", "not distinguishable", "too few", "no interval"
 ]
 DONE = ("ok",)
 

@@ -126,6 +126,7 @@ class _Tested:
     few: int  # samples of the one that has fewer
     margin: float | None
     tests: _Both | None
+    same: bool  # video by video to the last digit
 
 
 def qualities(pairs: Sequence[Pair], given: dict[str, float]) -> list[tuple[Quality, ...]]:
@@ -142,6 +143,8 @@ def qualities(pairs: Sequence[Pair], given: dict[str, float]) -> list[tuple[Qual
             if t.tests:
                 lost, won = next(differs), next(differs)
                 word = _word(lost, won, next(equal) if t.margin else 1.0)
+                if t.same:
+                    word = "same"
             row.append(_quality(t, word))
         rows.append(tuple(row))
     return rows
@@ -193,7 +196,9 @@ def _tests(pair: Pair, given: dict[str, float]) -> list[_Tested]:
                 limits.tested(name, ours, theirs, size, paired),
                 limits.tested(name, theirs, ours, size, paired),
             )
-        found.append(_Tested(name, a[name].value, b[name].value, paired, few, margin, tests))
+        same = paired and few > 0 and list(ours) == list(theirs)
+        values = a[name].value, b[name].value
+        found.append(_Tested(name, *values, paired, few, margin, tests, same))
     return found
 
 

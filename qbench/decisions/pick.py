@@ -25,6 +25,7 @@ from qbench.results.ranking import Ranking, label, rankings
 from qbench.results.record import Record
 
 ANY = "any"
+UNKNOWN = 0.2  # how far a demand is missed about which nothing was measured: it may yet be met
 OBJECTIVES: tuple[Objective, ...] = ("latency", "memory", "energy")
 NAMED = 6  # rankings that an error names
 
@@ -242,7 +243,9 @@ def _quality(record: Record, wanted: str, evidence: Evidence) -> Criterion:
     if text is None:
         elsewhere = _elsewhere(record, evidence.rankings)
         if elsewhere is None:
-            return Criterion(name="quality", result="missed", said="no verdict was measured")
+            return Criterion(
+                name="quality", result="missed", said="no verdict was measured", by=UNKNOWN
+            )
         text, where = elsewhere
     verdict = text.rstrip("?")
     said = f"{text}{where}"

@@ -135,7 +135,7 @@ def read(device: str) -> Environment:
         python=platform.python_version(),
         qbench=__version__,
         commit=_commit(),
-        code=_code(),
+        code=code(),
         variables=_variables(dict(os.environ)),
         libraries=libraries(),
     )
@@ -150,7 +150,7 @@ def _variables(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _code() -> str:
+def code() -> str:
     """A digest of the sources that figures depend on; what only shows them is left out."""
     import hashlib
 

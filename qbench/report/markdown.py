@@ -8,7 +8,7 @@ from pathlib import Path
 from qbench import escape
 from qbench.quality.comparison import unseen_share
 from qbench.report import cards, tables
-from qbench.results import frame
+from qbench.results import frame, origin
 from qbench.results.ranking import Ranking
 
 CHARTED = 4  # rankings that get charts; the tables hold every one
@@ -123,7 +123,7 @@ def notes(ranking: Ranking) -> list[str]:
     """What a reader of this ranking must know, as plain text."""
     found = {note for record in ranking.records for note in record.notes}
     found |= set(metric_notes(ranking))
-    return [*ranking.notes(), *sorted(found)[:NOTES]]
+    return [*origin.notes(ranking), *ranking.notes(), *sorted(found)[:NOTES]]
 
 
 def metric_notes(ranking: Ranking) -> list[str]:

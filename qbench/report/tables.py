@@ -14,6 +14,7 @@ from qbench.quality.metrics.base import MetricSpec
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.statistics import paired_difference
 from qbench.quality.verdict import Judged
+from qbench.results import origin
 from qbench.results.ranking import Ranking, label
 from qbench.results.record import Record
 
@@ -225,7 +226,11 @@ def remarks(ranking: Ranking) -> list[str]:
         for record in ranking.records
         if "fvd_reference" in record.quality
     }
-    return [*ranking.notes(), *sorted(f"FVD: {note}" for note in fvd if note)]
+    return [
+        *origin.notes(ranking),
+        *ranking.notes(),
+        *sorted(f"FVD: {note}" for note in fvd if note),
+    ]
 
 
 def named(record: Record, ranking: Ranking) -> str:

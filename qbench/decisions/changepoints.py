@@ -1,0 +1,94 @@
+"""Where a series changes: E-divisive with a permutation test.
+
+Matteson and James 2014, "A nonparametric approach for multiple change point analysis of
+multivariate data" (JASA 109), with exponent 1, by binary segmentation: the split with the largest
+divergence of energy distance is kept where fewer than `ALPHA` of the series' permutations have one
+as large. It is what MongoDB (Daly et al. 2020, "The use of change point detection to identify
+software performance regressions in a continuous integration system", ICPE) and Hunter (Fleming et
+al. 2023, ICPE) look for regressions with. Values are taken to be exchangeable where nothing
+changes: a machine that drifts steadily has change points too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qbench.quality.statistics import ALPHA
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SMALLEST = 3  # values on either side of a change point
+PERMUTATIONS = 999
+MOST = 2000  # values; of a longer series the last
+
+
+@dataclass(frozen=True)
+class ChangePoint:
+    """`at`: the place of the first value after the change. p: of no change in its segment."""
+
+    at: int
+    p: float
+
+
+def change_points(values: Sequence[float]) -> list[ChangePoint]:
+    """In order. Fewer than six values have none: five cannot be told from chance at 5 %."""
+    import numpy as np
+
+    x = np.asarray(values, dtype=np.float64)
+    found: list[ChangePoint] = []
+    waiting = [(0, len(x))]
+    while waiting:
+        start, stop = waiting.pop()
+        if stop - start < 2 * SMALLEST:
+            continue
+        at, p = _tested(x[start:stop], seed=start * 100_003 + stop)
+        if p < ALPHA:
+            found.append(ChangePoint(start + at, p))
+            waiting += [(start, start + at), (start + at, stop)]
+    return sorted(found, key=lambda point: point.at)
+
+
+def _tested(x: NDArray[np.float64], seed: int) -> tuple[int, float]:
+    """The best split and its p among permutations of the segment, counted with itself."""
+    import numpy as np
+
+    distances = np.abs(x[:, None] - x[None, :])
+    if not distances.any():
+        return SMALLEST, 1.0
+    at, largest = _best(distances)
+    rng = np.random.default_rng(seed)
+    as_large = 1
+    for done in range(1, PERMUTATIONS + 1):
+        order = rng.permutation(len(x))
+        as_large += _best(distances[np.ix_(order, order)])[1] >= largest * (1 - 1e-12)
+        if as_large > ALPHA * (PERMUTATIONS + 1) * 2 and as_large > 0.2 * done:
+            return at, (as_large + 0.0) / (done + 1)  # plainly none: no need for the rest
+    return at, as_large / (PERMUTATIONS + 1)
+
+
+def _best(distances: NDArray[np.float64]) -> tuple[int, float]:
+    """The split with the largest scaled energy distance between the sides, and that distance.
+
+    Q(n, m) = nm / (n + m) * (2 E|X - Y| - E|X - X'| - E|Y - Y'|), means over pairs of different
+    values (Matteson and James 2014, eq. 5 and 7), for all splits at once from cumulative sums.
+    """
+    import numpy as np
+
+    count = len(distances)
+    splits = np.arange(SMALLEST, count - SMALLEST + 1)
+    square = np.zeros((count + 1, count + 1))
+    square[1:, 1:] = distances.cumsum(0).cumsum(1)
+    total = square[count, count]
+    within_first = square[splits, splits]
+    rows = square[splits, count]
+    between = rows - within_first
+    within_second = total - 2 * rows + within_first
+    n, m = splits.astype(np.float64), (count - splits).astype(np.float64)
+    energy = 2 * between / (n * m) - within_first / (n * (n - 1)) - within_second / (m * (m - 1))
+    scaled = n * m / count * energy
+    best = int(np.argmax(scaled))
+    return int(splits[best]), float(scaled[best])

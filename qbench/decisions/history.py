@@ -1,0 +1,194 @@
+"""`qbench history RESULTS`: a recipe's records over time, and where they change.
+
+A series holds one recipe, one workload and one machine: what differs in any of these is another
+series. Software may differ, for that is what a history is for; each change of it is marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from pydantic import BaseModel, ConfigDict
+
+from qbench.decisions import figures, places
+from qbench.decisions.changepoints import MOST, SMALLEST, change_points
+from qbench.decisions.changes import Change, software_changes
+from qbench.decisions.figures import Figure
+from qbench.errors import InputError, nearest
+from qbench.quality.statistics import Ratio, speed_up, summarise
+from qbench.results.record import Record
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Point(Strict):
+    """One record. low, high: a 95 % interval of this run alone; null where it has none."""
+
+    run: str
+    started: str
+    commit: str | None
+    n: int
+    value: float
+    low: float | None
+    high: float | None
+    changed: tuple[Change, ...]  # of the software, since the point before
+
+
+class Step(Strict):
+    """A change point. ratio: before over after, of the medians of the runs on either side."""
+
+    at: int  # the first point after it
+    p: float
+    before: float
+    after: float
+    ratio: Ratio | None
+    software: tuple[Change, ...]  # what changed just there
+
+
+class Series(Strict):
+    recipe: str
+    model: str
+    machine: str
+    figure: str
+    unit: str
+    points: tuple[Point, ...]
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...]
+
+
+class History(Strict):
+    series: tuple[Series, ...]
+    notes: tuple[str, ...]
+
+
+def history(results: list[Path], recipe: str | None, figure: str | None) -> History:
+    """All series of two records or more. Raises InputError where there is none."""
+    found, unreadable = places.read(results)
+    wanted = None if figure is None else figures.find(figure, "--figure")
+    return _of([record for _, record in found], recipe, wanted, unreadable)
+
+
+def _of(
+    records: list[Record], recipe: str | None, figure: Figure | None, unreadable: list[str]
+) -> History:
+    names = {record.recipe.name for record in records}
+    if recipe is not None and recipe not in names:
+        raise InputError(f"--recipe {recipe[:60]}: no record of it{nearest(recipe, names)}")
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in {record.run: record for record in records}.values():
+        if record.status == "ok" and recipe in (None, record.recipe.name):
+            groups.setdefault(_key(record), []).append(record)
+    series = [made for group in groups.values() if (made := _series(group, figure)) is not None]
+    if not series:
+        asked = figure.name if figure else "a time"
+        raise InputError(
+            f"no recipe{f' {recipe}' if recipe else ''} has two records with {asked} of equal "
+            "workload and hardware here"
+        )
+    series.sort(key=lambda one: (-len(one.points), one.recipe))
+    return History(series=tuple(series), notes=tuple(f"left out: {line}" for line in unreadable))
+
+
+def _key(record: Record) -> tuple[str, ...]:
+    """All that has to be equal: the recipe with its settings, prompts, weights, hardware."""
+    prints = record.fingerprints
+    return (record.recipe.name, prints.recipe, prints.prompts, prints.model, prints.hardware)
+
+
+def _series(group: list[Record], figure: Figure | None) -> Series | None:
+    group.sort(key=lambda record: record.started)
+    if figure is None:
+        timed = all(record.latency_s for record in group)
+        figure = figures.OWN["latency" if timed else "step"]
+    shown = [(record, value) for record in group if (value := _value(record, figure)) is not None]
+    if len(shown) < 2:
+        return None
+    records = [record for record, _ in shown]
+    notes = []
+    if len(records) > MOST:
+        notes.append(f"only the last {MOST} of {len(records)} records")
+        records = records[-MOST:]
+    points = tuple(
+        _point(record, before, figure)
+        for before, record in zip([None, *records[:-1]], records, strict=True)
+    )
+    if len(points) < 2 * SMALLEST:
+        notes.append(f"{len(points)} records: change points are looked for from {2 * SMALLEST} on")
+    first = records[0]
+    unit = {"seconds": "s", "bytes": "bytes", "joules": "J", "ratio": "x"}.get(figure.kind, "")
+    return Series(
+        recipe=first.recipe.name,
+        model=first.recipe.model,
+        machine=first.environment.device_name,
+        figure=figure.name,
+        unit=unit,
+        points=points,
+        steps=_steps(points, figure),
+        notes=tuple(notes),
+    )
+
+
+def _value(record: Record, figure: Figure) -> float | None:
+    if figure.name == "speedup":
+        return record.paired_speed_up.value if record.paired_speed_up else None
+    return figure.value(record)
+
+
+def _point(record: Record, before: Record | None, figure: Figure) -> Point:
+    value = _value(record, figure)
+    assert value is not None
+    low = high = None
+    samples = figure.samples(record)
+    if figure.name == "speedup" and record.paired_speed_up:
+        low, high = record.paired_speed_up.low, record.paired_speed_up.high
+        n = record.paired_speed_up.n or 0
+    elif figure.kind == "metric":
+        metric = record.quality[figure.name]
+        bounds = metric.summary or metric
+        low, high, n = bounds.low, bounds.high, len(samples)
+    else:
+        n = len(samples)
+        if figure.name != "step" or record.recipe.variant.cache is None:
+            summary = summarise(samples, of="median")
+            low, high = summary.low, summary.high
+    return Point(
+        run=record.run,
+        started=record.started,
+        commit=record.environment.commit,
+        n=n,
+        value=value,
+        low=low,
+        high=high,
+        changed=software_changes(before, record) if before is not None else (),
+    )
+
+
+def _steps(points: Sequence[Point], figure: Figure) -> tuple[Step, ...]:
+    """Times are looked at on a log scale, so that a share counts alike at any level."""
+    import math
+
+    values = [point.value for point in points]
+    scaled = values
+    if figure.kind != "metric" and min(values) > 0:
+        scaled = [math.log(value) for value in values]
+    found = change_points(scaled)
+    ends = [0, *(point.at for point in found), len(values)]
+    steps = []
+    for i, point in enumerate(found):
+        before, after = values[ends[i] : point.at], values[point.at : ends[i + 2]]
+        ratio = speed_up(before, after) if min(*before, *after) > 0 else None
+        steps.append(
+            Step(
+                at=point.at,
+                p=point.p,
+                before=median(before),
+                after=median(after),
+                ratio=ratio,
+                software=points[point.at].changed,
+            )
+        )
+    return tuple(steps)
