@@ -40,8 +40,8 @@ def _timed(timed: list[Record], ranking: Ranking, reference: Record) -> str:
     if not quick:
         return _none(timed, ranking, against)
     if not any(_verdict(r, ranking) for r in timed):
-        told = f"{_name(quick[0], ranking)} is the fastest, at {_speed(quick[0], ranking)} of"
-        return f"{told} {against}'s speed; quality was not measured here."
+        told = f"{_name(quick[0], ranking)} is the fastest: {_speed(quick[0], ranking)} over"
+        return f"{told} {against}; quality was not measured here."
     alike = [r for r in quick if _settled(r, ranking) and _verdict(r, ranking) == ALIKE]
     sound = [r for r in quick if _verdict(r, ranking) in NO_LOSS]
     if alike:
@@ -67,7 +67,8 @@ def _timed(timed: list[Record], ranking: Ranking, reference: Record) -> str:
 
 def _none(timed: list[Record], ranking: Ranking, against: str) -> str:
     """Nothing is faster and not broken; what came nearest, and why it does not count."""
-    best = max(timed, key=lambda r: _ratio(r, ranking))
+    unbroken = [r for r in timed if _verdict(r, ranking) != "broken"]
+    best = max(unbroken or timed, key=lambda r: _ratio(r, ranking))
     text = f"Nothing here was shown to be faster than {against}"
     if _ratio(best, ranking) <= 1:
         return f"{text}."

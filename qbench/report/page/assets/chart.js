@@ -38,8 +38,9 @@ export function settled(variant) {
 }
 
 export class Chart {
-  constructor(host, store, open) {
+  constructor(host, legend, store, open) {
     this.host = host;
+    this.key = legend;
     this.store = store;
     this.open = open;
     this.plot = null;
@@ -80,7 +81,7 @@ export class Chart {
       return;
     }
     this.front = pareto(store.board.variants, across, up);
-    const scales = { x: scale(points.map((p) => p.x)), y: scale(points.map((p) => p.y)) };
+    const scales = { x: scale(points.map((p) => p.x), across), y: scale(points.map((p) => p.y), up) };
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--quiet").trim();
     const line = style.getPropertyValue("--line").trim();
@@ -94,6 +95,7 @@ export class Chart {
       labelSize: 22,
       size: isX ? 34 : 62,
       splits: (plot) => ticks(scales[isX ? "x" : "y"], measure, isX ? plot.bbox.width / devicePixelRatio / 80 : plot.bbox.height / devicePixelRatio / 40),
+      filter: (_, splits) => splits, // else uPlot leaves most of a logarithmic axis without figures
       values: (_, splits) => splits.map((value) => written(axisForm(measure.form), value)),
     });
     const width = this.host.clientWidth;
@@ -139,7 +141,10 @@ export class Chart {
       ctx.setLineDash([]);
       ctx.textAlign = "left";
       ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
-      ctx.fillText(this.store.reference.name, x + 5 * devicePixelRatio, plot.bbox.top + plot.bbox.height - 7 * devicePixelRatio);
+      const { name } = this.store.reference;
+      const left = x + ctx.measureText(name).width + 8 * devicePixelRatio > plot.bbox.left + plot.bbox.width;
+      if (left) ctx.textAlign = "right";
+      ctx.fillText(name, x + (left ? -5 : 5) * devicePixelRatio, plot.bbox.top + plot.bbox.height - 7 * devicePixelRatio);
     }
     ctx.strokeStyle = style.getPropertyValue("--whisker");
     for (const { x, y } of points) {
@@ -198,7 +203,7 @@ export class Chart {
         onpointerleave: () => this.store.hover(null),
         onfocus: () => this.store.hover(variant.id),
         onblur: () => this.store.hover(null),
-        onkeydown: (event) => this.key(event, variant.id),
+        onkeydown: (event) => this.pressed(event, variant.id),
       });
       button.style.left = `${point.left}px`;
       button.style.top = `${point.top}px`;
@@ -209,6 +214,7 @@ export class Chart {
     }
     if (placed.length <= LABELLED) label(over, placed, front);
     this.mark();
+    this.legend();
   }
 
   radius(variant) {
@@ -218,7 +224,7 @@ export class Chart {
     return RADIUS[0] + ((Math.sqrt(size) - least) / (most - least)) * (RADIUS[1] - RADIUS[0]);
   }
 
-  key(event, id) {
+  pressed(event, id) {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (step) {
       const at = (this.order.indexOf(id) + step + this.order.length) % this.order.length;
@@ -276,12 +282,13 @@ export class Chart {
   }
 
   /** Which shapes are on the chart, and what their size means. */
-  legend(host) {
+  legend() {
     const kinds = Object.keys(SHAPES).filter((kind) => this.points().some((point) => standing(point.variant) === kind));
     const open = this.points().some((point) => !settled(point.variant));
-    host.replaceChildren(
+    this.key.replaceChildren(
       ...kinds.map((kind) => element("li", {}, marker(kind), WORDS[kind])),
       ...(open ? [element("li", {}, marker("drift", 14, false), "hollow: not settled (?)")] : []),
+      ...(this.points().some(({ variant }) => !eligible(variant) && !variant.reference) ? [element("li", {}, "pale: broken, or a noise floor")] : []),
       ...(this.front?.length ? [element("li", {}, element("span", { class: "front-key" }), "Pareto front")] : []),
       ...(this.sizes ? [element("li", {}, `size: peak memory, ${bytes(this.sizes[0])} to ${bytes(this.sizes[1])}`)] : []),
     );
@@ -295,14 +302,14 @@ function stroke(ctx, points) {
 }
 
 /** Range that holds figures with their intervals, and whether it is logarithmic. */
-function scale(figures) {
+function scale(figures, measure) {
   const values = figures.map((figure) => figure.value);
   const all = figures.flatMap((figure) => [figure.value, figure.low ?? figure.value, figure.high ?? figure.value]);
   const middle = [...values].sort((a, b) => a - b);
   // One interval that is many times wider than all values together does not set the scale.
   const reach = 1.5 * (middle.at(-1) - middle[0]) || Math.abs(middle[0]) || 1;
   const ends = [Math.max(Math.min(...all), middle[0] - reach), Math.min(Math.max(...all), middle.at(-1) + reach)];
-  const log = Math.min(...all) > 0 && middle.at(-1) / middle[0] > SPREAD;
+  const log = measure.kind !== "quality" && Math.min(...all) > 0 && middle.at(-1) / middle[0] > SPREAD;
   if (log) {
     const pad = Math.max(1.06, (ends[1] / ends[0]) ** 0.06);
     return { log, range: [Math.min(...all, ends[0]) / pad, ends[1] * pad] };

@@ -22,10 +22,7 @@ function show(board) {
   $("tradeoff").hidden = board.measures.length < 2;
   axes(board);
   $("chart").replaceWith(element("div", { id: "chart", class: "chart" }));
-  const chart = new Chart($("chart"), store, open);
-  const legend = () => chart.legend($("legend"));
-  legend();
-  store.addEventListener("axes", legend);
+  new Chart($("chart"), $("legend"), store, open);
   new Table(store, open);
   videos?.close();
   videos = board.prompts ? new Videos(store, open) : null;
