@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from qbench.pipelines import specs
 from qbench.pipelines.base import Resolved, VideoPipeline
 from qbench.recipe.schema import Cache, Compile, Generation, Quantize, Recipe, Variant
 from qbench.results import store
-from qbench.run import timing
+from qbench.run import generate, timing
 from scripts.bench_overhead import lone_session
 
 SMALL = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
@@ -250,22 +251,52 @@ def test_a_sweep_over_a_unet(folder: Path, tmp_path: Path) -> None:
     assert growth.forced[-1] > 0
 
 
-def test_random_weights_of_a_unet_are_timed_without_a_download(
-    folder: Path, tmp_path: Path
-) -> None:
+def _recipe(folder: Path, tmp_path: Path, **fields: Any) -> Recipe:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\na cat a cat\n")
-    wanted = Recipe.model_validate(
+    return Recipe.model_validate(
         {
-            "name": "random",
+            "name": "small",
             "model": str(folder),
-            "weights": "random",
             "generation": {"frames": 5, "steps": 3},
             "prompts": {"set": str(prompts)},
             "measure": {"repeats": 2, "warmup": 0, "profile": False},
+            **fields,
         }
     )
-    run = lone_session(wanted, "cpu", tmp_path)
+
+
+def test_random_weights_of_a_unet_are_timed_without_a_download(
+    folder: Path, tmp_path: Path
+) -> None:
+    run = lone_session(_recipe(folder, tmp_path, weights="random"), "cpu", tmp_path)
     timed = timing.time(run)
     assert len(timed.latency_s) == 2
     assert [len(steps) for steps in timed.step_s] == [3, 3]
+
+
+def test_errors_by_step_of_a_scheduler_with_more_timesteps_than_steps(
+    folder: Path, tmp_path: Path
+) -> None:
+    """PNDM has four timesteps in three steps. diffusers tells of the last three, as 1, 2 and 3."""
+    from diffusers import PNDMScheduler
+
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    PNDMScheduler(skip_prk_steps=True).save_pretrained(model / "scheduler")
+    index = json.loads((model / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "PNDMScheduler"]
+    (model / "model_index.json").write_text(json.dumps(index))
+    first = lone_session(_recipe(model, tmp_path, reference="small"), "cpu", tmp_path)
+    scheduler = first.pipeline.pipe.scheduler
+    scheduler.set_timesteps(3)
+    assert len(scheduler.timesteps) == 4
+    assert generate.error_by_step(first) is None
+    other = _recipe(model, tmp_path, name="other", reference="small", variant={"dtype": "bf16"})
+    second = lone_session(other, "cpu", tmp_path)
+    second.job = second.job.model_copy(update={"reference": tmp_path})
+    growth = generate.error_by_step(second)
+    assert growth is not None
+    assert len(growth.free) == len(growth.forced) == 3
+    assert growth.free[0] == pytest.approx(growth.forced[0], rel=1e-3)
+    assert growth.free[-1] > 0

@@ -160,6 +160,10 @@ def test_explain_says_where_the_time_goes_and_draws_it(finished: Path, tmp_path:
     for words in ("A denoise step of int8 takes", "GEMM", "gained", "Memory peaks in"):
         assert words in done.stdout
     assert (tmp_path / "step-by-work.png").stat().st_size > 5000
+    # From inside the run's folder the reference beside it is found too.
+    inside = qbench("explain", ".", "--out", str(tmp_path), cwd=run)
+    assert inside.returncode == 0, inside.stderr
+    assert "gained" in inside.stdout
 
 
 def test_explain_of_what_did_not_run_says_why(finished: Path, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_raw_videos_that_the_disk_cannot_take_are_refused_before_they_are_made(
 def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
     (tmp_path / "statistics.py").write_text("raise SystemExit('mine')\n")
     words = [FP32, "--set=measure.unit=step", "--set=measure.repeats=1", "--set=measure.warmup=0"]
-    command = [sys.executable, "-P", "-m", "qbench", "run", *words, "--device=cpu", "--out=out"]
+    command = [sys.executable, "-m", "qbench", "run", *words, "--device=cpu", "--out=out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert _record(tmp_path / "out", "fp32").status == "ok"
