@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from qbench import engines, support
 from qbench.errors import InputError, Unsupported, shortened
 from qbench.optimizations import axes, caching, memory
+from qbench.optimizations.calibration import Occasion
 from qbench.optimizations.changes import Changes
 from qbench.pipelines import families, specs
 from qbench.recipe.schema import Dtype, Generation, Recipe
@@ -74,7 +75,8 @@ def apply(pipe: Pipe, recipe: Recipe) -> Pipe:
         raise Unsupported(reason)
     cast_changes = _cast(video, model, variant.dtype, device)
     memory.prepare(variant.memory, device)
-    applied = axes.apply(video, variant, device, run.steps)
+    occasion = Occasion(run, model, tests=())
+    applied = axes.apply(video, variant, device, run.steps, occasion)
     if variant.engine:
         changes = _build_engine(video, recipe, run, changes)
     state = Live(video, model, recipe, run.steps, applied, (changes, cast_changes))

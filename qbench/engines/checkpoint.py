@@ -26,7 +26,7 @@ def refuses(variant: Variant) -> str:
         return "fault: damage on purpose is not exported"
     quantize = variant.quantize
     if quantize and quantize.backend == "qbench":
-        return "weights of qbench's own FP8 linears are read by qbench alone"
+        return "weights of qbench's own linears are read by qbench alone"
     if quantize and quantize.backend != "torchao":
         return f"weights of {quantize.backend} are read by its own loader, not by diffusers'"
     return ""
@@ -62,7 +62,9 @@ def _declare(module: Module, wanted: Quantize) -> None:
     left = sorted(linears - set(quantization.chosen(module, wanted)))
     build = quantization.scheme(wanted).build
     assert isinstance(build, quantization.Torchao)  # `refuses` let no other through
-    settings = TorchAoConfig(build.config(False), modules_to_not_convert=left)
+    settings = TorchAoConfig(
+        build.config(wanted.model_copy(update={"tune": False})), modules_to_not_convert=left
+    )
     quantizer = DiffusersAutoQuantizer.from_config(settings)  # type: ignore[arg-type]
     quantizer.offload = False  # set while loading, and asked for while saving
     module.hf_quantizer = quantizer

@@ -283,13 +283,18 @@ def _predicted(module: Module, signature: Signature, inputs: Mapping[str, Tensor
 
 def _variant(recipe: Recipe, model: Model, device: str, run: Resolved) -> VideoPipeline:
     """The recipe's variant in Python, without the compiler: the format compiles, or does not."""
+    from qbench import prompts
     from qbench.optimizations import axes
+    from qbench.optimizations.calibration import Occasion
     from qbench.pipelines import specs
 
     dtype, outliers = recipe.variant.dtype, recipe.outliers
     video = specs.load(model, dtype, device, recipe.weights, outliers=outliers)
     video.resolve(model, recipe.generation, recipe.variant.step_share)
-    axes.apply(video, recipe.variant.model_copy(update={"compile": None}), device, run.steps)
+    tests = tuple(prompts.chosen(recipe.prompts, model).prompts)
+    occasion = Occasion(run, model, tests)
+    variant = recipe.variant.model_copy(update={"compile": None})
+    axes.apply(video, variant, device, run.steps, occasion)
     return video
 
 

@@ -11,6 +11,7 @@ from qbench.optimizations.vae import patch
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
+    from qbench.optimizations.calibration import Occasion
     from qbench.pipelines.base import Module, VideoPipeline
 
 
@@ -28,10 +29,17 @@ class Applied:
         return [f"{one.axis}: {one.permanent}" for one in self.changes if one.permanent]
 
 
-def apply(video: VideoPipeline, variant: Variant, device: str, steps: int) -> Applied:
+def apply(
+    video: VideoPipeline,
+    variant: Variant,
+    device: str,
+    steps: int,
+    occasion: Occasion | None = None,
+) -> Applied:
     """All that does not need the compiler to run, in place. Compiling itself happens at first use.
 
-    `steps` is how many denoise steps a video takes, which a cache may count from. Where an axis
+    `steps` is how many denoise steps a video takes, which a cache may count from; `occasion` is
+    what calibration has to know of them. Where an axis
     cannot be applied, those before it are undone as far as they can be.
     """
     facts: dict[str, float] = {}
@@ -44,7 +52,7 @@ def apply(video: VideoPipeline, variant: Variant, device: str, steps: int) -> Ap
         if variant.fuse_qkv:
             changes.append(fuse_qkv(video.denoiser))
         if variant.quantize and quantization.scheme(variant.quantize).build:
-            found, change = quantization.apply(video.denoiser, variant.quantize)
+            found, change = quantization.apply(video.denoiser, variant.quantize, video, occasion)
             facts |= found
             for earlier in changes:
                 if earlier.of_weights:  # the very ones that are now rounded

@@ -18,12 +18,18 @@ from qbench.recipe.choices import Backend
 from qbench.recipe.schema import Quantize, Variant
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-Format = Literal["int8", "fp8", "int4", "int2"]
+    from qbench.optimizations.calibration import Occasion
+    from qbench.optimizations.calibration.numbers import Activations, Weights
+    from qbench.pipelines.base import VideoPipeline
+
+Format = Literal["int8", "int6", "int5", "int4", "int3", "int2", "fp8"]
 Build = Callable[["nn.Module", Quantize, Collection[str]], None]
 STALE_S = 900  # a build of optimum-quanto's extension takes about a minute
 GROUP = 32  # weights that share a scale, in torchao's INT4 and INT2
+PACKED_GROUP = 64  # and in qbench's packed weights
 ROUNDED = "quantized weights hold no more than their bits: load the pipeline again"
 
 
@@ -37,6 +43,7 @@ class Scheme:
     granularity: what shares one scale of the weights.
     build: quantizes the named linears of a module in place; None where an engine does it.
     skips: (output, input) features of linears that are left as they are.
+    static: whether inputs have one scale, fixed in advance by calibration.
     """
 
     backend: Backend
@@ -46,6 +53,7 @@ class Scheme:
     granularity: Literal["tensor", "row", "group"]
     build: Build | None
     skips: tuple[tuple[int, int], ...] = ()
+    static: bool = False
 
 
 def scheme(wanted: Quantize) -> Scheme:
@@ -53,11 +61,17 @@ def scheme(wanted: Quantize) -> Scheme:
     return SCHEMES[wanted.backend, wanted.scheme]
 
 
-def apply(module: nn.Module, wanted: Quantize) -> tuple[dict[str, float], Changes]:
+def apply(
+    module: nn.Module,
+    wanted: Quantize,
+    video: VideoPipeline | None = None,
+    occasion: Occasion | None = None,
+) -> tuple[dict[str, float], Changes]:
     """Quantize the chosen linears of `module`, and say which share of its parameters they hold.
 
-    Raises InputError where `include` and `exclude` leave no linear, Unsupported where a package is
-    missing.
+    video, occasion: the pipeline that `module` is the denoiser of and what will be served, for
+    calibration. Raises InputError where `include` and `exclude` leave no linear, Unsupported where
+    a package is missing.
     """
     linears = chosen(module, wanted)
     if not linears:
@@ -73,10 +87,70 @@ def apply(module: nn.Module, wanted: Quantize) -> tuple[dict[str, float], Change
         )
     total = sum(p.numel() for p in module.parameters())
     share = sum(layer.weight.numel() for layer in linears.values()) / total
-    build(module, wanted, set(linears))
+    facts = {"quantized_linears": float(len(linears)), "quantized_parameter_share": share}
+    if wanted.calibration:
+        if video is None or occasion is None:
+            raise InputError("variant.quantize.calibration: there is no pipeline to calibrate on")
+        facts |= _calibrated(video, wanted, set(linears), occasion)
+    else:
+        build(module, wanted, set(linears))
     changes = Changes("quantize")
     changes.permanent = ROUNDED
-    return {"quantized_linears": len(linears), "quantized_parameter_share": share}, changes
+    return facts, changes
+
+
+def _calibrated(
+    video: VideoPipeline, wanted: Quantize, names: set[str], occasion: Occasion
+) -> dict[str, float]:
+    """Fit and store the named linears; figures of what it took."""
+    from qbench.meters.memory import PeakMeter
+    from qbench.optimizations import calibration
+    from qbench.optimizations.calibration import storing
+
+    assert wanted.calibration is not None
+    module, entry, began = video.denoiser, scheme(wanted), time.perf_counter()
+    stored, inputs = numbers(wanted, module.dtype)
+    scales_inputs = entry.weights != "fp8"  # which of torchao's tensors and ours can
+    found = calibration.fit(
+        video, names, wanted.calibration, occasion, stored, inputs, scales_inputs
+    )
+    if entry.backend == "torchao":
+        assert entry.build is not None
+        entry.build(module, wanted, names)
+        storing.into_torchao(module, found, stored)
+    elif entry.activations == "fp8":
+        storing.into_fp8(module, found)
+    else:
+        storing.into_packed(module, found, stored)
+    facts = {"calibration_s": time.perf_counter() - began}
+    peak = PeakMeter(module.device.type).lap()
+    if peak.resident_bytes:
+        facts["calibration_host_bytes"] = float(peak.resident_bytes)
+    return facts
+
+
+def numbers(wanted: Quantize, dtype: torch.dtype) -> tuple[Weights, Activations]:
+    """What the scheme leaves of weights and of inputs, for a denoiser of this dtype."""
+    import torch
+
+    from qbench.optimizations.calibration.numbers import Activations, Weights
+
+    entry = scheme(wanted)
+    grouped = entry.granularity == "group"
+    stored = Weights(
+        entry.weights,
+        entry.granularity,
+        group_of(wanted) if grouped else 0,
+        dtype if grouped else torch.float32,
+    )
+    granularity = "tensor" if entry.granularity == "tensor" or entry.static else "row"
+    formats = {"int8": "int8", "fp8": "fp8", None: None}
+    return stored, Activations(formats[entry.activations], granularity, entry.static)  # type: ignore[arg-type]
+
+
+def group_of(wanted: Quantize) -> int:
+    """Weights that share a scale, in schemes with groups."""
+    return wanted.group or (PACKED_GROUP if wanted.backend == "qbench" else GROUP)
 
 
 def chosen(module: nn.Module, wanted: Quantize) -> dict[str, nn.Linear]:
@@ -107,54 +181,54 @@ def picks(wanted: Quantize, name: str) -> bool:
 
 @dataclass(frozen=True)
 class Torchao:
-    """Quantizes by torchao's own configuration, which `config(tune)` makes."""
+    """Quantizes by torchao's own configuration, which `config` makes of what is wanted."""
 
-    config: Callable[[bool], object]
+    config: Callable[[Quantize], object]
 
     def __call__(self, module: nn.Module, wanted: Quantize, names: Collection[str]) -> None:
         try:
             from torchao.quantization import quantize_
         except ImportError as error:
             raise Unsupported("torchao is not installed: pip install torchao") from error
-        quantize_(module, self.config(wanted.tune), filter_fn=lambda _, name: name in names)
+        quantize_(module, self.config(wanted), filter_fn=lambda _, name: name in names)
 
 
-def _int8_weights(tune: bool) -> object:
+def _int8_weights(wanted: Quantize) -> object:
     from torchao.quantization import Int8WeightOnlyConfig
 
-    return Int8WeightOnlyConfig(set_inductor_config=tune)
+    return Int8WeightOnlyConfig(set_inductor_config=wanted.tune)
 
 
-def _int8_dynamic(tune: bool) -> object:
+def _int8_dynamic(wanted: Quantize) -> object:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-    return Int8DynamicActivationInt8WeightConfig(set_inductor_config=tune)
+    return Int8DynamicActivationInt8WeightConfig(set_inductor_config=wanted.tune)
 
 
-def _fp8_weights(tune: bool) -> object:
+def _fp8_weights(wanted: Quantize) -> object:
     from torchao.quantization import Float8WeightOnlyConfig
 
-    return Float8WeightOnlyConfig(set_inductor_config=tune)
+    return Float8WeightOnlyConfig(set_inductor_config=wanted.tune)
 
 
-def _fp8_dynamic(per: Literal["PerRow", "PerTensor"]) -> Callable[[bool], object]:
-    def config(tune: bool) -> object:
+def _fp8_dynamic(per: Literal["PerRow", "PerTensor"]) -> Callable[[Quantize], object]:
+    def config(wanted: Quantize) -> object:
         import torchao.quantization as ao
 
         return ao.Float8DynamicActivationFloat8WeightConfig(
-            granularity=getattr(ao, per)(), set_inductor_config=tune
+            granularity=getattr(ao, per)(), set_inductor_config=wanted.tune
         )
 
     return config
 
 
-def _grouped(format: Literal["int4", "int2"]) -> Callable[[bool], object]:
-    def config(_: bool) -> object:
+def _grouped(format: Literal["int4", "int2"]) -> Callable[[Quantize], object]:
+    def config(wanted: Quantize) -> object:
         import torch
         from torchao.quantization import IntxWeightOnlyConfig, PerGroup
 
         return IntxWeightOnlyConfig(
-            weight_dtype=getattr(torch, format), granularity=PerGroup(GROUP)
+            weight_dtype=getattr(torch, format), granularity=PerGroup(group_of(wanted))
         )
 
     return config
@@ -212,9 +286,22 @@ def _qbench(module: nn.Module, _: Quantize, names: Collection[str]) -> None:
     fp8_linear.replace(module, names)
 
 
+def _packed(module: nn.Module, wanted: Quantize, names: Collection[str]) -> None:
+    """Plain rounding into packed weights."""
+    from qbench.optimizations.calibration import Fitted, storing
+
+    stored, _ = numbers(wanted, next(module.parameters()).dtype)
+    for name in sorted(names):
+        weight = module.get_submodule(name).weight.detach().float()  # type: ignore[operator]
+        scales = stored.scales(weight)
+        storing.into_packed(module, {name: Fitted(stored.codes(weight, scales), scales, 0)}, stored)
+
+
+_PACKED_FORMATS: tuple[Format, ...] = ("int8", "int6", "int5", "int4", "int3", "int2")
 _ALL = (
     Scheme("torchao", "int8_weight_only", "int8", None, "row", Torchao(_int8_weights)),
     Scheme("torchao", "int8_dynamic", "int8", "int8", "row", Torchao(_int8_dynamic)),
+    Scheme("torchao", "int8_static", "int8", "int8", "row", Torchao(_int8_dynamic), static=True),
     Scheme("torchao", "fp8_weight_only", "fp8", None, "row", Torchao(_fp8_weights)),
     Scheme("torchao", "fp8_dynamic_row", "fp8", "fp8", "row", Torchao(_fp8_dynamic("PerRow"))),
     Scheme(
@@ -234,6 +321,10 @@ _ALL = (
     Scheme("quanto", "int2_weight_only", "int2", None, "group", _quanto("qint2")),
     Scheme("quanto", "fp8_weight_only", "fp8", None, "row", _quanto("qfloat8")),
     Scheme("qbench", "fp8_dynamic_row", "fp8", "fp8", "row", _qbench),
+    *(
+        Scheme("qbench", f"{name}_weight_only", name, None, "group", _packed)
+        for name in _PACKED_FORMATS
+    ),
     Scheme("onnxruntime", "int8_dynamic", "int8", "int8", "row", None),
 )
 SCHEMES: dict[tuple[str, str], Scheme] = {(one.backend, one.name): one for one in _ALL}
@@ -275,7 +366,7 @@ def _fp8_gpu(machine: Machine) -> bool:
 def _whole_groups(variant: Variant, model: ModelFacts) -> bool:
     assert variant.quantize is not None
     return all(
-        inputs % GROUP == 0
+        inputs % group_of(variant.quantize) == 0
         for name, inputs in model.linears.items()
         if picks(variant.quantize, name)
     )
@@ -327,11 +418,12 @@ RULES: tuple[Rule, ...] = (
         "FP8 GEMMs with a bias give FP16 or BF16, not FP32: choose bf16",
     ),
     Rule(
-        "torchao's INT4 and INT2 weights",
-        lambda v: _of("torchao", granularity="group")(v),
+        "weights in groups",
+        lambda v: _of("torchao", granularity="group")(v) or _of("qbench", granularity="group")(v),
         always,
-        f"torchao's INT4 and INT2 weights share a scale in groups of {GROUP}, which divides the "
-        "width of every linear but some of this model's: exclude those, or choose quanto",
+        f"weights of few bits share a scale in groups of {GROUP} (torchao) or {PACKED_GROUP} "
+        "(qbench), if the recipe says no other, which divides the width of every linear but some "
+        "of this model's: exclude those, or choose another group, or quanto",
         fits=_whole_groups,
     ),
     Rule(

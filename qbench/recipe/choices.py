@@ -14,6 +14,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     "torchao": (
         "int8_weight_only",
         "int8_dynamic",
+        "int8_static",
         "fp8_weight_only",
         "fp8_dynamic_row",
         "fp8_dynamic_tensor",
@@ -21,9 +22,46 @@ SCHEMES: dict[str, tuple[str, ...]] = {
         "int2_weight_only",
     ),
     "quanto": ("int8_weight_only", "int4_weight_only", "int2_weight_only", "fp8_weight_only"),
-    "qbench": ("fp8_dynamic_row",),
+    "qbench": (
+        "fp8_dynamic_row",
+        "int8_weight_only",
+        "int6_weight_only",
+        "int5_weight_only",
+        "int4_weight_only",
+        "int3_weight_only",
+        "int2_weight_only",
+    ),
     "onnxruntime": ("int8_dynamic",),  # by the engine, as it is built
 }
+
+CalibrationMethod = Literal["smoothquant", "awq", "gptq", "svdquant"]
+_PACKED = tuple(("qbench", f"int{bits}_weight_only") for bits in (8, 6, 5, 4, 3, 2))
+_FEW_BITS = (("torchao", "int4_weight_only"), ("torchao", "int2_weight_only"), *_PACKED)
+_WEIGHTS = (("torchao", "int8_weight_only"), *_FEW_BITS)
+# What each method can be applied to, as (backend, scheme).
+CALIBRATED: dict[CalibrationMethod, tuple[tuple[str, str], ...]] = {
+    "smoothquant": (
+        ("torchao", "int8_dynamic"),
+        ("torchao", "int8_static"),
+        ("torchao", "fp8_dynamic_row"),
+        ("torchao", "fp8_dynamic_tensor"),
+        ("qbench", "fp8_dynamic_row"),
+    ),
+    "awq": _WEIGHTS,
+    "gptq": (
+        *_WEIGHTS,
+        ("torchao", "int8_dynamic"),
+        ("torchao", "fp8_weight_only"),
+        ("torchao", "fp8_dynamic_row"),
+        ("torchao", "fp8_dynamic_tensor"),
+        ("qbench", "fp8_dynamic_row"),
+    ),
+    "svdquant": _PACKED,
+}
+# Schemes whose weights share scales in groups of a size that a recipe may choose.
+GROUPED = _FEW_BITS
+# Schemes that are nothing without calibration: their inputs have scales fixed in advance.
+FIXED = (("torchao", "int8_static"),)
 
 Attention = Literal[
     "auto", "math", "flash", "efficient", "cudnn", "flash-3", "flash-4", "sage", "xformers", "fp8"

@@ -19,6 +19,7 @@ from qbench.recipe.variant import (
     SCHEMES,
     Attention,
     Cache,
+    Calibration,
     Compile,
     Decode,
     Dtype,
@@ -35,6 +36,7 @@ __all__ = [
     "SCHEMES",
     "Attention",
     "Cache",
+    "Calibration",
     "Compile",
     "Decode",
     "Dtype",
@@ -290,6 +292,11 @@ class Recipe(Strict):
         facts: dict[str, object] = self.model_dump(mode="json", exclude=left_out)
         if self.outliers is None:  # as before there was such a field
             facts.pop("outliers", None)
+        quantized = facts.get("variant", {})
+        quantized = quantized.get("quantize") if isinstance(quantized, dict) else None
+        for name in ("group", "calibration"):
+            if quantized and quantized[name] is None:
+                del quantized[name]
         if self.prompts.count is None:  # which prompts these are has a digest of its own
             facts["prompts"] = {"set": self.prompts.set, "count": SET_COUNT}
         return facts

@@ -10,11 +10,15 @@ from qbench.errors import brief, nearest
 from qbench.recipe.choices import (
     AS_MODULE,
     BY_CONTENT,
+    CALIBRATED,
     ENGINES,
+    FIXED,
+    GROUPED,
     SCHEMES,
     Attention,
     Backend,
     CacheKind,
+    CalibrationMethod,
     EngineName,
     ExportFormat,
 )
@@ -57,6 +61,54 @@ class Strict(BaseModel):
     )
 
 
+class Calibration(Strict):
+    """Fits the quantization to activations along denoise trajectories.
+
+    Whole trajectories of the recipe's scheduler are walked, with both halves of guidance, from
+    prompts and noise that are not measured with.
+    """
+
+    method: CalibrationMethod
+    """`smoothquant` scales outliers of activations into weights, `awq` keeps the weights of strong
+    channels exact and clips groups, `gptq` makes up for each column's error in those to come,
+    `svdquant` keeps the strongest directions in half precision."""
+    set: str | None = None
+    """Prompt set or file; null is the model's own, `world-2048-v1` for the bundled model."""
+    prompts: Annotated[int, Field(ge=1, le=4096)] = 8
+    """So many of it, leaving out all that are measured with."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Denoise steps of each trajectory that are looked at, from first to last."""
+    samples: Annotated[int, Field(ge=16, le=1_000_000)] = 1024
+    """Tokens kept of each linear's inputs, on which candidates are compared."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1_500_000_000
+    """Of the first trajectory's noise and of the sample."""
+    exponent: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of smoothquant; null searches one for each input."""
+    rank: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Of svdquant's branch; null is 32."""
+    rounding: Literal["nearest", "gptq"] | None = None
+    """How weights are rounded once a method has scaled or split them; null is `nearest`, and `gptq`
+    for the method of that name."""
+    damping: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of gptq's Hessians, as a share of their mean diagonal; null is 0.01."""
+
+    @model_validator(mode="after")
+    def _own_fields(self) -> Calibration:
+        for field, method in (("exponent", "smoothquant"), ("rank", "svdquant")):
+            if getattr(self, field) is not None and self.method != method:
+                raise ValueError(f"@{field}: is {method}'s; {self.method} has no such field")
+        if self.method == "gptq" and self.rounding == "nearest":
+            raise ValueError("@rounding: the method gptq is that of rounding")
+        if self.damping is not None and self.rounds != "gptq":
+            raise ValueError("@damping: is gptq's; 'rounding' is nearest")
+        return self
+
+    @property
+    def rounds(self) -> str:
+        """How weights are rounded."""
+        return self.rounding or ("gptq" if self.method == "gptq" else "nearest")
+
+
 class Quantize(Strict):
     """Which linear layers are quantized, and how."""
 
@@ -68,6 +120,10 @@ class Quantize(Strict):
     """Parts of module names: only layers that match one are quantized. Empty is all."""
     exclude: list[str] = []
     """Parts of module names: layers that match one stay as they are."""
+    group: Literal[32, 64, 128] | None = None
+    """Weights that share a scale, in schemes of few bits; null is torchao's 32 and qbench's 64."""
+    calibration: Calibration | None = None
+    """Fit to activations; null rounds weights as they are."""
     tune: bool = False
     """torchao's autotuning, which its published recipes use and which holds for the whole process:
     the first call then takes minutes."""
@@ -77,6 +133,19 @@ class Quantize(Strict):
         if self.scheme not in SCHEMES[self.backend]:
             hint = nearest(self.scheme, SCHEMES[self.backend])
             raise ValueError(f"@scheme: {self.backend} has no scheme {brief(self.scheme)}{hint}")
+        chosen = (self.backend, self.scheme)
+        if self.group is not None and chosen not in GROUPED:
+            raise ValueError(f"@group: weights of {self.backend} {self.scheme} have no groups")
+        if self.calibration is None:
+            if chosen in FIXED:
+                raise ValueError(f"@scheme: {self.scheme} needs 'calibration: {{method: ...}}'")
+            return self
+        method = self.calibration.method
+        if chosen not in CALIBRATED[method]:
+            known = ", ".join(f"{backend} {name}" for backend, name in CALIBRATED[method])
+            raise ValueError(
+                f"@calibration: {method} is not for {self.backend} {self.scheme}: {known}"
+            )
         return self
 
 

@@ -302,6 +302,7 @@ def _quantize(session: Session, work: Work | None) -> None:
     """Put every axis of the recipe in effect but for what the compiler, or an engine, does."""
     from qbench.engines import exported
     from qbench.optimizations import axes, quantization
+    from qbench.optimizations.calibration import Occasion
     from qbench.optimizations.vae import patch
 
     stages, recorder, variant = session.stages, session.recorder, session.recipe.variant
@@ -313,8 +314,9 @@ def _quantize(session: Session, work: Work | None) -> None:
         recorder.facts(
             exported.install(session.pipeline, session.recipe, session.model, session.device)
         )
-    applied = axes.apply(
-        session.pipeline, exported.outside(variant), session.device, session.generation.steps
+    occasion = Occasion(session.generation, session.model, tuple(session.prompts))
+    outside, steps = exported.outside(variant), session.generation.steps
+    applied = axes.apply(session.pipeline, outside, session.device, steps, occasion
     )
     recorder.facts(applied.facts)
     if variant.decode.fused and not patch.fuses(session.pipeline.pipe.vae):

@@ -9,7 +9,7 @@ layer is one operator that works through its rows in parts, so its widest tensor
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ KERNELS = {
 }
 ACTIVATIONS = ("none", "gelu_tanh", "geglu")  # as the source numbers them
 PARTS = 4  # a feed-forward layer's rows are worked through in so many parts
+Quantized = tuple[torch.Tensor, torch.Tensor]  # (out, in) e4m3 codes, (out, 1) FP32 scales
 SMALL = 16  # rows or fewer are not worth FP8 arithmetic: only the weights are FP8 then
 
 
@@ -39,11 +40,12 @@ class Fp8Linear(nn.Module):
 
     CUTS = True  # its output may be asked for in pieces
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, quantized: Quantized | None = None) -> None:
+        """quantized: the weights' codes and scales, where they are not to be rounded plainly."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias  # first: a model's dtype is that of its first parameter
-        codes, scale = quantize_weight(linear.weight)
+        codes, scale = quantized or quantize_weight(linear.weight)
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
         # Let go now, not with the last reference to the old layer: weights would be held twice.
@@ -69,10 +71,16 @@ class Fp8FeedForward(nn.Module):
     inner layers, of which only the weights are read, would never be.
     """
 
-    def __init__(self, wide: nn.Linear, narrow: nn.Linear, activation: str) -> None:
+    def __init__(
+        self,
+        wide: nn.Linear,
+        narrow: nn.Linear,
+        activation: str,
+        quantized: tuple[Quantized | None, Quantized | None] = (None, None),
+    ) -> None:
         super().__init__()
         self.activation = activation
-        first, second = Fp8Linear(wide), Fp8Linear(narrow)
+        first, second = Fp8Linear(wide, quantized[0]), Fp8Linear(narrow, quantized[1])
         self.wide_bias, self.narrow_bias = first.bias, second.bias  # first, as above
         self.wide, self.wide_scale = first.weight, first.scale
         self.narrow, self.narrow_scale = second.weight, second.scale
@@ -227,16 +235,25 @@ def _(
     return x.new_empty(*x.shape[:-1], narrow.shape[0])
 
 
-def replace(module: nn.Module, names: Collection[str]) -> None:
-    """Put FP8 layers in place of the chosen linears of `module`, feed-forward layers as a whole."""
-    chosen = set(names)
+def replace(
+    module: nn.Module, names: Collection[str], quantized: Mapping[str, Quantized] | None = None
+) -> None:
+    """Put FP8 layers in place of the chosen linears of `module`, feed-forward layers as a whole.
+
+    quantized: codes and scales by name, as `quantize_weight` returns them; the others' weights are
+    rounded plainly.
+    """
+    chosen, given = set(names), quantized or {}
     for name, layer in list(module.named_modules()):
         found = _feed_forward_parts(layer)
-        if found and {f"{name}.net.0.proj", f"{name}.net.2"} <= chosen:
-            _set(module, name, Fp8FeedForward(*found))
-            chosen -= {f"{name}.net.0.proj", f"{name}.net.2"}
+        first, second = f"{name}.net.0.proj", f"{name}.net.2"
+        if found and {first, second} <= chosen:
+            both = (given.get(first), given.get(second))
+            _set(module, name, Fp8FeedForward(*found, both))
+            chosen -= {first, second}
     for name in sorted(chosen):
-        _set(module, name, Fp8Linear(module.get_submodule(name)))  # type: ignore[arg-type]
+        linear = module.get_submodule(name)
+        _set(module, name, Fp8Linear(linear, given.get(name)))  # type: ignore[arg-type]
 
 
 def _feed_forward_parts(layer: nn.Module) -> tuple[nn.Linear, nn.Linear, str] | None:

@@ -1,0 +1,276 @@
+"""Quantization that is fitted to activations along denoise trajectories.
+
+`fit` walks trajectories, watches the linears' inputs and says for each linear what is to be stored;
+`storing` writes that into the tensors of the scheme's backend. One file a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qbench.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qbench.optimizations.calibration.numbers import Activations, Weights
+    from qbench.optimizations.calibration.observe import Call, Seen
+    from qbench.pipelines.base import Resolved, VideoPipeline
+    from qbench.pipelines.rescaling import Rescaling
+    from qbench.pipelines.specs import Model
+    from qbench.recipe.schema import Calibration
+
+HESSIANS_BYTES = 4 * 2**30  # held at a time
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """What will be served: calibration walks the same trajectories, from other prompts.
+
+    tests: the prompts that the variant is measured with.
+    """
+
+    run: Resolved
+    model: Model
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is to be stored of one linear.
+
+    codes, scales: as `Weights` has them.
+    pre: (in,) what the input is multiplied by first; None where earlier layers do it.
+    fixed: the scale of inputs that are quantized with one scale.
+    axes: of the inputs.
+    up, down: a branch of low rank beside, (out, rank) and (rank, in).
+    """
+
+    codes: Tensor
+    scales: Tensor
+    axes: int
+    pre: Tensor | None = None
+    fixed: Tensor | None = None
+    up: Tensor | None = None
+    down: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that a method is given: the model, what its linears see, and the numbers."""
+
+    video: VideoPipeline
+    settings: Calibration
+    calls: Sequence[Call]
+    seen: Sequence[Seen]
+    stored: Weights
+    inputs: Activations
+    scales_inputs: bool  # whether stored linears can multiply their inputs by channel
+
+    def linear(self, name: str) -> nn.Linear:
+        found: nn.Linear = self.video.denoiser.get_submodule(name)
+        return found
+
+    def weight(self, name: str) -> Tensor:
+        """(out, in) float32."""
+        return self.linear(name).weight.detach().float()
+
+
+def texts(settings: Calibration, occasion: Occasion) -> list[str]:
+    """Prompts to calibrate with, none of which is measured with. Raises InputError for too few."""
+    from qbench import prompts
+
+    model = occasion.model
+    own = "world-2048-v1" if model.world else model.prompts
+    name = settings.set or own
+    apart = set(occasion.tests)
+    if name != model.prompts and model.prompts in prompts.names():
+        apart |= set(prompts.load(model.prompts).prompts)  # whatever their number, one calibration
+    found = [text for text in prompts.load(name).prompts if text not in apart]
+    chosen = found[: settings.prompts]
+    if len(chosen) < settings.prompts:
+        raise InputError(
+            f"variant.quantize.calibration.prompts: {settings.prompts} asked for, and {name} has "
+            f"{len(found)} that are not measured with"
+        )
+    assert not set(chosen) & set(occasion.tests)
+    return chosen
+
+
+def fit(
+    video: VideoPipeline,
+    names: Collection[str],
+    settings: Calibration,
+    occasion: Occasion,
+    stored: Weights,
+    inputs: Activations,
+    scales_inputs: bool,
+) -> dict[str, Fitted]:
+    """What is to be stored of each named linear.
+
+    Layers of the denoiser that can scale an input themselves are changed in place: what it
+    computes is the same until the linears are stored.
+    """
+    from qbench.optimizations.calibration import observe
+
+    calls = observe.walk(video, occasion.run, texts(settings, occasion), settings)
+    seen = observe.moments(video.denoiser, names, calls, settings.samples, settings.seed)
+    work = Work(video, settings, calls, seen, stored, inputs, scales_inputs)
+    found = METHODS[settings.method](work)
+    missing = set(names) - set(found)
+    if missing:
+        raise InputError(
+            f"variant.quantize.exclude: {min(missing)} was never called along the trajectories, so "
+            "it cannot be calibrated: exclude it"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """An input whose channels were divided by `s`: by layers before it, or by its readers."""
+
+    seen: Seen
+    s: Tensor
+    folded: bool
+
+    def weight(self, work: Work, name: str) -> Tensor:
+        """A reader's weights with what undoes the division, (out, in) float32."""
+        weight = work.weight(name)
+        return weight if self.folded else weight * self.s
+
+    @property
+    def pre(self) -> Tensor | None:
+        """What readers have to multiply the input by themselves."""
+        return None if self.folded or bool((self.s == 1).all()) else 1 / self.s
+
+    @property
+    def square(self) -> Tensor:
+        return self.seen.square / self.s.square()
+
+
+def _foldable(work: Work) -> Iterator[tuple[Seen, Rescaling | None]]:
+    """Each input, with the layers before it that can scale it, in the order that they need."""
+    left = {one.readers[0]: one for one in work.seen}
+    for rescaling in work.video.rescalings():
+        for first, one in list(left.items()):
+            if rescaling.readers and set(one.readers) <= set(rescaling.readers):
+                yield left.pop(first), rescaling
+    for one in left.values():
+        yield one, None
+
+
+def _scaled(work: Work, scales: Callable[[Seen, list[Tensor]], Tensor] | None) -> list[Scaled]:
+    """Divide every input by its scales, in the layers before it where these can take them.
+
+    Where they cannot, and the stored linear cannot multiply its input either, there are none.
+    """
+    import torch
+
+    found = []
+    for one, rescaling in _foldable(work):
+        if scales is None or (rescaling is None and not work.scales_inputs):
+            found.append(Scaled(one, torch.ones_like(one.most), folded=False))
+            continue
+        s = scales(one, [work.weight(name) for name in one.readers])
+        if rescaling is not None:
+            rescaling.apply(1 / s)
+        found.append(Scaled(one, s, folded=rescaling is not None))
+    return found
+
+
+def _with_hessians(work: Work, inputs: Sequence[Scaled]) -> Iterator[tuple[Scaled, Tensor | None]]:
+    """Each input with its second moments where rounding needs them, as it is divided."""
+    from qbench.optimizations.calibration import observe
+
+    if work.settings.rounds != "gptq":
+        yield from ((one, None) for one in inputs)
+        return
+    by_first = {one.seen.readers[0]: one for one in inputs}
+    module = work.video.denoiser
+    for seen, hessian in observe.hessians(module, work.seen, work.calls, HESSIANS_BYTES):
+        one = by_first[seen.readers[0]]
+        if not one.folded:  # what was seen is not divided yet
+            hessian = hessian / (one.s[:, None] * one.s)
+        yield one, hessian
+
+
+def _rounded(
+    work: Work, weight: Tensor, hessian: Tensor | None, scales: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes and scales of (out, in) weights."""
+    from qbench.optimizations.calibration import gptq
+
+    if hessian is not None:
+        damping = work.settings.damping or gptq.DAMPING
+        return gptq.quantize(weight, hessian, work.stored, damping, scales=scales)
+    scales = work.stored.scales(weight) if scales is None else scales
+    return work.stored.codes(weight, scales), scales
+
+
+def _smoothquant(work: Work) -> dict[str, Fitted]:
+    from qbench.optimizations.calibration import smooth
+
+    def scales(one: Seen, weights: list[Tensor]) -> Tensor:
+        return smooth.best(one, weights, work.stored, work.inputs, work.settings.exponent)
+
+    return _stored(work, _scaled(work, scales))
+
+
+def _gptq(work: Work) -> dict[str, Fitted]:
+    return _stored(work, _scaled(work, None))
+
+
+def _stored(work: Work, inputs: Sequence[Scaled]) -> dict[str, Fitted]:
+    found = {}
+    for one, hessian in _with_hessians(work, inputs):
+        most = (one.seen.most / one.s).amax()
+        fixed = work.inputs.scale(most) if work.inputs.static else None
+        for name in one.seen.readers:
+            made = _rounded(work, one.weight(work, name), hessian)
+            found[name] = Fitted(*made, one.seen.axes, one.pre, fixed)
+    return found
+
+
+def _awq(work: Work) -> dict[str, Fitted]:
+    from qbench.optimizations.calibration import awq
+
+    def scales(one: Seen, weights: list[Tensor]) -> Tensor:
+        return awq.best(one, weights, work.stored)
+
+    found = {}
+    for one, hessian in _with_hessians(work, _scaled(work, scales)):
+        for name in one.seen.readers:
+            weight = one.weight(work, name)
+            clipped = awq.clipped(weight, one.square, work.stored)
+            made = _rounded(work, weight, hessian, clipped)
+            found[name] = Fitted(*made, one.seen.axes, one.pre)
+    return found
+
+
+def _svdquant(work: Work) -> dict[str, Fitted]:
+    from qbench.optimizations.calibration import awq, svd
+
+    def scales(one: Seen, weights: list[Tensor]) -> Tensor:
+        return awq.best(one, weights, work.stored)
+
+    found = {}
+    for one, hessian in _with_hessians(work, _scaled(work, scales)):
+        for name in one.seen.readers:
+            weight = one.weight(work, name)
+            rank = min(work.settings.rank or svd.RANK, *weight.shape)
+            dtype = work.linear(name).weight.dtype
+            parts = svd.split(weight, one.square, work.stored, rank, dtype)
+            made = _rounded(work, parts.residual, hessian)
+            found[name] = Fitted(*made, one.seen.axes, one.pre, up=parts.up, down=parts.down)
+    return found
+
+
+METHODS: dict[str, Callable[[Work], dict[str, Fitted]]] = {
+    "smoothquant": _smoothquant,
+    "awq": _awq,
+    "gptq": _gptq,
+    "svdquant": _svdquant,
+}
