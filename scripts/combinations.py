@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from qbench import support
 from qbench.meters.environment import Environment
 from qbench.recipe import schema
+from qbench.recipe.choices import FIXED
 from qbench.recipe.schema import Variant
 from qbench.run import processes, sweep
 from qbench.run.failures import named
@@ -41,17 +42,32 @@ ALIKE = {
     ("torchao", "fp8_weight_only"), ("torchao", "fp8_dynamic_tensor"),
     ("torchao", "int4_weight_only"), ("torchao", "int2_weight_only"),
     ("quanto", "int2_weight_only"), ("quanto", "fp8_weight_only"),
+    *(("qbench", f"int{bits}_weight_only") for bits in (8, 6, 5, 3, 2)),
 }  # fmt: skip
+
+
+# Calibrated schemes that store what no plain one does.
+CALIBRATED = (
+    ("smoothquant", ("torchao", "int8_static")),
+    ("awq", ("torchao", "int4_weight_only")),
+    ("svdquant", ("qbench", "int4_weight_only")),
+)
+LITTLE = {"prompts": 1, "steps": 1, "samples": 64}
 
 
 def choices() -> dict[str, list[Any]]:
     """Axis -> its values, none of them the default."""
     import typing
 
-    schemes = [
+    schemes: list[dict[str, Any]] = [
         {"backend": backend, "scheme": scheme}
         for backend, names in schema.SCHEMES.items()
         for scheme in names
+        if (backend, scheme) not in FIXED  # which needs calibration
+    ]
+    schemes += [
+        {"backend": backend, "scheme": scheme, "calibration": {"method": method, **LITTLE}}
+        for method, (backend, scheme) in CALIBRATED
     ]
     return {
         "dtype": ["fp32", "fp16"],
@@ -115,6 +131,7 @@ def _relative_error(variant: Variant, device: str) -> float:
 
     from qbench import engines
     from qbench.optimizations import axes
+    from qbench.optimizations.calibration import Occasion
     from qbench.pipelines import specs
     from qbench.quality.metrics.fidelity import latent_error
     from qbench.recipe.schema import Decode, Generation, Recipe
@@ -128,7 +145,8 @@ def _relative_error(variant: Variant, device: str) -> float:
         run = pipeline.resolve(model, Generation(steps=STEPS))
         noise = pipeline.noise(run, SEED)
         if changed:
-            axes.apply(pipeline, changed, device, STEPS)
+            occasion = Occasion(run, model, tests=())
+            axes.apply(pipeline, changed, device, STEPS, occasion)
         embeddings = pipeline.encode(run, ["a red star moves left on a navy background"])
         if changed and changed.engine:
             recipe = Recipe(name="combination", variant=changed)

@@ -16,6 +16,7 @@ import argparse
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Part:
     about: str
     settings: tuple[str, ...]
     recipes: tuple[str, ...]
+    then: str = ""  # a part that is run after it, into a folder of its own
 
 
 INTERLEAVED = (
@@ -43,7 +45,49 @@ INTERLEAVED = (
 )  # fmt: skip
 STEP = (*FULL, *INTERLEAVED)
 VIDEO = (*FULL, "measure.repeats=1", "measure.warmup=0", "measure.profile=false")
+CALIBRATED = (
+    "fp32", "bf16", "calibrated/plain-int8-dynamic", "calibrated/smoothquant-int8",
+    "calibrated/smoothquant-int8-static", "calibrated/plain-int4", "calibrated/awq-int4",
+    "calibrated/gptq-int4", "calibrated/awq-gptq-int4", "calibrated/svdquant-int4",
+    "calibrated/svdquant-int4-rank-8", "calibrated/packed-int4", "fast", "calibrated/fast-gptq",
+    "fp8-dynamic", "fp8-tensor", "calibrated/gptq-fp8", "calibrated/smoothquant-fp8",
+    "calibrated/smoothquant-fp8-tensor", "int8", "calibrated/awq-int8", "calibrated/gptq-int8",
+)  # fmt: skip
+# Quality alone: compiled, the videos are the same but for rounding, and each run 20 s longer.
+CALIBRATED_QUALITY = (
+    *BUNDLED, "prompts.count=256", "quality.batch=128", "variant.compile=null",
+)  # fmt: skip
 PARTS = {
+    "calibrated": Part(
+        "quality of calibrated schemes beside plain ones: the bundled model, then its outlier form",
+        CALIBRATED_QUALITY,
+        CALIBRATED,
+        then="calibrated-outliers",
+    ),
+    "calibrated-outliers": Part(
+        "the same on the bundled model with outlier channels",
+        (*CALIBRATED_QUALITY, "outliers.factor=100"),
+        CALIBRATED,
+    ),
+    "calibrated-steps": Part(
+        "one denoise step of CogVideoX-2B with calibrated schemes, calibrated on next to nothing",
+        (
+            *STEP, "measure.timeout_s=500", "generation.steps=4",
+            "variant.quantize.calibration.prompts=1", "variant.quantize.calibration.steps=2",
+            "variant.quantize.calibration.samples=256",
+        ),
+        (
+            "calibrated/fast-gptq", "calibrated/smoothquant-int8",
+            "calibrated/smoothquant-int8-static", "calibrated/smoothquant-fp8",
+            "calibrated/gptq-fp8", "calibrated/awq-int4", "calibrated/svdquant-int4",
+            "calibrated/awq-int8",
+        ),
+    ),
+    "calibrated-cost": Part(
+        "time and memory of calibrating CogVideoX-2B as the recipes say, within 15 minutes each",
+        (*STEP, "measure.timeout_s=1800"),
+        ("calibrated/fast-gptq", "calibrated/smoothquant-int8", "calibrated/svdquant-int4"),
+    ),
     "steps": Part(
         "one denoise step of CogVideoX-2B, interleaved with BF16; full size, one GPU",
         STEP,
@@ -194,17 +238,29 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="besides the part's own")
     parser.add_argument("--dry", action="store_true", help="only print the command")
     args = parser.parse_args()
-    out = args.out or Path("results/runs") / args.part
-    words = command(PARTS[args.part], out, args.device, args.shard, args.set)
-    if args.dry:
-        print(" ".join(words))
-        return
+    began, code, name = time.monotonic(), 0, args.part
+    while name:
+        out = (args.out or Path("results/runs") / args.part) / (name if name != args.part else "")
+        words = command(PARTS[name], out, args.device, args.shard, args.set)
+        if args.dry:
+            print(" ".join(words))
+        else:
+            left = args.limit - (time.monotonic() - began) if args.limit else None
+            code = max(code, _swept(words, left))
+        name = PARTS[name].then
+    raise SystemExit(code)
+
+
+def _swept(words: list[str], limit: float | None) -> int:
+    """The exit code of the command, which is interrupted after so many seconds."""
+    if limit is not None and limit <= 0:
+        return 130
     process = subprocess.Popen(words)
     try:
-        raise SystemExit(process.wait(args.limit or None))
+        return process.wait(limit)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-        raise SystemExit(process.wait()) from None
+        return process.wait()
 
 
 if __name__ == "__main__":

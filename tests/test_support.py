@@ -61,14 +61,18 @@ def test_no_rule_refuses_what_ran_and_every_choice_ran_on_a_gpu() -> None:
         for value in values
         if not any(_has(variant, axis, value) for variant in variants)
     }
-    assert all("onnxruntime" in each for each in missing), missing  # no GPU had its CUDA build
+    # No GPU had ONNX Runtime with CUDA; packed and calibrated weights are newer than the runs.
+    later = ("onnxruntime", '"backend": "qbench", "scheme": "int', '"calibration"')
+    assert all(any(one in each for one in later) for each in missing), missing
 
 
 def _has(variant: Variant, axis: str, value: Any) -> bool:
     own = variant.model_dump(mode="json")[axis]
     if not isinstance(value, dict) or own is None:
         return bool(own == value)
-    return all(own[key] == value[key] for key in value.keys() - {"interval", "threshold"})
+    return all(
+        own[key] == value[key] for key in value.keys() - {"interval", "threshold", "calibration"}
+    ) and bool(own.get("calibration")) == bool(value.get("calibration"))
 
 
 def test_a_rule_that_is_wrong_is_found_out() -> None:

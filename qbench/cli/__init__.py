@@ -1,8 +1,9 @@
 """The command line. `qbench.cli:main` is what the installed `qbench` calls."""
 
-from qbench.cli import decisions
+from qbench.cli import decisions, searching
 from qbench.cli.commands import app, main
 
 decisions.register(app)
+searching.register(app)
 
 __all__ = ["app", "main"]

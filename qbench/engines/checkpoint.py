@@ -55,16 +55,20 @@ def _declare(module: Module, wanted: Quantize) -> None:
     import torch
     from diffusers import TorchAoConfig
     from diffusers.quantizers.auto import DiffusersAutoQuantizer
+    from torchao.quantization import FqnToConfig
 
     from qbench.optimizations import quantization
 
     linears = {name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)}
     left = sorted(linears - set(quantization.chosen(module, wanted)))
-    build = quantization.scheme(wanted).build
-    assert isinstance(build, quantization.Torchao)  # `refuses` let no other through
-    settings = TorchAoConfig(
-        build.config(wanted.model_copy(update={"tune": False})), modules_to_not_convert=left
-    )
+    parts = quantization.by_scheme(wanted.model_copy(update={"tune": False}), linears - set(left))
+    configs: dict[str, object] = {}
+    for one, names in parts:
+        build = quantization.scheme(one).build
+        assert isinstance(build, quantization.Torchao)  # `refuses` let no other through
+        configs |= dict.fromkeys(sorted(names), build.config(one))
+    whole = next(iter(configs.values())) if len(parts) == 1 else FqnToConfig(configs)
+    settings = TorchAoConfig(whole, modules_to_not_convert=left)
     quantizer = DiffusersAutoQuantizer.from_config(settings)  # type: ignore[arg-type]
     quantizer.offload = False  # set while loading, and asked for while saving
     module.hf_quantizer = quantizer

@@ -57,18 +57,23 @@ class PeakMeter:
             Path("/proc/self/clear_refs").write_text("5")
 
     def lap(self) -> Peak:
-        peak = Peak(resident_bytes=_peak_resident_bytes())
-        if self._cuda:
-            import torch
-
-            peak = Peak(
-                allocated_bytes=torch.cuda.max_memory_allocated(),
-                reserved_bytes=torch.cuda.max_memory_reserved(),
-                driver_bytes=_driver_bytes(),
-                resident_bytes=peak.resident_bytes,
-            )
+        peak = reached(self._cuda)
         self._reset()
         return peak
+
+
+def reached(cuda: bool) -> Peak:
+    """The peak since a meter last started over; reading it changes nothing."""
+    if not cuda:
+        return Peak(resident_bytes=_peak_resident_bytes())
+    import torch
+
+    return Peak(
+        allocated_bytes=torch.cuda.max_memory_allocated(),
+        reserved_bytes=torch.cuda.max_memory_reserved(),
+        driver_bytes=_driver_bytes(),
+        resident_bytes=_peak_resident_bytes(),
+    )
 
 
 def _peak_resident_bytes() -> int:

@@ -76,7 +76,8 @@ def arithmetic(variant: Variant) -> set[str]:
     """The formats in which GEMMs are computed: fp32, fp16, bf16, fp8, int8."""
     formats = {str(variant.dtype)}
     if variant.quantize:
-        formats.add(quantization.scheme(variant.quantize).activations or variant.dtype)
+        found = quantization.schemes(variant.quantize)
+        formats |= {one.activations or variant.dtype for one in found}
     if variant.attention != "auto":
         formats.add(attention.KERNELS[variant.attention].arithmetic or variant.dtype)
     return formats

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from qbench.errors import InputError, Unsupported
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.rules import Machine, ModelFacts, Rule, always
-from qbench.recipe.choices import Backend
+from qbench.recipe.choices import AS_IT_IS, Backend
 from qbench.recipe.schema import Quantize, Variant
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ def apply(
             raise InputError("variant.quantize.calibration: there is no pipeline to calibrate on")
         facts |= _calibrated(video, wanted, set(linears), occasion)
     else:
-        build(module, wanted, set(linears))
+        for one, names in by_scheme(wanted, linears):
+            build = scheme(one).build
+            assert build is not None  # of the same backend
+            build(module, one, names)
     changes = Changes("quantize")
     changes.permanent = ROUNDED
     return facts, changes
@@ -103,30 +106,34 @@ def _calibrated(
     video: VideoPipeline, wanted: Quantize, names: set[str], occasion: Occasion
 ) -> dict[str, float]:
     """Fit and store the named linears; figures of what it took."""
-    from qbench.meters.memory import PeakMeter
+    from qbench.meters.memory import reached
     from qbench.optimizations import calibration
     from qbench.optimizations.calibration import storing
 
     assert wanted.calibration is not None
-    module, entry, began = video.denoiser, scheme(wanted), time.perf_counter()
-    stored, inputs = numbers(wanted, module.dtype)
-    scales_inputs = entry.weights != "fp8"  # which of torchao's tensors and ours can
-    found = calibration.fit(
-        video, names, wanted.calibration, occasion, stored, inputs, scales_inputs
-    )
-    if entry.backend == "torchao":
-        assert entry.build is not None
-        entry.build(module, wanted, names)
-        storing.into_torchao(module, found, stored)
-    elif entry.activations == "fp8":
-        storing.into_fp8(module, found)
-    else:
-        storing.into_packed(module, found, stored)
-    facts = {"calibration_s": time.perf_counter() - began}
-    peak = PeakMeter(module.device.type).lap()
-    if peak.resident_bytes:
-        facts["calibration_host_bytes"] = float(peak.resident_bytes)
-    return facts
+    module, began = video.denoiser, time.perf_counter()
+    parts = by_scheme(wanted, names)
+    stored = {name: numbers(one, module.dtype)[0] for one, some in parts for name in some}
+    inputs = numbers(wanted, module.dtype)[1]
+    scales_inputs = scheme(wanted).weights != "fp8"  # which of torchao's tensors and ours can
+    found = calibration.fit(video, wanted.calibration, occasion, stored, inputs, scales_inputs)
+    for one, some in parts:
+        entry, fitted = scheme(one), {name: found[name] for name in sorted(some)}
+        if entry.backend == "torchao":
+            assert entry.build is not None
+            entry.build(module, one, some)
+            storing.into_torchao(module, fitted, stored)
+        elif entry.activations == "fp8":
+            storing.into_fp8(module, fitted)
+        else:
+            storing.into_packed(module, fitted, stored)
+    peak = reached(module.device.type == "cuda")
+    facts = {
+        "calibration_s": time.perf_counter() - began,
+        "calibration_host_bytes": peak.resident_bytes,
+        "calibration_device_bytes": peak.allocated_bytes,
+    }
+    return {name: float(value) for name, value in facts.items() if value is not None}
 
 
 def numbers(wanted: Quantize, dtype: torch.dtype) -> tuple[Weights, Activations]:
@@ -148,6 +155,23 @@ def numbers(wanted: Quantize, dtype: torch.dtype) -> tuple[Weights, Activations]
     return stored, Activations(formats[entry.activations], granularity, entry.static)  # type: ignore[arg-type]
 
 
+def by_scheme(wanted: Quantize, names: Collection[str]) -> list[tuple[Quantize, set[str]]]:
+    """The named linears by scheme, each with what is wanted as if there were no other."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        found.setdefault(wanted.layers.get(name, wanted.scheme), set()).add(name)
+    return [
+        (wanted.model_copy(update={"scheme": chosen, "layers": {}}), some)
+        for chosen, some in found.items()
+    ]
+
+
+def schemes(wanted: Quantize) -> list[Scheme]:
+    """Every scheme that some layer has."""
+    named = dict.fromkeys([wanted.scheme, *wanted.layers.values()])
+    return [SCHEMES[wanted.backend, name] for name in named if name != AS_IT_IS]
+
+
 def group_of(wanted: Quantize) -> int:
     """Weights that share a scale, in schemes with groups."""
     return wanted.group or (PACKED_GROUP if wanted.backend == "qbench" else GROUP)
@@ -165,6 +189,7 @@ def chosen(module: nn.Module, wanted: Quantize) -> dict[str, nn.Linear]:
         for name, layer in module.named_modules()
         if isinstance(layer, torch.nn.Linear)
         and picks(wanted, name)
+        and wanted.layers.get(name) != AS_IT_IS
         and layer.weight.dtype == dtype
         and tuple(layer.weight.shape) not in skips
     }
@@ -294,7 +319,8 @@ def _packed(module: nn.Module, wanted: Quantize, names: Collection[str]) -> None
     for name in sorted(names):
         weight = module.get_submodule(name).weight.detach().float()  # type: ignore[operator]
         scales = stored.scales(weight)
-        storing.into_packed(module, {name: Fitted(stored.codes(weight, scales), scales, 0)}, stored)
+        fitted = {name: Fitted(stored.codes(weight, scales), scales, 0)}
+        storing.into_packed(module, fitted, {name: stored})
 
 
 _PACKED_FORMATS: tuple[Format, ...] = ("int8", "int6", "int5", "int4", "int3", "int2")
@@ -345,11 +371,11 @@ def _of(
     def applies(variant: Variant) -> bool:
         if variant.quantize is None or variant.quantize.backend != backend:
             return False
-        found = scheme(variant.quantize)
-        return (
+        return any(
             weights in (None, found.weights)
             and activations in (None, found.activations)
             and granularity in (None, found.granularity)
+            for found in schemes(variant.quantize)
         )
 
     return applies

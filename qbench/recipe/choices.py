@@ -63,6 +63,8 @@ GROUPED = _FEW_BITS
 # Schemes that are nothing without calibration: their inputs have scales fixed in advance.
 FIXED = (("torchao", "int8_static"),)
 
+AS_IT_IS = "none"  # in place of a scheme, of a layer that is not quantized
+
 Attention = Literal[
     "auto", "math", "flash", "efficient", "cudnn", "flash-3", "flash-4", "sage", "xformers", "fp8"
 ]

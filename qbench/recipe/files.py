@@ -256,6 +256,8 @@ def _meant(at: Place, by_option: bool) -> str:
     here = _fields(section)
     elsewhere = [name for name in all_fields() if name.rpartition(".")[2] == word]
     if elsewhere:
+        least = min(name.count(".") for name in elsewhere)  # the nearest to what most would mean
+        elsewhere = [name for name in elsewhere if name.count(".") == least]
         return f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
     if not section and not by_option:
         here.append("extends")

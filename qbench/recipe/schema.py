@@ -294,8 +294,8 @@ class Recipe(Strict):
             facts.pop("outliers", None)
         quantized = facts.get("variant", {})
         quantized = quantized.get("quantize") if isinstance(quantized, dict) else None
-        for name in ("group", "calibration"):
-            if quantized and quantized[name] is None:
+        for name in ("group", "calibration", "layers"):
+            if quantized and not quantized[name]:
                 del quantized[name]
         if self.prompts.count is None:  # which prompts these are has a digest of its own
             facts["prompts"] = {"set": self.prompts.set, "count": SET_COUNT}

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qbench.errors import brief, nearest
 from qbench.recipe.choices import (
+    AS_IT_IS,
     AS_MODULE,
     BY_CONTENT,
     CALIBRATED,
@@ -120,6 +121,9 @@ class Quantize(Strict):
     """Parts of module names: only layers that match one are quantized. Empty is all."""
     exclude: list[str] = []
     """Parts of module names: layers that match one stay as they are."""
+    layers: dict[str, str] = {}
+    """Scheme by a module's whole name, for those that have another; `none` leaves one as it is.
+    `qbench search` fills it."""
     group: Literal[32, 64, 128] | None = None
     """Weights that share a scale, in schemes of few bits; null is torchao's 32 and qbench's 64."""
     calibration: Calibration | None = None
@@ -133,6 +137,10 @@ class Quantize(Strict):
         if self.scheme not in SCHEMES[self.backend]:
             hint = nearest(self.scheme, SCHEMES[self.backend])
             raise ValueError(f"@scheme: {self.backend} has no scheme {brief(self.scheme)}{hint}")
+        for layer, scheme in self.layers.items():
+            if scheme not in (AS_IT_IS, *SCHEMES[self.backend]) or (self.backend, scheme) in FIXED:
+                hint = nearest(scheme, (AS_IT_IS, *SCHEMES[self.backend]))
+                raise ValueError(f"@layers: {brief(layer)}: no scheme {brief(scheme)}{hint}")
         chosen = (self.backend, self.scheme)
         if self.group is not None and chosen not in GROUPED:
             raise ValueError(f"@group: weights of {self.backend} {self.scheme} have no groups")
@@ -141,6 +149,8 @@ class Quantize(Strict):
                 raise ValueError(f"@scheme: {self.scheme} needs 'calibration: {{method: ...}}'")
             return self
         method = self.calibration.method
+        if self.layers and method != "gptq":
+            raise ValueError(f"@layers: {method} gives linears that share an input one scheme")
         if chosen not in CALIBRATED[method]:
             known = ", ".join(f"{backend} {name}" for backend, name in CALIBRATED[method])
             raise ValueError(

@@ -316,8 +316,7 @@ def _quantize(session: Session, work: Work | None) -> None:
         )
     occasion = Occasion(session.generation, session.model, tuple(session.prompts))
     outside, steps = exported.outside(variant), session.generation.steps
-    applied = axes.apply(session.pipeline, outside, session.device, steps, occasion
-    )
+    applied = axes.apply(session.pipeline, outside, session.device, steps, occasion)
     recorder.facts(applied.facts)
     if variant.decode.fused and not patch.fuses(session.pipeline.pipe.vae):
         recorder.note(NOT_FUSED_NOTE)

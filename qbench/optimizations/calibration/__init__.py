@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,13 +59,16 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that a method is given: the model, what its linears see, and the numbers."""
+    """Everything that a method is given: the model, what its linears see, and the numbers.
+
+    stored: of every linear. Methods that scale an input go by those of its first reader.
+    """
 
     video: VideoPipeline
     settings: Calibration
     calls: Sequence[Call]
     seen: Sequence[Seen]
-    stored: Weights
+    stored: Mapping[str, Weights]
     inputs: Activations
     scales_inputs: bool  # whether stored linears can multiply their inputs by channel
 
@@ -101,14 +104,13 @@ def texts(settings: Calibration, occasion: Occasion) -> list[str]:
 
 def fit(
     video: VideoPipeline,
-    names: Collection[str],
     settings: Calibration,
     occasion: Occasion,
-    stored: Weights,
+    stored: Mapping[str, Weights],
     inputs: Activations,
     scales_inputs: bool,
 ) -> dict[str, Fitted]:
-    """What is to be stored of each named linear.
+    """What is to be stored of each linear that `stored` names.
 
     Layers of the denoiser that can scale an input themselves are changed in place: what it
     computes is the same until the linears are stored.
@@ -116,10 +118,10 @@ def fit(
     from qbench.optimizations.calibration import observe
 
     calls = observe.walk(video, occasion.run, texts(settings, occasion), settings)
-    seen = observe.moments(video.denoiser, names, calls, settings.samples, settings.seed)
+    seen = observe.moments(video.denoiser, list(stored), calls, settings.samples, settings.seed)
     work = Work(video, settings, calls, seen, stored, inputs, scales_inputs)
     found = METHODS[settings.method](work)
-    missing = set(names) - set(found)
+    missing = set(stored) - set(found)
     if missing:
         raise InputError(
             f"variant.quantize.exclude: {min(missing)} was never called along the trajectories, so "
@@ -198,23 +200,26 @@ def _with_hessians(work: Work, inputs: Sequence[Scaled]) -> Iterator[tuple[Scale
 
 
 def _rounded(
-    work: Work, weight: Tensor, hessian: Tensor | None, scales: Tensor | None = None
+    work: Work, name: str, weight: Tensor, hessian: Tensor | None, scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Codes and scales of (out, in) weights."""
+    """Codes and scales of a linear's (out, in) weights."""
     from qbench.optimizations.calibration import gptq
+
+    stored = work.stored[name]
 
     if hessian is not None:
         damping = work.settings.damping or gptq.DAMPING
-        return gptq.quantize(weight, hessian, work.stored, damping, scales=scales)
-    scales = work.stored.scales(weight) if scales is None else scales
-    return work.stored.codes(weight, scales), scales
+        return gptq.quantize(weight, hessian, stored, damping, scales=scales)
+    scales = stored.scales(weight) if scales is None else scales
+    return stored.codes(weight, scales), scales
 
 
 def _smoothquant(work: Work) -> dict[str, Fitted]:
     from qbench.optimizations.calibration import smooth
 
     def scales(one: Seen, weights: list[Tensor]) -> Tensor:
-        return smooth.best(one, weights, work.stored, work.inputs, work.settings.exponent)
+        stored = work.stored[one.readers[0]]
+        return smooth.best(one, weights, stored, work.inputs, work.settings.exponent)
 
     return _stored(work, _scaled(work, scales))
 
@@ -229,7 +234,7 @@ def _stored(work: Work, inputs: Sequence[Scaled]) -> dict[str, Fitted]:
         most = (one.seen.most / one.s).amax()
         fixed = work.inputs.scale(most) if work.inputs.static else None
         for name in one.seen.readers:
-            made = _rounded(work, one.weight(work, name), hessian)
+            made = _rounded(work, name, one.weight(work, name), hessian)
             found[name] = Fitted(*made, one.seen.axes, one.pre, fixed)
     return found
 
@@ -238,14 +243,14 @@ def _awq(work: Work) -> dict[str, Fitted]:
     from qbench.optimizations.calibration import awq
 
     def scales(one: Seen, weights: list[Tensor]) -> Tensor:
-        return awq.best(one, weights, work.stored)
+        return awq.best(one, weights, work.stored[one.readers[0]])
 
     found = {}
     for one, hessian in _with_hessians(work, _scaled(work, scales)):
         for name in one.seen.readers:
             weight = one.weight(work, name)
-            clipped = awq.clipped(weight, one.square, work.stored)
-            made = _rounded(work, weight, hessian, clipped)
+            clipped = awq.clipped(weight, one.square, work.stored[name])
+            made = _rounded(work, name, weight, hessian, clipped)
             found[name] = Fitted(*made, one.seen.axes, one.pre)
     return found
 
@@ -254,7 +259,7 @@ def _svdquant(work: Work) -> dict[str, Fitted]:
     from qbench.optimizations.calibration import awq, svd
 
     def scales(one: Seen, weights: list[Tensor]) -> Tensor:
-        return awq.best(one, weights, work.stored)
+        return awq.best(one, weights, work.stored[one.readers[0]])
 
     found = {}
     for one, hessian in _with_hessians(work, _scaled(work, scales)):
@@ -262,8 +267,8 @@ def _svdquant(work: Work) -> dict[str, Fitted]:
             weight = one.weight(work, name)
             rank = min(work.settings.rank or svd.RANK, *weight.shape)
             dtype = work.linear(name).weight.dtype
-            parts = svd.split(weight, one.square, work.stored, rank, dtype)
-            made = _rounded(work, parts.residual, hessian)
+            parts = svd.split(weight, one.square, work.stored[name], rank, dtype)
+            made = _rounded(work, name, parts.residual, hessian)
             found[name] = Fitted(*made, one.seen.axes, one.pre, up=parts.up, down=parts.down)
     return found
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from qbench.optimizations.calibration import Fitted
 
 
-def into_torchao(module: nn.Module, found: Mapping[str, Fitted], stored: Weights) -> None:
+def into_torchao(
+    module: nn.Module, found: Mapping[str, Fitted], stored: Mapping[str, Weights]
+) -> None:
     """Overwrite tensors that torchao made by plain rounding.
 
     Its tensors for fewer than 8 bits have no place for a scale of the input. Where one is needed
@@ -27,9 +29,9 @@ def into_torchao(module: nn.Module, found: Mapping[str, Fitted], stored: Weights
         assert isinstance(layer, nn.Linear)
         weight: Tensor = layer.weight
         if one.pre is not None and not isinstance(weight, Int8Tensor):
-            if stored.format == "fp8":
+            if stored[name].format == "fp8":
                 raise ValueError(f"{name}: torchao's FP8 tensors have no scale of the input")
-            weight = _grouped(weight, stored.group)
+            weight = _grouped(weight, stored[name].group)
             layer.weight = nn.Parameter(weight, requires_grad=False)
         _fill(layer.weight, one)
 
@@ -55,7 +57,9 @@ def _fill(weight: Tensor, one: Fitted) -> None:
         weight.act_quant_scale = one.fixed.view((1,) * one.axes)  # type: ignore[attr-defined]
 
 
-def into_packed(module: nn.Module, found: Mapping[str, Fitted], stored: Weights) -> None:
+def into_packed(
+    module: nn.Module, found: Mapping[str, Fitted], stored: Mapping[str, Weights]
+) -> None:
     """Put packed linears in place."""
     from qbench.optimizations.packed import PackedLinear
 
@@ -64,7 +68,7 @@ def into_packed(module: nn.Module, found: Mapping[str, Fitted], stored: Weights)
         layer = module.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         new = PackedLinear(
-            layer, one.codes, one.scales, bits(stored.format), one.pre, one.up, one.down
+            layer, one.codes, one.scales, bits(stored[name].format), one.pre, one.up, one.down
         )
         setattr(module.get_submodule(parent), child, new)
         layer.weight.data = layer.weight.data.new_empty(0)

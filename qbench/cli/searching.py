@@ -1,0 +1,93 @@
+"""`qbench search`: a scheme for every layer within a budget. Parses, calls and prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qbench.cli import shared
+from qbench.errors import InputError
+
+# From best to worst; a confirmation has to come to the one asked for, or a better one.
+VERDICTS = ("indistinguishable", "drift", "unverified", "degraded", "broken")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(search)
+
+
+def search(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe, or a file, that quantizes.")],
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="bytes or latency: those of the recipe's own scheme everywhere; or an amount, "
+            "bytes=9.5M, bytes=80%, latency=90%."
+        ),
+    ] = "bytes",
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            help="Confirm by whole videos: the worst verdict that will do, such as drift."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for recipe, figures and chart.")] = Path(
+        "search"
+    ),
+    set_: Annotated[list[str], typer.Option("--set", help="Override a field.")] = [],  # noqa: B006
+    model: Annotated[str | None, typer.Option(help="Known name, hub id or folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+) -> None:
+    """Choose a scheme for each layer: least error within a budget. Ended, it goes on.
+
+    Exit code 1: the videos did not come to the verdict that was asked for.
+    """
+    from qbench.cli.commands import _planned
+    from qbench.errors import Unsupported, nearest, one_line
+    from qbench.search import mixed
+
+    if quality is not None and quality not in VERDICTS:
+        raise InputError(f"--quality {quality}: no such verdict{nearest(quality, VERDICTS)}")
+    amount = mixed.budget_of(budget)
+    planned = [item for item in _planned([recipe], set_, model, device, None) if not item.implied]
+    if len(planned) != 1:
+        raise InputError(f"{recipe}: {len(planned)} recipes; a search is of one")
+    shared.writable(out)
+    console = shared.console()
+    try:
+        found = mixed.search(planned[0].recipe, amount, out, lambda line: shared.say(console, line))
+    except Unsupported as error:
+        shared.say(console, f"qbench: {one_line(error)}")
+        raise SystemExit(1) from None
+    for line in mixed.lines(found):
+        shared.say(console, line)
+    shared.say(console, f"recipe: {out / found.recipe}; chart: {out / found.chart}")
+    if quality is not None:
+        _confirm(out, found.recipe, quality, device)
+
+
+def _confirm(out: Path, name: str, quality: str, device: str | None) -> None:
+    """Whole videos of the mixed recipe beside its reference, and their verdict."""
+    from qbench.cli.commands import _planned
+    from qbench.progress import Progress
+    from qbench.results import store
+    from qbench.results.ranking import rankings
+    from qbench.run import sweep
+
+    console = shared.console()
+    planned = _planned([str(out / name)], [], None, device, None)
+    swept = sweep.run(planned, out / "runs", Progress(console, False), False, True)
+    found = rankings([(path / store.FILE, record) for path, record in swept.finished])
+    mine = [item.recipe.name for item in planned if not item.implied]
+    said: str | None = None
+    for ranking in found:
+        shared.print_ranking(console, ranking)
+        for record in ranking.records:
+            if record.recipe.name in mine and record.run in ranking.judged:
+                said = ranking.judged[record.run].verdict
+    if said is None or VERDICTS.index(said) > VERDICTS.index(quality):
+        shared.say(console, f"not confirmed: {said or 'no verdict'}, {quality} asked for")
+        raise SystemExit(1)
+    shared.say(console, f"confirmed by whole videos: {said}")
