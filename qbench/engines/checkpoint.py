@@ -27,6 +27,8 @@ def refuses(variant: Variant) -> str:
     quantize = variant.quantize
     if quantize and quantize.backend == "qbench":
         return "weights of qbench's own linears are read by qbench alone"
+    if quantize and quantize.calibration and quantize.calibration.ranges:
+        return "weights for each range of timesteps are switched by qbench alone"
     if quantize and quantize.backend != "torchao":
         return f"weights of {quantize.backend} are read by its own loader, not by diffusers'"
     return ""
@@ -57,7 +59,7 @@ def _declare(module: Module, wanted: Quantize) -> None:
     from diffusers.quantizers.auto import DiffusersAutoQuantizer
     from torchao.quantization import FqnToConfig
 
-    from qbench.optimizations import quantization
+    from qbench.optimizations import builds, quantization
 
     linears = {name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)}
     left = sorted(linears - set(quantization.chosen(module, wanted)))
@@ -65,7 +67,7 @@ def _declare(module: Module, wanted: Quantize) -> None:
     configs: dict[str, object] = {}
     for one, names in parts:
         build = quantization.scheme(one).build
-        assert isinstance(build, quantization.Torchao)  # `refuses` let no other through
+        assert isinstance(build, builds.Torchao)  # `refuses` let no other through
         configs |= dict.fromkeys(sorted(names), build.config(one))
     whole = next(iter(configs.values())) if len(parts) == 1 else FqnToConfig(configs)
     settings = TorchAoConfig(whole, modules_to_not_convert=left)

@@ -102,7 +102,7 @@ def _fill(video: VideoPipeline, variant: Variant, path: Path, written: Descripti
     import torch
     from safetensors import safe_open
 
-    from qbench.optimizations import axes, quantization
+    from qbench.optimizations import axes, packed, quantization
 
     module = video.denoiser
     with safe_open(path, "pt", device=written.target.device) as file:
@@ -115,7 +115,9 @@ def _fill(video: VideoPipeline, variant: Variant, path: Path, written: Descripti
     if variant.fuse_qkv:
         axes.fuse_qkv(module)
     if variant.quantize:
-        quantization.apply(module, variant.quantize)
+        # What calibration found is in the tensors; layers need only places for them.
+        quantization.apply(module, variant.quantize.model_copy(update={"calibration": None}))
+        packed.make_room(module, {name: value.shape for name, value in stored.items()})
     wanted = _tensors(module)
     if wanted.keys() != stored.keys():
         name = sorted(wanted.keys() ^ stored.keys())[0]

@@ -7,11 +7,14 @@ The product is computed in the input's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 FIELDS = (8, 4, 2, 1)
+OPTIONAL = ("pre", "up", "down")
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -58,6 +61,10 @@ class PackedLinear(nn.Module):
     diffusers' group offload takes along.
     """
 
+    pre: Tensor | None
+    up: Tensor | None
+    down: Tensor | None
+
     def __init__(
         self,
         linear: nn.Linear,
@@ -75,9 +82,8 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias  # first: a model's dtype is that of its first parameter
         self.scale = _kept(scales.to(dtype))
         self.weight = _kept(pack(codes, bits))
-        self.pre = None if pre is None else _kept(pre.to(dtype))
-        self.up = None if up is None else _kept(up.to(dtype))
-        self.down = None if down is None else _kept(down.to(dtype))
+        for name, value in zip(OPTIONAL, (pre, up, down), strict=True):
+            self.register_parameter(name, None if value is None else _kept(value.to(dtype)))
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The quantized part of the weights, (out, in)."""
@@ -92,6 +98,16 @@ class PackedLinear(nn.Module):
         if self.up is not None and self.down is not None:
             y = y + functional.linear(functional.linear(x, self.down), self.up)
         return y
+
+
+def make_room(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give packed linears the optional parameters that are among these names, without values."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, PackedLinear):
+            for part in OPTIONAL:
+                if shape := shapes.get(f"{name}.{part}"):
+                    empty = layer.scale.new_empty(tuple(shape))
+                    layer.register_parameter(part, _kept(empty))
 
 
 def _kept(tensor: Tensor) -> nn.Parameter:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from qbench.errors import InputError, Unsupported
+from qbench.errors import InputError
+from qbench.optimizations import builds
+from qbench.optimizations.builds import GROUP, PACKED_GROUP, Build, group_of
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.rules import Machine, ModelFacts, Rule, always
 from qbench.recipe.choices import AS_IT_IS, Backend
@@ -23,13 +24,9 @@ if TYPE_CHECKING:
 
     from qbench.optimizations.calibration import Occasion
     from qbench.optimizations.calibration.numbers import Activations, Weights
-    from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
 
 Format = Literal["int8", "int6", "int5", "int4", "int3", "int2", "fp8"]
-Build = Callable[["nn.Module", Quantize, Collection[str]], None]
-STALE_S = 900  # a build of optimum-quanto's extension takes about a minute
-GROUP = 32  # weights that share a scale, in torchao's INT4 and INT2
-PACKED_GROUP = 64  # and in qbench's packed weights
 ROUNDED = "quantized weights hold no more than their bits: load the pipeline again"
 
 
@@ -106,12 +103,14 @@ def _calibrated(
     video: VideoPipeline, wanted: Quantize, names: set[str], occasion: Occasion
 ) -> dict[str, float]:
     """Fit and store the named linears; figures of what it took."""
-    from qbench.meters.memory import reached
     from qbench.optimizations import calibration
     from qbench.optimizations.calibration import storing
 
     assert wanted.calibration is not None
     module, began = video.denoiser, time.perf_counter()
+    if wanted.calibration.ranges:
+        calibration.by_range(video, wanted, names, occasion)
+        return _took(module, began)
     parts = by_scheme(wanted, names)
     stored = {name: numbers(one, module.dtype)[0] for one, some in parts for name in some}
     inputs = numbers(wanted, module.dtype)[1]
@@ -127,6 +126,13 @@ def _calibrated(
             storing.into_fp8(module, fitted)
         else:
             storing.into_packed(module, fitted, stored)
+    return _took(module, began)
+
+
+def _took(module: Module, began: float) -> dict[str, float]:
+    """Seconds since `began`, and the peaks of memory so far."""
+    from qbench.meters.memory import reached
+
     peak = reached(module.device.type == "cuda")
     facts = {
         "calibration_s": time.perf_counter() - began,
@@ -172,11 +178,6 @@ def schemes(wanted: Quantize) -> list[Scheme]:
     return [SCHEMES[wanted.backend, name] for name in named if name != AS_IT_IS]
 
 
-def group_of(wanted: Quantize) -> int:
-    """Weights that share a scale, in schemes with groups."""
-    return wanted.group or (PACKED_GROUP if wanted.backend == "qbench" else GROUP)
-
-
 def chosen(module: nn.Module, wanted: Quantize) -> dict[str, nn.Linear]:
     """The linears of `module` that `include` and `exclude` leave, by name."""
     import torch
@@ -204,107 +205,6 @@ def picks(wanted: Quantize, name: str) -> bool:
 # How schemes are built --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Torchao:
-    """Quantizes by torchao's own configuration, which `config` makes of what is wanted."""
-
-    config: Callable[[Quantize], object]
-
-    def __call__(self, module: nn.Module, wanted: Quantize, names: Collection[str]) -> None:
-        try:
-            from torchao.quantization import quantize_
-        except ImportError as error:
-            raise Unsupported("torchao is not installed: pip install torchao") from error
-        quantize_(module, self.config(wanted), filter_fn=lambda _, name: name in names)
-
-
-def _int8_weights(wanted: Quantize) -> object:
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return Int8WeightOnlyConfig(set_inductor_config=wanted.tune)
-
-
-def _int8_dynamic(wanted: Quantize) -> object:
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-
-    return Int8DynamicActivationInt8WeightConfig(set_inductor_config=wanted.tune)
-
-
-def _fp8_weights(wanted: Quantize) -> object:
-    from torchao.quantization import Float8WeightOnlyConfig
-
-    return Float8WeightOnlyConfig(set_inductor_config=wanted.tune)
-
-
-def _fp8_dynamic(per: Literal["PerRow", "PerTensor"]) -> Callable[[Quantize], object]:
-    def config(wanted: Quantize) -> object:
-        import torchao.quantization as ao
-
-        return ao.Float8DynamicActivationFloat8WeightConfig(
-            granularity=getattr(ao, per)(), set_inductor_config=wanted.tune
-        )
-
-    return config
-
-
-def _grouped(format: Literal["int4", "int2"]) -> Callable[[Quantize], object]:
-    def config(wanted: Quantize) -> object:
-        import torch
-        from torchao.quantization import IntxWeightOnlyConfig, PerGroup
-
-        return IntxWeightOnlyConfig(
-            weight_dtype=getattr(torch, format), granularity=PerGroup(group_of(wanted))
-        )
-
-    return config
-
-
-def _quanto(qtype: str) -> Build:
-    def build(module: nn.Module, _: Quantize, names: Collection[str]) -> None:
-        try:
-            from optimum import quanto
-        except ImportError as error:
-            raise Unsupported(
-                "optimum-quanto is not installed: pip install 'qbench[quanto]'"
-            ) from error
-        _build_in_cache()
-        quanto.quantize(module, weights=getattr(quanto, qtype), include=sorted(names))
-        quanto.freeze(module)
-
-    return build
-
-
-def _build_in_cache() -> None:
-    """Have optimum-quanto build its extensions in the cache folder, not inside its own package.
-
-    That may be one that nobody may write to, or that other environments share. What is built there
-    for this torch is used as it is.
-    """
-    import torch
-    from optimum.quanto.library.extensions.extension import _extensions
-
-    from qbench import cache
-
-    for extension in _extensions.values():
-        stamp = Path(extension.build_directory) / "pytorch_version.txt"
-        if stamp.is_file() and stamp.read_text().strip() == torch.__version__:
-            continue
-        folder = cache.folder() / "quanto" / torch.__version__ / extension.name
-        folder.mkdir(parents=True, exist_ok=True)
-        forget_stale_locks(folder.parent)
-        extension.build_directory = str(folder)
-
-
-def forget_stale_locks(folder: Path) -> None:
-    """Remove what builds that were killed have left in the folders of `folder`.
-
-    optimum-quanto compiles helpers at first use, and waits for ever where a build's lock is left.
-    """
-    for lock in folder.glob("*/lock"):
-        if time.time() - lock.stat().st_mtime > STALE_S:
-            lock.unlink(missing_ok=True)
-
-
 def _qbench(module: nn.Module, _: Quantize, names: Collection[str]) -> None:
     from qbench.optimizations.kernels import fp8_linear
 
@@ -315,9 +215,10 @@ def _packed(module: nn.Module, wanted: Quantize, names: Collection[str]) -> None
     """Plain rounding into packed weights."""
     from qbench.optimizations.calibration import Fitted, storing
 
-    stored, _ = numbers(wanted, next(module.parameters()).dtype)
     for name in sorted(names):
-        weight = module.get_submodule(name).weight.detach().float()  # type: ignore[operator]
+        plain = module.get_submodule(name).weight
+        stored, _ = numbers(wanted, plain.dtype)  # type: ignore[arg-type]
+        weight = plain.detach().float()  # type: ignore[operator]
         scales = stored.scales(weight)
         fitted = {name: Fitted(stored.codes(weight, scales), scales, 0)}
         storing.into_packed(module, fitted, {name: stored})
@@ -325,27 +226,46 @@ def _packed(module: nn.Module, wanted: Quantize, names: Collection[str]) -> None
 
 _PACKED_FORMATS: tuple[Format, ...] = ("int8", "int6", "int5", "int4", "int3", "int2")
 _ALL = (
-    Scheme("torchao", "int8_weight_only", "int8", None, "row", Torchao(_int8_weights)),
-    Scheme("torchao", "int8_dynamic", "int8", "int8", "row", Torchao(_int8_dynamic)),
-    Scheme("torchao", "int8_static", "int8", "int8", "row", Torchao(_int8_dynamic), static=True),
-    Scheme("torchao", "fp8_weight_only", "fp8", None, "row", Torchao(_fp8_weights)),
-    Scheme("torchao", "fp8_dynamic_row", "fp8", "fp8", "row", Torchao(_fp8_dynamic("PerRow"))),
+    Scheme("torchao", "int8_weight_only", "int8", None, "row", builds.Torchao(builds.int8_weights)),
+    Scheme("torchao", "int8_dynamic", "int8", "int8", "row", builds.Torchao(builds.int8_dynamic)),
+    Scheme(
+        "torchao",
+        "int8_static",
+        "int8",
+        "int8",
+        "row",
+        builds.Torchao(builds.int8_dynamic),
+        static=True,
+    ),
+    Scheme("torchao", "fp8_weight_only", "fp8", None, "row", builds.Torchao(builds.fp8_weights)),
+    Scheme(
+        "torchao",
+        "fp8_dynamic_row",
+        "fp8",
+        "fp8",
+        "row",
+        builds.Torchao(builds.fp8_dynamic("PerRow")),
+    ),
     Scheme(
         "torchao",
         "fp8_dynamic_tensor",
         "fp8",
         "fp8",
         "tensor",
-        Torchao(_fp8_dynamic("PerTensor")),
+        builds.Torchao(builds.fp8_dynamic("PerTensor")),
         # torchao 0.18 takes the one scale of a 128x128 weight for that of a block, and fails.
         skips=((128, 128),),
     ),
-    Scheme("torchao", "int4_weight_only", "int4", None, "group", Torchao(_grouped("int4"))),
-    Scheme("torchao", "int2_weight_only", "int2", None, "group", Torchao(_grouped("int2"))),
-    Scheme("quanto", "int8_weight_only", "int8", None, "row", _quanto("qint8")),
-    Scheme("quanto", "int4_weight_only", "int4", None, "group", _quanto("qint4")),
-    Scheme("quanto", "int2_weight_only", "int2", None, "group", _quanto("qint2")),
-    Scheme("quanto", "fp8_weight_only", "fp8", None, "row", _quanto("qfloat8")),
+    Scheme(
+        "torchao", "int4_weight_only", "int4", None, "group", builds.Torchao(builds.grouped("int4"))
+    ),
+    Scheme(
+        "torchao", "int2_weight_only", "int2", None, "group", builds.Torchao(builds.grouped("int2"))
+    ),
+    Scheme("quanto", "int8_weight_only", "int8", None, "row", builds.quanto("qint8")),
+    Scheme("quanto", "int4_weight_only", "int4", None, "group", builds.quanto("qint4")),
+    Scheme("quanto", "int2_weight_only", "int2", None, "group", builds.quanto("qint2")),
+    Scheme("quanto", "fp8_weight_only", "fp8", None, "row", builds.quanto("qfloat8")),
     Scheme("qbench", "fp8_dynamic_row", "fp8", "fp8", "row", _qbench),
     *(
         Scheme("qbench", f"{name}_weight_only", name, None, "group", _packed)

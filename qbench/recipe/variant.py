@@ -85,6 +85,9 @@ class Calibration(Strict):
     """Of the first trajectory's noise and of the sample."""
     exponent: Annotated[float, Field(ge=0, le=1)] | None = None
     """Of smoothquant; null searches one for each input."""
+    ranges: Annotated[int, Field(ge=2, le=8)] | None = None
+    """Of timesteps, each with scales and weights of its own (ViDiT-Q), for smoothquant of
+    int8_dynamic; null fits one to the whole trajectory."""
     rank: Annotated[int, Field(ge=1, le=512)] | None = None
     """Of svdquant's branch; null is 32."""
     rounding: Literal["nearest", "gptq"] | None = None
@@ -95,7 +98,9 @@ class Calibration(Strict):
 
     @model_validator(mode="after")
     def _own_fields(self) -> Calibration:
-        for field, method in (("exponent", "smoothquant"), ("rank", "svdquant")):
+        for field, method in (
+            ("exponent", "smoothquant"), ("ranges", "smoothquant"), ("rank", "svdquant"),
+        ):  # fmt: skip
             if getattr(self, field) is not None and self.method != method:
                 raise ValueError(f"@{field}: is {method}'s; {self.method} has no such field")
         if self.method == "gptq" and self.rounding == "nearest":
@@ -149,6 +154,8 @@ class Quantize(Strict):
                 raise ValueError(f"@scheme: {self.scheme} needs 'calibration: {{method: ...}}'")
             return self
         method = self.calibration.method
+        if self.calibration.ranges and self.scheme != "int8_dynamic":
+            raise ValueError("@calibration: ranges of timesteps are for int8_dynamic")
         if self.layers and method != "gptq":
             raise ValueError(f"@layers: {method} gives linears that share an input one scheme")
         if chosen not in CALIBRATED[method]:

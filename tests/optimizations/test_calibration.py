@@ -302,6 +302,39 @@ def test_a_calibrated_checkpoint_is_read_by_plain_diffusers(bench: Bench, tmp_pa
     assert bench.error(again) == pytest.approx(bench.error(module), rel=1e-6)
 
 
+def test_the_format_qbench_holds_what_calibration_found(bench: Bench, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from safetensors.torch import save_file
+
+    from qbench.engines import prepared
+    from qbench.recipe.schema import Variant
+
+    module, _ = _quantized(bench, "qbench", "int4_weight_only", 100.0, method="svdquant", rank=4)
+    save_file(prepared._tensors(module), tmp_path / "weights.safetensors")
+    video = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
+    names: dict[str, Any] = {"include": TWO_BLOCKS, "exclude": LEFT_OUT}
+    fit = Calibration(method="svdquant", rank=4)
+    wanted = Quantize(backend="qbench", scheme="int4_weight_only", calibration=fit, **names)
+    written: Any = SimpleNamespace(dtype="float32", target=SimpleNamespace(device="cpu"))
+    prepared._fill(video, Variant(quantize=wanted), tmp_path / "weights.safetensors", written)
+    assert bench.error(video.denoiser) == bench.error(module)
+
+
+def test_ranges_of_timesteps_have_scales_of_their_own_and_follow_the_denoiser(bench: Bench) -> None:
+    plain, _ = _quantized(bench, "torchao", "int8_dynamic", 100.0)
+    module, _ = _quantized(bench, "torchao", "int8_dynamic", 100.0, method="smoothquant", ranges=2)
+    layer = module.transformer_blocks[2].attn1.to_q
+    first, second = (part.weight.act_pre_scale for part in layer.parts)
+    assert not torch.equal(first, second)
+    assert bench.error(module) < 0.2 * bench.error(plain)
+    current = []
+    for call in (bench.calls[0], bench.calls[-1]):
+        observe.predict(module, call)
+        current.append(layer.current)
+    assert current == [0, 1]
+
+
 # What it is given -------------------------------------------------------------------------------
 
 

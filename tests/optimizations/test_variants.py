@@ -15,7 +15,7 @@ from conftest import RECIPES
 from qbench import support
 from qbench.errors import InputError
 from qbench.meters.memory import stored_bytes
-from qbench.optimizations import axes, compilation, quantization
+from qbench.optimizations import axes, builds, compilation, quantization
 from qbench.pipelines import specs
 from qbench.recipe import files, schema
 from qbench.recipe.schema import Quantize, Variant
@@ -303,7 +303,7 @@ def test_lock_of_a_killed_build_is_forgotten_and_that_of_a_running_one_is_kept(
         lock.parent.mkdir(parents=True)
         lock.touch()
     os.utime(stale, (0, 0))
-    quantization.forget_stale_locks(tmp_path)
+    builds.forget_stale_locks(tmp_path)
     assert not stale.exists()
     assert fresh.exists()
 
@@ -324,7 +324,7 @@ def test_quantos_extensions_are_built_in_the_cache_folder(
     stamp.write_text(torch.__version__)
     monkeypatch.setattr(extension, "_extensions", {"built": built, "missing": missing})
     monkeypatch.setattr(cache, "folder", lambda: tmp_path / "cache")
-    quantization._build_in_cache()
+    builds.build_in_cache()
     assert built.build_directory == str(stamp.parent)
     assert Path(missing.build_directory).is_relative_to(tmp_path / "cache")
     assert Path(missing.build_directory).is_dir()

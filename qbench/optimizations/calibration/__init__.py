@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qbench.pipelines.base import Resolved, VideoPipeline
     from qbench.pipelines.rescaling import Rescaling
     from qbench.pipelines.specs import Model
-    from qbench.recipe.schema import Calibration
+    from qbench.recipe.schema import Calibration, Quantize
 
 HESSIANS_BYTES = 4 * 2**30  # held at a time
 
@@ -71,6 +71,7 @@ class Work:
     stored: Mapping[str, Weights]
     inputs: Activations
     scales_inputs: bool  # whether stored linears can multiply their inputs by channel
+    folds: bool = True  # whether layers before them may be changed
 
     def linear(self, name: str) -> nn.Linear:
         found: nn.Linear = self.video.denoiser.get_submodule(name)
@@ -130,6 +131,46 @@ def fit(
     return found
 
 
+def by_range(
+    video: VideoPipeline, wanted: Quantize, names: Collection[str], occasion: Occasion
+) -> None:
+    """Fit and store the named linears once for each range of timesteps.
+
+    Scales stay with the linears: layers before them have weights of one kind for all ranges.
+    """
+    import copy
+
+    from torch import nn
+
+    from qbench.optimizations import quantization
+    from qbench.optimizations.calibration import observe, ranges, storing
+
+    settings, module = wanted.calibration, video.denoiser
+    assert settings is not None
+    assert settings.ranges is not None
+    stored, inputs = quantization.numbers(wanted, module.dtype)
+    calls = observe.walk(video, occasion.run, texts(settings, occasion), settings)
+    cuts = ranges.borders(calls, settings.ranges)
+    numbers = dict.fromkeys(names, stored)
+    parts: dict[str, list[nn.Linear]] = {name: [] for name in names}
+    for number in range(len(cuts) + 1):
+        some = [c for c in calls if ranges.range_of(ranges.timestep_of(c), cuts) == number]
+        seen = observe.moments(module, names, some, settings.samples, settings.seed)
+        work = Work(video, settings, some, seen, numbers, inputs, True, folds=False)
+        found = METHODS[settings.method](work)
+        for name in names:
+            alone = nn.Sequential(copy.deepcopy(module.get_submodule(name)))
+            build = quantization.scheme(wanted).build
+            assert build is not None
+            build(alone, wanted, {"0"})
+            storing.into_torchao(alone, {"0": found[name]}, {"0": stored})
+            parts[name].append(alone[0])
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, ranges.RangedLinear(parts[name]))
+    ranges.follow(module, cuts)
+
+
 @dataclass(frozen=True)
 class Scaled:
     """An input whose channels were divided by `s`: by layers before it, or by its readers."""
@@ -156,7 +197,7 @@ class Scaled:
 def _foldable(work: Work) -> Iterator[tuple[Seen, Rescaling | None]]:
     """Each input, with the layers before it that can scale it, in the order that they need."""
     left = {one.readers[0]: one for one in work.seen}
-    for rescaling in work.video.rescalings():
+    for rescaling in work.video.rescalings() if work.folds else ():
         for first, one in list(left.items()):
             if rescaling.readers and set(one.readers) <= set(rescaling.readers):
                 yield left.pop(first), rescaling
