@@ -240,7 +240,6 @@ def _check_kind(path: Path) -> None:
     """Refuse a pickle, whatever it is called: loading one runs code."""
     with path.open("rb") as file:
         head = file.read(9)
-    pickled = path.suffix in (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
     weights = path.suffix == ".safetensors"  # which may begin with any byte: of a length
     code = path.suffix in (".plan", ".artifacts")  # which no format takes for weights
     named = path.suffix in (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")

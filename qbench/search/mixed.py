@@ -37,9 +37,9 @@ class Compared(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     cost: float
-    error: float  # relative L2, root of the mean square over calls
+    error: float  # relative L2, root of the mean square over predictions
     ratio: float = 1.0  # of the mixed choice's error to this one's
-    low: float = 1.0  # of the ratio, 95 %, bootstrap over calls
+    low: float = 1.0  # of the ratio, 95 %, bootstrap over predictions
     high: float = 1.0
 
 
@@ -151,8 +151,7 @@ def search(recipe: Recipe, budget: Budget, out: Path, tell: Tell = lambda _: Non
         uniform.append(_compared(scheme, cost, mixed, plain))
     file = out / "recipe.yaml"
     write_recipe(recipe, chosen, budget, file)
-    steps = [call.step for call in seen]
-    drawn = chart.draw(table, wanted.scheme, steps, chosen.schemes, out / "sensitivity.png")
+    drawn = chart.draw(table, wanted.scheme, bench.steps, chosen.schemes, out / "sensitivity.png")
     found = Found(
         unit=budget.unit,
         budget=amount,
@@ -205,7 +204,9 @@ def _walked(video: VideoPipeline, run: Resolved, texts: Sequence[str]) -> list[C
     from qbench.recipe.schema import Calibration
 
     seed = SEED + 1000 * sum(map(len, texts)) % 1_000_000
-    return observe.walk(video, run, texts, Calibration(method="gptq", steps=STEPS, seed=seed))
+    small = sum(p.numel() for p in video.denoiser.parameters()) <= SMALL
+    settings = Calibration(method="gptq", steps=STEPS, seed=seed)
+    return observe.walk(video, run, texts, settings, at_once=PROMPTS if small else 1)
 
 
 def _key(recipe: Recipe, model: Model, names: Sequence[str], schemes: Sequence[str]) -> str:
@@ -246,7 +247,7 @@ def _costs(
 
 
 def _compared(name: str, cost: float, mixed: Sequence[float], plain: Sequence[float]) -> Compared:
-    """The two errors, and a paired bootstrap of their ratio over calls."""
+    """The two errors, and a paired bootstrap of their ratio over predictions."""
     generator = random.Random(0)
     count = len(mixed)
     ratios = []

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qbench.recipe.schema import Quantize
 
 Tell = Callable[[str], None]
-Table = dict[str, dict[str, list[float]]]  # layer -> scheme -> squared relative error of each call
+Table = dict[str, dict[str, list[float]]]  # layer -> scheme -> squared relative errors
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,19 @@ class Bench:
     def of(cls, module: Module, calls: Sequence[Call]) -> Bench:
         return cls(module, calls, [observe.predict(module, call).float() for call in calls])
 
+    @property
+    def steps(self) -> list[int]:
+        """The denoise step of each error."""
+        pairs = zip(self.calls, self.expected, strict=True)
+        return [call.step for call, made in pairs for _ in range(len(made))]
+
     def errors(self) -> list[float]:
-        """Squared relative error of each call's prediction, as the denoiser is now."""
-        found = []
+        """Squared relative error of each prediction, by call and by video and half of guidance."""
+        found: list[float] = []
         for call, wanted in zip(self.calls, self.expected, strict=True):
             made = observe.predict(self.module, call).float()
-            found.append(float((made - wanted).square().sum() / wanted.square().sum()))
+            wrong = (made - wanted).flatten(1).square().sum(1)
+            found += (wrong / wanted.flatten(1).square().sum(1)).tolist()
         return found
 
 

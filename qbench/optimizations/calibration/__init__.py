@@ -159,12 +159,13 @@ def by_range(
         work = Work(video, settings, some, seen, numbers, inputs, True, folds=False)
         found = METHODS[settings.method](work)
         for name in names:
-            alone = nn.Sequential(copy.deepcopy(module.get_submodule(name)))
+            linear = copy.deepcopy(work.linear(name))
+            alone = nn.Sequential(linear)
             build = quantization.scheme(wanted).build
             assert build is not None
             build(alone, wanted, {"0"})
             storing.into_torchao(alone, {"0": found[name]}, {"0": stored})
-            parts[name].append(alone[0])
+            parts[name].append(linear)
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, ranges.RangedLinear(parts[name]))

@@ -30,20 +30,26 @@ class Call:
 
 
 def walk(
-    video: VideoPipeline, run: Resolved, texts: Sequence[str], settings: Calibration
+    video: VideoPipeline,
+    run: Resolved,
+    texts: Sequence[str],
+    settings: Calibration,
+    at_once: int = 1,
 ) -> list[Call]:
     """Denoise a video of each text, and keep what the denoiser is given at some of the steps.
 
     The steps are spread evenly over the trajectory, first and last among them. A kept call is
-    latents and embeddings, 5 MB for CogVideoX-2B.
+    latents and embeddings of `at_once` videos, 5 MB each for CogVideoX-2B.
     """
     last = run.steps - 1
     count = min(settings.steps, run.steps)
     kept = {round(i * last / (count - 1)) for i in range(count)} if count > 1 else {last // 2}
     calls = []
-    for number, text in enumerate(texts):
-        conditioning = video.encode(run, [text])
-        noise = video.noise(run, settings.seed + number)
+    for first in range(0, len(texts), at_once):
+        some = list(texts[first : first + at_once])
+        conditioning = video.encode(run, some)
+        seeds = range(settings.seed + first, settings.seed + first + len(some))
+        noise = torch.cat([video.noise(run, seed) for seed in seeds])
         steps = video.captured(run, conditioning, noise, steps=run.steps)
         calls += [Call(step, one) for step in sorted(kept) for one in steps[step]]
     return calls
