@@ -10,6 +10,7 @@ from qbench.meters.memory import CONTEXT_BYTES
 from qbench.report import tables
 from qbench.results.record import VIDEO_STAGES, Record
 
+LEAST_BY = 0.3  # how far what ran out of memory is from fitting, where its peaks say less
 SHAPE = ("frames", "height", "width")  # of a video, which memory depends on; steps it does not
 
 
@@ -23,12 +24,12 @@ def fits(record: Record, evidence: Sequence[Record], card: int, kept_free: int) 
     room = card - kept_free
     same = [r for r in evidence if alike(r, record)]
     needs = _needs(record)
-    for other in same:
-        size = _card(other)
-        if other.status == "oom" and room <= size:
-            said = f"out of memory in {other.stage or 'its run'} on {_named(other)}"
-            by = max(((bounds(record)[1] or 0) - room) / room, 0.3)
-            return Criterion(name="vram", result="missed", said=f"{needs}; {said}", by=by)
+    ran_out = [r for r in same if r.status == "oom" and room <= _card(r)]
+    if ran_out:
+        other = min(ran_out, key=_card)
+        said = f"out of memory in {other.stage or 'its run'} on {_named(other)}"
+        by = max(((bounds(record)[1] or 0) - room) / room, LEAST_BY)
+        return Criterion(name="vram", result="missed", said=f"{needs}; {said}", by=by)
     ran = [r for r in same if r.status == "ok" and _card(r) <= room]
     if ran:
         largest = max(ran, key=_card)

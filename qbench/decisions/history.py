@@ -18,6 +18,7 @@ from qbench.decisions.changes import Change, software_changes
 from qbench.decisions.figures import Figure
 from qbench.errors import InputError, nearest
 from qbench.quality.statistics import Ratio, speed_up, summarise
+from qbench.results import origin
 from qbench.results.record import Record
 
 
@@ -69,22 +70,16 @@ def history(results: list[Path], recipe: str | None, figure: str | None) -> Hist
     """All series of two records or more. Raises InputError where there is none."""
     found, unreadable = places.read(results)
     wanted = None if figure is None else figures.find(figure, "--figure")
-    return _of([record for _, record in found], recipe, wanted, unreadable)
-
-
-def _of(
-    records: list[Record], recipe: str | None, figure: Figure | None, unreadable: list[str]
-) -> History:
-    names = {record.recipe.name for record in records}
+    names = {record.recipe.name for _, record in found}
     if recipe is not None and recipe not in names:
         raise InputError(f"--recipe {recipe[:60]}: no record of it{nearest(recipe, names)}")
     groups: dict[tuple[str, ...], list[Record]] = {}
-    for record in {record.run: record for record in records}.values():
+    for path, record in {record.run: (path, record) for path, record in found}.values():
         if record.status == "ok" and recipe in (None, record.recipe.name):
-            groups.setdefault(_key(record), []).append(record)
-    series = [made for group in groups.values() if (made := _series(group, figure)) is not None]
+            groups.setdefault(_key(path, record), []).append(record)
+    series = [made for group in groups.values() if (made := _series(group, wanted)) is not None]
     if not series:
-        asked = figure.name if figure else "a time"
+        asked = wanted.name if wanted else "a time"
         raise InputError(
             f"no recipe{f' {recipe}' if recipe else ''} has two records with {asked} of equal "
             "workload and hardware here"
@@ -93,10 +88,11 @@ def _of(
     return History(series=tuple(series), notes=tuple(f"left out: {line}" for line in unreadable))
 
 
-def _key(record: Record) -> tuple[str, ...]:
-    """All that has to be equal: the recipe with its settings, prompts, weights, hardware."""
-    prints = record.fingerprints
-    return (record.recipe.name, prints.recipe, prints.prompts, prints.model, prints.hardware)
+def _key(path: Path, record: Record) -> tuple[str, ...]:
+    """All that has to be equal: recipe with settings, prompts, weights, hardware, and whose."""
+    prints, imported = record.fingerprints, origin.read(path.parent)
+    same = (record.recipe.name, prints.recipe, prints.prompts, prints.model, prints.hardware)
+    return (*same, imported.place if imported else "")
 
 
 def _series(group: list[Record], figure: Figure | None) -> Series | None:

@@ -86,12 +86,17 @@ def _change(part: str, figure: Figure, option: str) -> Change:
 def of_ratio(limit: Change, speed: Ratio, before: float, figure: Figure, chance: float) -> Answer:
     """speed: before over after, so above 1 is better. before: the median that a share is of."""
     low, high = speed.bounds(chance)
+    few = speed.n is not None and speed.n < LEAST
     # How many times as much the figure is: what bounds the speed from above bounds this from below.
     values = [1 / x if x > 0 else math.inf for x in (high, speed.value, low)]
     if figure.better == "higher":  # a share lost of a speed-up
         values = [2 - x for x in (high, speed.value, low)]
     scale = 1.0 if limit.of == "share" else before
     least, value, most = ((x - 1) * scale for x in values)
+    if low <= 0:
+        why = f"n = {speed.n}" if few else "samples too alike for an interval"
+        said = f"{_amount(value, limit, figure)}, {why}"
+        return Answer("undecided", said, LEAST if few else None)
     said = f"{_amount(value, limit, figure)} [{_ends(least, most, limit, figure)}]"
     if least > limit.size:
         return Answer("FAILS", said)
@@ -149,6 +154,8 @@ def of_metric(
     margin = limit.size * scale
     if min(len(ours), len(theirs)) < LEAST:
         return Answer("undecided", f"{min(len(ours), len(theirs))} videos", LEAST)
+    if paired and list(ours) == list(theirs):
+        return Answer("passes", f"the same in all {len(ours)} videos")
     found = tested(figure.name, ours, theirs, margin or 1e-12, paired)
     loss = -found.gain
     ends = [-x if x is not None else y for x, y in ((found.high, -math.inf), (found.low, math.inf))]
@@ -157,7 +164,7 @@ def of_metric(
     if found.beyond_p < chance:
         return Answer("FAILS", said)
     spread = _spread(ours, theirs, paired)
-    if found.no_loss_p < chance or found.gain == 0 == spread:  # the same figures one by one
+    if found.no_loss_p < chance:
         return Answer("passes", said)
     return Answer("undecided", said, _needed(spread, abs(loss - margin), chance))
 

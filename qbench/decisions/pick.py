@@ -21,6 +21,7 @@ from qbench.errors import InputError, nearest
 from qbench.quality.statistics import LEAST, median_interval
 from qbench.quality.verdict import ORDER
 from qbench.report import tables
+from qbench.results import origin
 from qbench.results.ranking import Ranking, label, rankings
 from qbench.results.record import Record
 
@@ -333,6 +334,8 @@ def evidence(
     InputError where no ranking fits, or several do.
     """
     found, _ = places.read(records)
+    if here is not None:  # a card of this name elsewhere is another card
+        found = [(path, record) for path, record in found if origin.read(path.parent) is None]
     made = [r for r in rankings(found) if any(_timed(record) for record in r.records)]
     if here is not None:
         made = [r for r in made if r.records[0].environment.hardware() == here]

@@ -3,7 +3,7 @@
     python -m scripts.figures [--write] [DOCUMENT...]
 
 Without `--write` every figure that differs from its record is named, and the exit code is 1; the
-tests and CI run that. Two kinds of marks, both invisible in rendered Markdown:
+tests and CI run that. Three kinds of marks, both invisible in rendered Markdown:
 
     Runs in <!--= h100/videos fast video -->14.4 s<!--/--> on an H100.
 
@@ -13,6 +13,12 @@ tests and CI run that. Two kinds of marks, both invisible in rendered Markdown:
     rows: [fast, bf16]
     -->
     ... the table, written by this script ...
+    <!-- /figures -->
+
+    <!-- figures
+    command: qbench pick --records results/published/h100/videos --vram 24GB
+    -->
+    ... the command and what it prints ...
     <!-- /figures -->
 
 An expression names a folder below results/published, a recipe, and a figure (`FIGURES` below). It

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import re
+import shlex
+import textwrap
 from pathlib import Path
 from typing import Literal
 
@@ -86,6 +89,36 @@ class ScriptTable(BaseModel):
         return str(draw(rows)) + "\n"
 
 
+class Output(BaseModel):
+    """What a qbench command prints when it is run in the repository's root."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    command: str  # 'qbench pick ...', on one line or folded
+
+    def markdown(self) -> str:
+        from typer.testing import CliRunner
+
+        from qbench.cli import app
+        from qbench.errors import InputError
+
+        program, *words = shlex.split(self.command)
+        if program != "qbench":
+            raise Fault(f"{program!r} is not qbench")
+        with contextlib.chdir(ROOT):
+            done = CliRunner().invoke(app, words)
+        if isinstance(done.exception, InputError):
+            raise Fault(f"{self.command}: {done.exception}")
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return f"```console\n$ {_folded(self.command)}\n{done.stdout.rstrip()}\n```\n"
+
+
+def _folded(command: str) -> str:
+    """On lines of about a hundred characters, as a shell takes them."""
+    lines = textwrap.wrap(command, 92, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join(lines)
+
+
 def drawn(document: Path) -> tuple[str, list[str]]:
     """The document with its figures drawn anew, and a line for each mark that cannot be."""
     text, name = document.read_text(encoding="utf-8"), name_of(document)
@@ -109,7 +142,7 @@ def drawn(document: Path) -> tuple[str, list[str]]:
     def block(at: re.Match[str]) -> str:
         try:
             spec = yaml.safe_load(at["spec"])
-            kind = ScriptTable if isinstance(spec, dict) and "script" in spec else Table
+            kind = _kind(spec)
             drawn_anew = kind.model_validate(spec).markdown()
             return f"<!-- figures\n{at['spec']}-->\n\n{drawn_anew}\n<!-- /figures -->"
         except Fault as fault:
@@ -121,6 +154,11 @@ def drawn(document: Path) -> tuple[str, list[str]]:
     if ALL in text:
         faults += [f"{name}:{line}" for line in _unmarked(new)]
     return new, faults
+
+
+def _kind(spec: object) -> type[Table | ScriptTable | Output]:
+    named = spec if isinstance(spec, dict) else {}
+    return ScriptTable if "script" in named else Output if "command" in named else Table
 
 
 def _unmarked(text: str) -> list[str]:
