@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import re
 import time
 from pathlib import Path
@@ -86,6 +87,26 @@ def test_a_reference_that_cannot_run_gives_no_turn(interleaved: Path, tmp_path: 
     assert server.failure is not None
     assert "/nowhere" in server.failure.reason
     server.close()
+
+
+def test_a_reference_killed_between_turns_ends_them_and_leaves_no_folder(
+    interleaved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    reference = _records(interleaved)["fp32"]
+    server = ReferenceServer(Job(draft=reference, folder=tmp_path, prompts=("a red star",)))
+    before = set(multiprocessing.active_children())
+    soon = time.monotonic() + 240
+    assert server.turn(0, lambda: soon) > 0
+    (process,) = set(multiprocessing.active_children()) - before
+    assert server.turn(1, lambda: soon) > 0
+    process.kill()
+    assert math.isnan(server.turn(2, lambda: soon))
+    assert math.isnan(server.turn(3, lambda: soon))
+    assert server.failure is not None
+    assert "its process died" in server.failure.reason
+    assert not process.is_alive()
+    assert not list(tmp_path.glob("qbench-reference-*"))
 
 
 def test_pairs_see_through_a_drift_that_hides_the_difference() -> None:
