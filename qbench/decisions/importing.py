@@ -30,6 +30,7 @@ LARGEST = 64 * 2**20  # bytes of a file beside a record
 SHOWN = 20  # records that pass and are named
 FILES = 100  # files of a run that are copied
 PROFILE = "profile.json"
+BESIDE = re.compile(r"[A-Za-z0-9._+-]{1,200}")  # what a file beside a record may be called
 NAME = re.compile(r"[^A-Za-z0-9._+-]")
 
 Status = Literal["imported", "here already", "unfinished", "refused"]
@@ -128,6 +129,7 @@ def _checked(place: Path, path: Path, text: bytes, out: Path) -> Item:
         return _refused(path, str(error).removeprefix(f"{path}: "))
     made: dict[str, list[str]] = {"schema": []}
     made["fingerprints"] = plausible.fingerprints(record, stored)
+    made["samples"] = plausible.samples(record, stored)
     made |= {name: check(record) for name, check in plausible.CHECKS.items()}
     made["videos"] = plausible.videos(path.parent, record)
     checks = tuple(Check(name=name, faults=tuple(faults)) for name, faults in made.items())
@@ -180,7 +182,7 @@ def _copy_beside(folder: Path, record: Record, target: Path) -> None:
     names = {PROFILE, *record.files.values()} - {FOLDER, store.FILE, origin.FILE}
     left = FILES
     for name in sorted(names):
-        if "/" in name or name.startswith(".") or not name or "\0" in name:
+        if name.startswith(".") or not BESIDE.fullmatch(name):
             continue
         if archive.split(folder):
             text = store.read_beside(folder, name, LARGEST)

@@ -15,7 +15,7 @@ from qbench.meters import environment
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.recipe.schema import digest
 from qbench.results.derive import ANEW
-from qbench.results.record import Record
+from qbench.results.record import SIZES, Record
 
 SLACK = 1.05  # of clocks that are read by host and device, and of ends rounded to seconds
 RANGE = re.compile(r"[\[(](-?\d+(?:\.\d+)?), (-?\d+(?:\.\d+)?|inf)[\])]")
@@ -38,15 +38,29 @@ def fingerprints(record: Record, stored: Record) -> list[str]:
     return found
 
 
-def samples(record: Record) -> list[str]:
+def whole(record: Record) -> list[str]:
+    """What every run that came to its end has."""
+    found = []
+    if record.status != "ok":
+        return found
+    if not (record.latency_s or record.step_s):
+        found.append("it is said to have run, and has no times")
+    if not record.generation.keys() >= SIZES:
+        found.append("it is said to have run, and does not say what it generated")
+    if record.recipe.measure.unit == "video" and "denoise" not in record.stages:
+        found.append("it is said to have made videos, and has no stages")
+    return found
+
+
+def samples(record: Record, stored: Record) -> list[str]:
     """Summaries that are not of their samples, and figures that are no numbers."""
     said = [note for note in record.notes if ANEW in note or note.startswith("left out, for they")]
     repeats = record.recipe.measure.repeats
     if len(record.latency_s) > repeats:
         said.append(f"{len(record.latency_s)} timed videos, where {repeats} were asked for")
-    timed = record.latency_s or record.step_s
-    if record.status == "ok" and not timed:
-        said.append("it is said to have run, and has no times")
+    told, ratio = stored.paired_speed_up, record.paired_speed_up
+    if told is not None and (ratio is None or not math.isclose(told.value, ratio.value)):
+        said.append("its speed-up is not that of its pairs")
     return said
 
 
@@ -123,7 +137,7 @@ def videos(folder: Path, record: Record) -> list[str]:
 
 
 CHECKS: dict[str, Callable[[Record], list[str]]] = {
-    "samples": samples,
+    "whole": whole,
     "times": times,
     "memory": memory,
     "quality": quality,

@@ -68,6 +68,8 @@ FORGERIES: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     ),
     "faster than its samples": ("samples", lambda f: _own(f, "latency", "median", value=0.001)),
     "better than its samples": ("samples", lambda f: _own(f, "quality", "psnr", "value", value=99)),
+    "pairs of another run": ("samples", lambda f: _own(f, "paired_reference_s", value=[1.0])),
+    "nothing made": ("whole", lambda f: _own(f, "generation", value={})),
     "longer than it ran": ("times", lambda f: _own(f, "ended", value=f["started"])),
     "before it began": ("times", lambda f: _own(f, "ended", value="2020-01-01T00:00:00+00:00")),
     "in the future": ("times", lambda f: _own(f, "ended", value="2999-01-01T00:00:00+00:00")),

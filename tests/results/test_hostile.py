@@ -12,6 +12,10 @@ import pytest
 from conftest import ROOT
 
 from qbench import explain, power
+from qbench.decisions import compare_text, importing, pick_text
+from qbench.decisions.compare import compare
+from qbench.decisions.importing import take_in
+from qbench.decisions.pick import asked, evidence, pick
 from qbench.errors import InputError
 from qbench.meters.profile import Profile
 from qbench.quality.statistics import summarise
@@ -149,6 +153,29 @@ def test_explain_survives_every_edit(edited: Path) -> None:
             continue
         explained += bool(paragraphs)
     assert explained > 20
+
+
+def test_decisions_survive_every_edit(edited: Path, tmp_path: Path) -> None:
+    limit = ["latency +5% and +1s", "psnr -1", "clip -1%", "peak +1%", "first_call +1%"]
+    whole = compare(edited, edited, across=True, fail_if=limit)
+    assert len(whole.rows) > 20
+    assert "\x1b" not in compare_text.markdown(whole) + whole.model_dump_json()
+    one = edited / next(path.name for path in edited.iterdir() if path.name.startswith("fp32-"))
+    held = 0
+    for i in range(0, len(EDITS), 4):
+        try:
+            found = compare(one, edited / str(i), across=True, fail_if=limit)
+        except InputError:  # that it is no record
+            continue
+        held += bool(compare_text.lines(found) and compare_text.markdown(found))
+    assert held > 5
+    question = asked("16GB", "1GB", "60s", 1.1, "drift", "latency", True)
+    records = evidence([edited], [], "tiny-cogvideox", None)
+    assert pick_text.lines(pick(question, records))
+    taken = take_in([edited], tmp_path / "mine")
+    outcome = {item.source: item.status for item in taken.items}
+    assert list(outcome.values()).count("refused") > 25
+    assert all("\n" not in line for line in importing.lines(taken))
 
 
 def test_a_summary_that_its_samples_contradict_is_derived_from_them(good: dict[str, Any]) -> None:
