@@ -42,7 +42,7 @@ def main() -> None:
     if args.rewrite:
         for path in store.find(args.places or [PUBLISHED]):
             if archive.named(path.name):
-                _report(path.parent, store.read_all([path])[0])
+                _report(path.parent, store.read_all([path])[0], args.page)
         return
     if len(args.places) < 2:
         parser.error("name the runs, then the folder to publish them in")

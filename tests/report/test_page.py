@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from qbench.results.ranking import Ranking, rankings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PUBLISHED = ROOT / "results/published"
 HOSTILE = "</script><img src=x onerror=alert(1)><script>alert(2)</script> & \"'`${1}"
 
@@ -39,10 +40,11 @@ def ranking() -> Ranking:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="pip install '.[dev]'")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
+    path = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield started
         started.close()
 
@@ -129,6 +131,8 @@ def test_sorting_filtering_and_hiding_columns(opened: Opened, ranking: Ranking) 
         and ranking.judged[r.run].verdict == "drift"
     }
     assert set(opened.names()) == close != set()
+    tab.locator("#filter").fill("peak memory > 700m")
+    assert set(opened.names()) == {name for name in ran if (held[name] or 0) > 700 * 2**20} != set()
     tab.locator("#filter").fill("")
     heads = tab.locator("#rows thead th").count()
     tab.locator("#columns summary").click()

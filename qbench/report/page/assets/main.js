@@ -58,7 +58,7 @@ function chosen() {
       "span",
       { class: "chip" },
       element("button", { type: "button", class: "link", onclick: () => openVariant(store, id) }, variant.name),
-      element("button", { type: "button", class: "drop", "aria-label": `Take ${variant.name} back`, onclick: () => store.toggle(id) }, "×"),
+      element("button", { type: "button", class: "drop", "aria-label": `Take ${variant.name} back`, onclick: () => { store.toggle(id); ($("chosen").querySelector(".drop") ?? $("filter")).focus(); } }, "×"),
     );
   });
   $("chosen").hidden = !chips.length;

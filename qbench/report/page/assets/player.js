@@ -129,7 +129,8 @@ export class Player extends EventTarget {
         canvas.height = shown.height;
       }
       const ctx = canvas.getContext("2d");
-      const other = track.against?.shown ?? this.tracks.find((one) => one.id === track.against)?.shown;
+      track.tell?.(this.second);
+      const other = this.tracks.find((one) => one.id === track.against)?.shown;
       ctx.globalCompositeOperation = "source-over";
       if (!other || this.mode === "side") ctx.drawImage(shown, 0, 0);
       else if (this.mode === "blink") ctx.drawImage(this.second ? shown : other, 0, 0, canvas.width, canvas.height);

@@ -193,7 +193,9 @@ export class Table {
 export function matches(variant, filter, measures) {
   const text = [variant.name, variant.about, standingText(variant), variant.status, variant.speed_word].join(" ").toLowerCase();
   const bare = (word) => word.toLowerCase().replace(/[\s_-]/g, "");
-  const glued = filter.trim().replace(/\s*(<=|>=|<|>|=)\s*/g, "$1");
+  let glued = filter.trim().toLowerCase().replace(/\s*(<=|>=|<|>|=)\s*/g, "$1");
+  // Names of several words are one: "peak memory<12g".
+  for (const { label } of measures) glued = glued.replaceAll(label.toLowerCase(), bare(label));
   for (const word of glued.split(/\s+/).filter(Boolean)) {
     const found = COMPARISON.exec(word);
     const measure = found && measures.find((one) => bare(one.label) === bare(found[1]) || bare(one.key) === bare(found[1]));
@@ -202,7 +204,7 @@ export function matches(variant, filter, measures) {
       const edge = Number(found[3]) * (SCALES[found[4]?.toLowerCase()] ?? 1);
       const holds = { "<": value < edge, ">": value > edge, "<=": value <= edge, ">=": value >= edge, "=": value === edge }[found[2]];
       if (value === undefined || !holds) return false;
-    } else if (!text.includes(word.toLowerCase())) {
+    } else if (!text.includes(word)) {
       return false;
     }
   }

@@ -10,29 +10,30 @@ const room = () => Math.min(860, innerWidth - 24) - 38;
 const TIMED = ["load", "quantize", "compile", "text_encode", "denoise", "decode", "save", "quality"];
 const VIDEO = ["text_encode", "denoise", "decode"];
 
-export function openVariant(store, id) {
+/** Opens a variant. focus: the button that has the focus when another was open. */
+export function openVariant(store, id, focus = "") {
   const variant = store.byId.get(id);
   const dialog = document.getElementById("variant");
   const close = element("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => dialog.close() }, "×");
   const order = store.board.variants.map((one) => one.id);
-  const step = (by) => openVariant(store, order[(order.indexOf(id) + by + order.length) % order.length]);
+  const step = (by, label) => openVariant(store, order[(order.indexOf(id) + by + order.length) % order.length], label);
   const choose = variant.reference
     ? null
-    : element("button", { type: "button", onclick: () => { store.toggle(id); openVariant(store, id); } }, store.selected.includes(id) ? "Take back" : "Choose");
+    : element("button", { type: "button", "data-focus": "choose", "aria-pressed": String(store.selected.includes(id)), onclick: () => { store.toggle(id); openVariant(store, id, "choose"); } }, store.selected.includes(id) ? "Chosen" : "Choose");
   dialog.replaceChildren(
     element(
       "header",
       {},
       element("h2", { id: "variant-name" }, variant.name),
       choose,
-      element("button", { type: "button", "aria-label": "Previous variant", onclick: () => step(-1) }, "‹"),
-      element("button", { type: "button", "aria-label": "Next variant", onclick: () => step(1) }, "›"),
+      element("button", { type: "button", "aria-label": "Previous variant", "data-focus": "previous", onclick: () => step(-1, "previous") }, "‹"),
+      element("button", { type: "button", "aria-label": "Next variant", "data-focus": "next", onclick: () => step(1, "next") }, "›"),
       close,
     ),
     element("div", { class: "body" }, ...parts(store, variant)),
   );
   if (!dialog.open) dialog.showModal();
-  dialog.querySelector(".body").scrollTop = 0;
+  if (focus) dialog.querySelector(`[data-focus="${focus}"]`)?.focus();
 }
 
 function parts(store, variant) {

@@ -184,12 +184,14 @@ export class Videos {
       const clip = variant.clips[this.prompt];
       const compared = !pair && reference && variant !== reference;
       const letter = "AB"[i];
+      const beside = compared && player.mode !== "side" ? element("span", { class: "quiet" }, this.beside(reference)) : null;
       const name = hidden ? letter : pair ? `${letter}: ${variant.name}` : variant.name;
-      const canvas = element("canvas", { role: "img", width: clip.width, height: clip.height });
-      tracks.push({ id: variant.id, clip, canvas, name, against: compared ? reference.id : null });
+      const canvas = element("canvas", { role: "img", "aria-label": name, width: clip.width, height: clip.height });
+      const tell = (second) => beside && player.mode === "blink" && (beside.textContent = second ? `not ${reference.name} but` : `${reference.name}, not`);
+      tracks.push({ id: variant.id, clip, canvas, name, tell, against: compared ? reference.id : null });
       const title = hidden || pair
         ? element("figcaption", {}, element("b", {}, name))
-        : element("figcaption", {}, marker(standing(variant), 14, settled(variant)), element("button", { type: "button", class: "link", onclick: () => this.open(variant.id) }, name), element("small", {}, this.score(variant)));
+        : element("figcaption", {}, marker(standing(variant), 14, settled(variant)), beside, element("button", { type: "button", class: "link", onclick: () => this.open(variant.id) }, name), element("small", {}, this.score(variant)));
       const figure = element("figure", { "data-id": hidden ? undefined : variant.id }, title, canvas);
       if (clip.width <= 320) canvas.classList.add("small");
       canvas.onpointerdown = (event) => this.dragged(event, canvas);
@@ -207,6 +209,11 @@ export class Videos {
     this.plot(hidden ? [] : chosen.filter((variant) => variant.clips[this.prompt].difference));
     if (this.looked) player.load(tracks, store.board.fps);
     this.scrub.max = Math.max(0, ...tracks.slice(0, 1).map((track) => track.clip.frames - 1));
+  }
+
+  /** What stands before a variant's name where its cell shows more than its video. */
+  beside(reference) {
+    return { wipe: `${reference.name} |`, blink: `${reference.name}, not`, difference: `${reference.name} −` }[this.player.mode];
   }
 
   score(variant) {
