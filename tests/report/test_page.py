@@ -53,7 +53,7 @@ class Opened:
     """A page and what it did: errors, and requests for anything but itself."""
 
     def __init__(self, browser: Browser, path: Path, width: int = 1280) -> None:
-        self.tab: Page = browser.new_page(viewport={"width": width, "height": 900})
+        self.tab: Page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
         self.tab.set_default_timeout(10_000)
         self.faults: list[str] = []
         address = path.absolute().as_uri()
@@ -169,6 +169,24 @@ def test_a_variant_is_told_in_full(opened: Opened, ranking: Ranking) -> None:
     assert tab.locator("#variant .strip .own").count() == len(record.latency_s)
     tab.keyboard.press("Escape")
     assert not tab.locator("#variant").is_visible()
+
+
+def test_no_attribute_leads_elsewhere(opened: Opened) -> None:
+    """Of everything that is on the page by now, drawn by scripts or not."""
+    values = opened.tab.evaluate(
+        "[...document.querySelectorAll('*')].flatMap(e => [...e.attributes].map(a => a.value))"
+    )
+    addresses = [value for value in values if re.search(r"^\s*(\w+:)?//|\bhttps?:|url\(", value)]
+    assert addresses == []
+    assert len(values) > 500
+    policy = opened.tab.locator("meta[http-equiv]").get_attribute("content") or ""
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    blocked = opened.tab.evaluate(
+        "fetch('https://example.org').then(() => 'went out', () => 'blocked')"
+    )
+    assert blocked == "blocked"
+    opened.faults = [fault for fault in opened.faults if "example.org" not in fault]
 
 
 # Videos -------------------------------------------------------------------------------------------

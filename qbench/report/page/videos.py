@@ -94,7 +94,7 @@ def added(
     runs = [
         run
         for variant, record, folder in zip(
-            board.variants, ranking.records, ranking.folders, strict=True
+            board.variants, ranking.records, ranking.folders, strict=False
         )
         if (run := _run(variant.id, record, folder))
     ]
@@ -126,7 +126,7 @@ def added(
     numbers = sorted({number for found in clips.values() for number in found})
     variants = tuple(
         dataclasses.replace(variant, clips=made, scores=_scores(record, list(made)))
-        for variant, record in zip(board.variants, ranking.records, strict=True)
+        for variant, record in zip(board.variants, ranking.records, strict=False)
         for made in (clips.get(variant.id, {}),)
     )
     texts = _prompts(ranking)

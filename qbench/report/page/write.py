@@ -36,7 +36,6 @@ MODULES = (
 VENDORED = ASSETS / "vendor" / "uplot"
 IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 SHOWN = 6  # prompts, as many as runs keep videos of
-MOST = 1000  # records on a page; what is beyond is in the Markdown
 INSIDE = 24 * 2**20  # bytes of videos in a single file
 NAMED = 100  # unreadable records that are named
 DIGITS = 6  # significant, of a figure
@@ -63,12 +62,12 @@ def write(
     options = options or Options()
     where = videos.Where(out, options.videos, INSIDE if options.single_file else None)
     boards: list[Board] = []
-    names, room = [], MOST
+    names, room = [], data.MOST
     for i, ranking in enumerate(made):
-        room -= len(ranking.records)
-        if room < 0 and boards:
+        if boards and room < len(ranking.records):
             break
         board = data.board(ranking)
+        room -= len(board.variants)
         if options.videos:
             board, written = videos.added(board, ranking, where, f"{i + 1}" if i else "")
             names += written

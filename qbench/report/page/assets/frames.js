@@ -2,6 +2,7 @@
 // from there; what was seen stays in memory up to a limit, so that a loop needs no more decoding.
 
 const BUDGET = 192 * 2 ** 20; // bytes of all frames kept
+const LATEST = 400; // ms after a jump that its frame is waited for
 const kept = new Map(); // canvas -> the video that it belongs to, the least recently used first
 
 export class Frames {
@@ -28,7 +29,7 @@ export class Frames {
 
   async taken(k) {
     this.video ??= await loaded(this.clip.source);
-    await moved(this.video, (k + 0.5) / this.fps);
+    await moved(this.video, (k + 0.5) / this.fps, 1 / this.fps);
     const canvas = document.createElement("canvas");
     canvas.width = this.clip.width;
     canvas.height = this.clip.height;
@@ -66,10 +67,30 @@ function loaded(source) {
   });
 }
 
-function moved(video, time) {
+/**
+ * Moves to the middle of a frame, and waits until it is the one that is copied. That "seeked" has
+ * come is not enough: a busy browser still has the frame before it then.
+ */
+function moved(video, time, length) {
   return new Promise((resolve, reject) => {
-    video.addEventListener("seeked", resolve, { once: true });
+    let [seeked, presented, over] = [false, !video.requestVideoFrameCallback, false];
+    const done = () => {
+      if (!seeked || !presented || over) return;
+      over = true;
+      resolve();
+    };
+    const watch = (_, { mediaTime }) => {
+      presented ||= Math.abs(mediaTime + length / 2 - time) < length / 2;
+      done();
+      if (!presented && !over) video.requestVideoFrameCallback(watch);
+    };
+    video.addEventListener("seeked", () => {
+      seeked = true;
+      setTimeout(() => { presented = true; done(); }, LATEST); // a frame shown already comes no second time
+      done();
+    }, { once: true });
     video.addEventListener("error", reject, { once: true });
+    if (!presented) video.requestVideoFrameCallback(watch);
     video.currentTime = time;
   });
 }

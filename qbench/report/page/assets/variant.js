@@ -17,7 +17,7 @@ export function openVariant(store, id, focus = "") {
   const close = element("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => dialog.close() }, "×");
   const order = store.board.variants.map((one) => one.id);
   const step = (by, label) => openVariant(store, order[(order.indexOf(id) + by + order.length) % order.length], label);
-  const choose = variant.reference
+  const choose = variant.reference || !variant.figures
     ? null
     : element("button", { type: "button", "data-focus": "choose", "aria-pressed": String(store.selected.includes(id)), onclick: () => { store.toggle(id); openVariant(store, id, "choose"); } }, store.selected.includes(id) ? "Chosen" : "Choose");
   dialog.replaceChildren(
