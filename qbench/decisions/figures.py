@@ -62,8 +62,9 @@ class Figure:
             return tables.bytes_text(round(value))
         if self.kind == "ratio":
             return f"{value:.2f}x"
-        unit = "J" if self.kind == "joules" else METRICS[self.name].unit
-        return f"{value:.4g}" + (f" {unit}" if unit in ("dB", "J") else "")
+        if self.kind == "joules":
+            return f"{tables.three(value)} J"
+        return f"{value:.4g}" + (" dB" if METRICS[self.name].unit == "dB" else "")
 
 
 def _latency(record: Record) -> list[float]:

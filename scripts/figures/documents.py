@@ -7,7 +7,6 @@ import importlib
 import json
 import re
 import shlex
-import textwrap
 from pathlib import Path
 from typing import Literal
 
@@ -115,7 +114,11 @@ class Output(BaseModel):
 
 def _folded(command: str) -> str:
     """On lines of about a hundred characters, as a shell takes them."""
-    lines = textwrap.wrap(command, 92, break_long_words=False, break_on_hyphens=False)
+    lines = [""]
+    for word in re.findall(r'"[^"]*"|\S+', command):
+        if lines[-1] and len(lines[-1]) + len(word) > 92:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
     return " \\\n    ".join(lines)
 
 
