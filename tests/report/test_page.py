@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, qbench
 from PIL import Image
 
-from qbench import media
-from qbench.report import charts
+from qbench import media, prompts
+from qbench.report import charts, writer
 from qbench.report.page import data, videos, write
 from qbench.results import archive, store
 from qbench.results.ranking import Ranking, rankings
@@ -365,6 +365,55 @@ def test_prompts_come_worst_first_by_a_metric(player: Opened, filmed: Ranking) -
     listed = tab.get_by_label("Prompt", exact=True).locator("option")
     assert [text.split(".")[0] for text in listed.all_inner_texts()] == [str(n + 1) for n in worst]
     tab.get_by_label("Order of the prompts").select_option("")
+
+
+def test_the_command_writes_videos_beside_the_page_or_into_it(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Of a real run; what an earlier report left that this one does not have is removed."""
+    done = qbench("report", str(finished), "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert f"page: {tmp_path / write.FILE}" in done.stdout
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.mp4"))
+    assert [name.split("-", 1)[1] for name in names] == [
+        "fp32/000.mp4",
+        "fp32/001.mp4",
+        "int8/000.mp4",
+        "int8/001.mp4",
+    ]
+    text = (tmp_path / write.FILE).read_text()
+    assert all(name in text for name in names)
+    assert '"raw":true' in text  # differences are of raw frames
+    assert prompts.load("world-v1", 1).prompts[0] in text
+    found, _ = store.read_all(store.find([finished]), compact=True)
+    writer.write(rankings(found), [], tmp_path, write.Options(single_file=True))
+    assert list(tmp_path.rglob("*.mp4")) == []
+    assert (tmp_path / write.FILE).read_text().count("data:video/mp4;base64,") == 4
+
+
+def test_what_is_no_video_is_left_out(filmed: Ranking, tmp_path: Path) -> None:
+    """Whatever lies in a run's folder, or is claimed to: nothing outside it is read."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/000.mp4").write_bytes(media.mp4(_planted(0), 8))
+    whole = media.mp4(_planted(0), 8)
+    cases: list[tuple[str, bytes]] = [
+        ("../secret", b""),
+        (str(tmp_path / "secret"), b""),
+        ("videos", b""),
+        ("videos", b"<html>"),
+        ("videos", whole[: len(whole) // 2]),
+        ("videos", whole.replace(b"avc1", b"xxxx")),
+    ]
+    for i, (claimed, text) in enumerate(cases):
+        own = tmp_path / f"run{i}"
+        (own / "videos").mkdir(parents=True)
+        (own / "videos/000.mp4").write_bytes(text)
+        files = {"videos": claimed, "outputs": "../secret", "prompts": "../../etc/passwd"}
+        record = filmed.records[0].model_copy(update={"files": files})
+        alone = dataclasses.replace(filmed, records=(record,), folders=(own,), reference=None)
+        board, names = videos.added(data.board(alone), alone, videos.Where(tmp_path / "o", 2), "")
+        assert names == [], cases[i]
+        assert board.prompts == ()
 
 
 def test_a_single_file_holds_its_videos_up_to_a_limit(

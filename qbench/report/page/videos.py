@@ -40,6 +40,7 @@ FOLDER = "videos"  # beside the page
 FPS = 8  # as runs write them
 LARGEST = 64 * 2**20  # bytes of a video
 LONGEST, WIDEST = 1000, 4096  # frames, and pixels to a side, that are decoded
+DECODED = 2**31  # bytes of a video, decoded
 COMPARED = 2**16  # pixels of a frame that are compared, evenly spread, in videos of more
 TEXT = 1000  # characters of a prompt
 BESIDE, INSIDE = (256, 18), (128, 23)  # pixels that small videos are enlarged to, and x264's CRF
@@ -216,6 +217,8 @@ def _size(video: bytes) -> tuple[int, int, int] | None:
         with av.open(io.BytesIO(video), "r", format="mp4") as container:
             stream = container.streams.video[0]
             codec = stream.codec_context
+            if codec is None:  # of a kind that nobody here knows
+                return None
             packets = [p for p in container.demux(stream) if p.size]
             if not 0 < len(packets) <= LONGEST or max(codec.width, codec.height) > WIDEST:
                 return None
@@ -234,8 +237,12 @@ def _decoded(video: bytes) -> Pixels | None:
     frames: list[Pixels] = []
     try:
         with av.open(io.BytesIO(video), "r", format="mp4") as container:
+            codec = container.streams.video[0].codec_context
+            if codec is None or not 0 < max(codec.width, codec.height) <= WIDEST:
+                return None  # before a frame of that size is decoded
             for frame in container.decode(video=0):
-                if len(frames) >= LONGEST or max(frame.width, frame.height) > WIDEST:
+                size = 3 * frame.width * frame.height
+                if len(frames) >= LONGEST or (len(frames) + 1) * size > DECODED:
                     return None
                 frames.append(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False))
         return np.stack(frames) if frames else None
