@@ -1,6 +1,6 @@
 """The confusion table: every fault planted in decoded frames, and the verdict that it gets.
 
-    python -m scripts.confusion RUNS [--prompts N]
+    python -m scripts.confusion RUNS [--prompts N] [--as-run] [--out confusion.json]
 
 RUNS is a folder of finished runs that share a ranking: the reference with its videos, floor/seed
 and floor/kernel, and whatever else stands there (`python -m scripts.matrix faults` makes them).
@@ -13,6 +13,7 @@ planted here, gets *drift* or *indistinguishable*.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -142,22 +143,23 @@ def _floor(
     )
 
 
-def table(found: list[Row]) -> str:
-    """In GitHub's Markdown; bold where a fault passed."""
-    lines = [
-        "| planted | verdict | distance | seen by | with no network | seen by |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in found:
-        cells = [row.name]
-        for judged in (row.judged, row.bare):
-            wrong = row.planted and judged.verdict in PASSED
-            cells.append(f"**{judged.text}**" if wrong else judged.text)
-            if judged is row.judged:
-                cells.append(judged.distance or "-")
-            cells.append(", ".join(_seen_by(judged)) or "-")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def table(rows: list[list[str]]) -> str:
+    """In GitHub's Markdown."""
+    head = ["planted", "verdict", "distance", "seen by", "with no network", "seen by"]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def cells(row: Row) -> list[str]:
+    """Bold where a fault passed."""
+    found = [row.name]
+    for judged in (row.judged, row.bare):
+        wrong = row.planted and judged.verdict in PASSED
+        found.append(f"**{judged.text}**" if wrong else judged.text)
+        if judged is row.judged:
+            found.append(judged.distance or "-")
+        found.append(", ".join(_seen_by(judged)) or "-")
+    return found
 
 
 def _seen_by(judged: Judged) -> list[str]:
@@ -173,10 +175,16 @@ def main() -> None:
     )
     parser.add_argument("runs", type=Path)
     parser.add_argument("--prompts", type=int, help="of the reference's videos, the first so many")
+    parser.add_argument("--as-run", action="store_true", help="plant nothing: judge what was run")
+    parser.add_argument("--out", type=Path, help="the table as JSON")
     arguments = parser.parse_args()
     ranking = rankings(store.read_all(store.find([arguments.runs]))[0])[0]
-    found = rows(ranking, measured(ranking, arguments.prompts), arguments.prompts)
-    print(table(found))
+    planted = {} if arguments.as_run else measured(ranking, arguments.prompts)
+    found = rows(ranking, planted, arguments.prompts)
+    shown = [cells(row) for row in found]
+    print(table(shown))
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"rows": shown}, indent=1) + "\n")
     passed = [row.name for row in found if row.planted and row.judged.verdict in PASSED]
     passed += [row.name for row in found if row.planted and row.bare.verdict in PASSED]
     if passed:

@@ -74,7 +74,9 @@ class ScriptTable(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    script: Literal["separation", "bench_attention", "bench_decode", "bench_weight_values"]
+    script: Literal[
+        "separation", "confusion", "bench_attention", "bench_decode", "bench_weight_values"
+    ]
     file: str  # below results/published
     of: str = "rows"
 
