@@ -122,7 +122,10 @@ if (boards.length > 1) {
   document.querySelector(".boards").hidden = false;
 }
 if (boards.length) show(boards[0]);
-else $("answer").textContent = "No records.";
+else {
+  $("answer").textContent = "No records.";
+  for (const part of document.querySelectorAll("#tradeoff, #table, #chosen, .how")) part.hidden = true;
+}
 const foot = [`Made by qbench ${page.version}. Intervals are 95 %. Everything is in this file; it asks for nothing from elsewhere.`];
 $("foot").replaceChildren(
   element("p", {}, foot),
