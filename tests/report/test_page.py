@@ -22,6 +22,7 @@ from qbench.report import charts, writer
 from qbench.report.page import data, videos, write
 from qbench.results import archive, store
 from qbench.results.ranking import Ranking, rankings
+from qbench.results.record import VIDEO_STAGES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request
@@ -151,6 +152,19 @@ def test_chart_and_table_choose_the_same_variant(opened: Opened) -> None:
     assert tab.get_by_label("Choose compile").is_checked()
     tab.get_by_label("Choose compile").click()
     assert point.get_attribute("aria-pressed") == "false"
+
+
+def test_stages_are_as_long_as_the_video_that_they_make(ranking: Ranking) -> None:
+    """Which interleaved runs have by their speed-up, not by the median of their own sitting."""
+    board = data.board(ranking)
+    timed = [v for v in board.variants if v.paired and "video_s" in v.figures]
+    assert len(timed) > 5
+    for variant in timed:
+        paid = [s.seconds or 0 for s in variant.stages if s.name in VIDEO_STAGES]
+        assert sum(paid) == pytest.approx(variant.figures["video_s"].value, rel=0.02)
+        speed_up = variant.figures["speed_up"].value
+        reference = next(v for v in board.variants if v.reference).figures["video_s"].value
+        assert variant.figures["video_s"].value == pytest.approx(reference / speed_up)
 
 
 def test_a_variant_is_told_in_full(opened: Opened, ranking: Ranking) -> None:

@@ -25,7 +25,7 @@ from qbench.report.page import model
 from qbench.report.page.answer import answer
 from qbench.results.profiles import profiles_of
 from qbench.results.ranking import Ranking, fields, label
-from qbench.results.record import Record
+from qbench.results.record import VIDEO_STAGES, Record
 
 if TYPE_CHECKING:
     from qbench.meters.environment import Environment
@@ -113,15 +113,7 @@ def _variant(
         speed_word=ranking.speed_word(record),
         reference=record is ranking.reference,
         floor=record.recipe.noise_floor,
-        stages=tuple(
-            model.Stage(
-                _said(name),
-                statistics.median(stage.seconds) if timed else None,
-                len(stage.seconds),
-                record.held_bytes(stage.peak),
-            )
-            for name, stage in record.stages.items()
-        ),
+        stages=_stages(record, ranking),
         unit=unit,
         samples=tuple(samples[:SAMPLES]),
         paired=tuple(record.paired_reference_s[:SAMPLES]) if timed else (),
@@ -138,6 +130,22 @@ def _variant(
         | {"run": _said(record.run)},
         environment=place,
         started=_said(record.started),
+    )
+
+
+def _stages(record: Record, ranking: Ranking) -> tuple[model.Stage, ...]:
+    """Those of a video as long as the paired speed-up says, by the rule of every table."""
+    timed, scale = record.recipe.measure.timing, ranking.timing(record).scale
+    return tuple(
+        model.Stage(
+            name=_said(name),
+            seconds=statistics.median(stage.seconds) * (scale if name in VIDEO_STAGES else 1)
+            if timed
+            else None,
+            n=len(stage.seconds),
+            bytes=record.held_bytes(stage.peak),
+        )
+        for name, stage in record.stages.items()
     )
 
 
