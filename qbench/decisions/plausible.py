@@ -40,7 +40,7 @@ def fingerprints(record: Record, stored: Record) -> list[str]:
 
 def whole(record: Record) -> list[str]:
     """What every run that came to its end has."""
-    found = []
+    found: list[str] = []
     if record.status != "ok":
         return found
     if not (record.latency_s or record.step_s):

@@ -431,7 +431,7 @@ def test_what_is_no_video_is_left_out(filmed: Ranking, tmp_path: Path) -> None:
 
 
 def test_a_single_file_holds_its_videos_up_to_a_limit(
-    browser: Browser, filmed: Ranking, tmp_path: Path
+    browser: Browser, filmed: Ranking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert write.write([filmed], [], tmp_path, write.Options(single_file=True)) == []
     assert [path.name for path in tmp_path.iterdir()] == [write.FILE]
@@ -448,6 +448,13 @@ def test_a_single_file_holds_its_videos_up_to_a_limit(
     kept = sum(len(clip.source) for v in board.variants for clip in v.clips.values())
     assert 0 < kept < 1.5 * 10_000
     assert "left out" in board.left_out
+    several = tmp_path / "several"
+    several.mkdir()
+    write.write([filmed, filmed], [], several, write.Options(single_file=True))
+    twice = (several / write.FILE).read_text().count("data:video/mp4")
+    monkeypatch.setattr(write, "INSIDE", kept)
+    write.write([filmed, filmed], [], several, write.Options(single_file=True))
+    assert 0 < (several / write.FILE).read_text().count("data:video/mp4") < twice / 2
 
 
 # Hostile records ----------------------------------------------------------------------------------

@@ -142,6 +142,12 @@ def added(
     return changed, written
 
 
+def inside_bytes(board: model.Board) -> int:
+    """What the videos inside a page take, before they are written as text."""
+    sources = (clip.source for variant in board.variants for clip in variant.clips.values())
+    return sum(len(source) * 3 // 4 for source in sources if source.startswith("data:"))
+
+
 def _run(id: str, record: Record, folder: Path) -> _Run | None:
     """None where nothing of the run's videos is there."""
     from qbench.quality.outputs import Outputs

@@ -71,6 +71,9 @@ def write(
         if options.videos:
             board, written = videos.added(board, ranking, where, f"{i + 1}" if i else "")
             names += written
+            if where.inside is not None:  # the limit is of the whole page
+                left = max(0, where.inside - videos.inside_bytes(board))
+                where = dataclasses.replace(where, inside=left)
         boards.append(board)
     lines = [escape.clipped(escape.plain(line), data.TEXT) for line in unreadable[:NAMED]]
     if len(boards) < len(made):
