@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qbench.errors import InputError, nearest
 from qbench.quality.comparison import loss_tail, pairs_needed
+from qbench.quality.floor import FEW
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.statistics import ALPHA, LEAST
-from qbench.quality.verdict import FEW, Judged
+from qbench.quality.verdict import Judged
 from qbench.results.ranking import Ranking, label, rankings
 from qbench.results.record import Record
 

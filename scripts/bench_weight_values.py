@@ -24,7 +24,7 @@ import torch
 from qbench.meters import environment
 from qbench.meters.clock import sample
 from qbench.pipelines import random_weights
-from qbench.quality.statistics import paired_speed_up
+from qbench.quality.ratios import paired_speed_up
 
 WAYS = ("random", "trained scale", "zeros")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -14,15 +14,11 @@ from collections.abc import Callable
 import numpy as np
 
 from qbench.quality.comparison import compare
+from qbench.quality.floor import Floor, Quality
 from qbench.quality.metrics.catalogue import METRICS
-from qbench.quality.statistics import (
-    Metric,
-    mean_interval,
-    paired_speed_up,
-    speed_words,
-    summarise,
-)
-from qbench.quality.verdict import Candidate, Floor, Judged, Quality, judge
+from qbench.quality.ratios import paired_speed_up, speed_words
+from qbench.quality.statistics import Metric, mean_interval, summarise
+from qbench.quality.verdict import Candidate, Judged, judge
 
 Array = np.ndarray
 Line = tuple[str, float]

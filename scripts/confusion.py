@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qbench.quality.floor import Floor, Quality
 from qbench.quality.statistics import summarise
-from qbench.quality.verdict import Candidate, Floor, Judged, Quality, judge
+from qbench.quality.verdict import Candidate, Judged, judge
 
 if TYPE_CHECKING:
     from qbench.results.ranking import Ranking

@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from qbench.power import Spread, Table
+from qbench.quality.floor import Floor
 from qbench.quality.statistics import Metric, summarise
-from qbench.quality.verdict import Candidate, Floor, judge
+from qbench.quality.verdict import Candidate, judge
 
 
 def _metric(values: np.ndarray) -> Metric:

@@ -9,7 +9,7 @@ from qbench import escape
 from qbench.decisions import figures
 from qbench.decisions.changes import Change
 from qbench.decisions.compared import Check, Compared, Quality, Row, Size, Time
-from qbench.quality.statistics import Ratio
+from qbench.quality.ratios import Ratio
 from qbench.report import tables
 
 CHANGES = 12  # that are named of one row

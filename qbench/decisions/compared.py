@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from qbench.decisions.changes import Change
 from qbench.decisions.limits import Result
-from qbench.quality.statistics import Ratio
+from qbench.quality.ratios import Ratio
 from qbench.results.record import Record
 
 How = Literal["turns", "by way of the reference", "one after the other"]

@@ -11,7 +11,8 @@ from qbench.decisions.compared import How, MetricWord, Pair, Quality, Time, Time
 from qbench.quality.comparison import Comparison
 from qbench.quality.metrics import catalogue
 from qbench.quality.metrics.catalogue import METRICS
-from qbench.quality.statistics import ALPHA, LEAST, Ratio, SpeedWord, holm, speed_up, speed_words
+from qbench.quality.ratios import Ratio, SpeedWord, speed_up, speed_words
+from qbench.quality.statistics import ALPHA, LEAST, holm
 from qbench.quality.verdict import SET_SHARE
 from qbench.results.record import Record
 from qbench.results.speed import unpaired

@@ -17,7 +17,8 @@ from qbench.decisions.changepoints import MOST, SMALLEST, change_points
 from qbench.decisions.changes import Change, software_changes
 from qbench.decisions.figures import Figure
 from qbench.errors import InputError, nearest
-from qbench.quality.statistics import Ratio, speed_up, summarise
+from qbench.quality.ratios import Ratio, speed_up
+from qbench.quality.statistics import summarise
 from qbench.results import origin
 from qbench.results.record import Record
 

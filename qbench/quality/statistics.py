@@ -24,7 +24,6 @@ ALPHA = 1 - CONFIDENCE
 RESAMPLES = 2000
 NORMAL = 1.959964  # standard deviations to either side that hold 95 %
 LEAST = 3  # samples below which there is no interval
-INDEPENDENT = 3.0  # effective samples below which no speed-up is claimed
 
 
 class Summary(BaseModel):
@@ -118,7 +117,7 @@ class Moments:
         if not self.known:
             return 1.0
         t = (self.mean - edge) / self.error
-        return float(_student()(self.n - 1, -min(t, _transformed(t, self.skew))))
+        return float(student()(self.n - 1, -min(t, _transformed(t, self.skew))))
 
     def flipped(self) -> Moments:
         """Those of the samples with the other sign."""
@@ -149,7 +148,7 @@ def moments(values: Sequence[float] | NDArray[np.float64]) -> Moments:
 
 
 @functools.cache
-def _student() -> Callable[[float, float], float]:
+def student() -> Callable[[float, float], float]:
     """Student's distribution function, imported once: tables ask for it ten thousand times."""
     from scipy.special import stdtr
 
@@ -217,15 +216,15 @@ def median_interval(values: NDArray[np.float64]) -> Interval:
 
     if len(values) < LEAST or not np.isfinite(values).all() or np.ptp(values) == 0:
         return None, None
-    low, high = _quantiles(_medians(tuple(values.tolist()), 0))
+    low, high = central(resampled_medians(tuple(values.tolist()), 0))
     middle = float(np.median(values))
-    stretch = _stretch(len(values), effective_n(values))
+    stretch = stretch_of(len(values), effective_n(values))
     return middle - (middle - low) * stretch, middle + (high - middle) * stretch
 
 
 def median_limits(values: Sequence[float]) -> tuple[float, float]:
     """What no interval that `median_interval` gives these samples can reach beyond."""
-    middle, stretch = median(values), _stretch(len(values), effective_n(values))
+    middle, stretch = median(values), stretch_of(len(values), effective_n(values))
     return middle - (middle - min(values)) * stretch, middle + (max(values) - middle) * stretch
 
 
@@ -248,18 +247,18 @@ def effective_n(values: Sequence[float] | NDArray[np.float64]) -> float:
     return n * (1 - r) / (1 + r)
 
 
-def _stretch(n: int, effective: float) -> float:
+def stretch_of(n: int, effective: float) -> float:
     """By how much an interval of independent samples is widened."""
-    quantile = student_quantile(_freedom(effective), (1 + CONFIDENCE) / 2)
+    quantile = student_quantile(freedom(effective), (1 + CONFIDENCE) / 2)
     return math.sqrt(n / effective) * quantile / NORMAL
 
 
-def _freedom(effective: float) -> float:
+def freedom(effective: float) -> float:
     return max(effective - 1, 2.0)
 
 
 @functools.lru_cache(maxsize=4096)
-def _medians(samples: tuple[float, ...], seed: int) -> NDArray[np.float64]:
+def resampled_medians(samples: tuple[float, ...], seed: int) -> NDArray[np.float64]:
     """Medians of resamples; kept, because every row of a table asks for the reference's."""
     import numpy as np
 
@@ -269,171 +268,14 @@ def _medians(samples: tuple[float, ...], seed: int) -> NDArray[np.float64]:
     return found
 
 
-def _quantiles(found: NDArray[np.float64]) -> tuple[float, float]:
+def central(found: NDArray[np.float64]) -> tuple[float, float]:
     import numpy as np
 
     low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
-# Ratios of times ----------------------------------------------------------------------------------
-
-
-class Ratio(BaseModel):
-    """A ratio of medians with its interval, e.g. a speed-up: above 1 is faster.
-
-    `interleaved`: whether reference and variant took turns, so that drift of the machine cancels.
-    Null, as `n` and `p`, in records of earlier versions, which hold ratios of such pairs alone.
-    `p`: of no difference, two-sided.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    value: float
-    low: float
-    high: float
-    n: int | None = None
-    effective_n: float | None = None  # independent samples that would tell as much
-    p: float | None = None
-    interleaved: bool | None = None
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out 1. A table of many rows needs `speed_words` instead."""
-        return self.low > 1 or self.high < 1
-
-    @property
-    def correlated(self) -> bool:
-        """Whether neighbouring samples are so alike that they amount to too few."""
-        return self.effective_n is not None and self.effective_n < INDEPENDENT
-
-    def no_difference_p(self) -> float:
-        """`p`, or what the interval implies where a record holds none."""
-        from scipy.special import ndtr
-
-        if self.p is not None:
-            return self.p
-        if not 0 < self.low < self.high:
-            return 1.0
-        error = _log_error(self.value, self.low, self.high)
-        return float(2 * ndtr(-abs(math.log(self.value)) / error))
-
-    @property
-    def freedom(self) -> float:
-        """Degrees of freedom of the interval; infinite in records that do not hold their n."""
-        return math.inf if self.effective_n is None else _freedom(self.effective_n)
-
-    def bounds(self, chance: float) -> tuple[float, float]:
-        """Low and high, each of which the true ratio is beyond with this chance at most.
-
-        Those of the 95 % interval, scaled on a log scale by Student's quantiles. Samples too few
-        or too alike bound nothing: (0, infinity).
-        """
-        few = self.n is not None and self.n < LEAST
-        if few or self.correlated or not 0 < self.low < self.high:
-            return 0.0, math.inf
-        ends = [student_quantile(self.freedom, 1 - c) for c in (chance, (1 - CONFIDENCE) / 2)]
-        wider = ends[0] / ends[1]
-        return (
-            self.value * (self.low / self.value) ** wider,
-            self.value * (self.high / self.value) ** wider,
-        )
-
-    def inverse(self) -> Ratio:
-        """The same seen from the other side: slower instead of faster."""
-        ends = {"value": 1 / self.value, "low": 1 / self.high, "high": 1 / self.low}
-        return self.model_copy(update=ends)
-
-
-SpeedWord = Literal["faster", "SLOWER", "no difference", "not interleaved", "too few", ""]
-
-
-def speed_words(ratios: Sequence[Ratio | None]) -> list[SpeedWord]:
-    """What a table may say of the speed-up in each of its rows; "" where there is none.
-
-    Corrected for the number of rows (Holm): of twenty equal variants one in twenty tables calls
-    any faster or slower. Runs that did not take turns with the reference carry no claim, for drift
-    of the machine is not in their interval.
-    """
-    tested = [i for i, ratio in enumerate(ratios) if ratio is not None and _testable(ratio)]
-    corrected = holm([_p(ratios[i]) for i in tested])
-    said = dict(zip(tested, corrected, strict=True))
-    words: list[SpeedWord] = []
-    for i, ratio in enumerate(ratios):
-        if ratio is None:
-            words.append("")
-        elif ratio.interleaved is False:
-            words.append("not interleaved")
-        elif i not in said:
-            words.append("too few")
-        elif said[i] >= ALPHA:
-            words.append("no difference")
-        else:
-            words.append("faster" if ratio.value > 1 else "SLOWER")
-    return words
-
-
-def _testable(ratio: Ratio) -> bool:
-    few = ratio.n is not None and ratio.n < LEAST
-    return ratio.interleaved is not False and not few and not ratio.correlated
-
-
-def _p(ratio: Ratio | None) -> float:
-    return 1.0 if ratio is None else ratio.no_difference_p()
-
-
-def speed_up(reference: Sequence[float], variant: Sequence[float]) -> Ratio:
-    """median(reference) / median(variant) of runs one after the other, bootstrapped over both.
-
-    Whatever drifts between the two runs is in the ratio and not in its interval.
-    """
-    import numpy as np
-
-    ratios = _medians(tuple(reference), 0) / _medians(tuple(variant), 1)
-    value = float(np.median(reference) / np.median(variant))
-    fewest = min(effective_n(reference) / len(reference), effective_n(variant) / len(variant))
-    n = min(len(reference), len(variant))
-    return _ratio(value, *_quantiles(ratios), n, n * fewest, interleaved=False)
-
-
-def paired_speed_up(reference: Sequence[float], variant: Sequence[float]) -> Ratio:
-    """The median of reference / variant, turn by turn, bootstrapped over the pairs."""
-    import numpy as np
-
-    if len(reference) != len(variant) or not reference:
-        raise ValueError(f"pairs need equal lengths, got {len(reference)} and {len(variant)}")
-    ratios = np.asarray(reference, dtype=np.float64) / np.asarray(variant, dtype=np.float64)
-    low, high = _quantiles(_medians(tuple(ratios.tolist()), 0))
-    value = float(np.median(ratios))
-    return _ratio(value, low, high, len(ratios), effective_n(ratios), interleaved=True)
-
-
-def _ratio(
-    value: float, low: float, high: float, n: int, effective: float, *, interleaved: bool
-) -> Ratio:
-    """With an interval stretched on a log scale for autocorrelation, and its p."""
-    if n < LEAST:
-        return Ratio(value=value, low=low, high=high, n=n, interleaved=interleaved, p=1.0)
-    stretch = _stretch(n, effective)
-    error = _log_error(value, low, high) * math.sqrt(n / effective)
-    t = abs(math.log(value)) / error if error > 0 else 0.0  # no spread at all is too few
-    return Ratio(
-        value=value,
-        low=value * (low / value) ** stretch,
-        high=value * (high / value) ** stretch,
-        n=n,
-        effective_n=round(effective, 3),
-        p=float(2 * _student()(_freedom(effective), -t)),
-        interleaved=interleaved,
-    )
-
-
-def _log_error(value: float, low: float, high: float) -> float:
-    """Standard error of log(value) by its interval: by half of it, or by the part towards 1.
-
-    The wider of the two, so that nothing is faster or slower whose interval holds 1.
-    """
-    inner = math.log(value / low) if value > 1 else math.log(high / value)
-    return max(math.log(high / low) / 2, inner) / NORMAL
+# Pairs, and many tests at once ------------------------------------------------------------------
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Summary:

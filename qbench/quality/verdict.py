@@ -18,22 +18,21 @@ Beside the word stands the distance: *close*, or *as far as another seed*.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from qbench.quality.comparison import Comparison, compare
+from qbench.quality.floor import FEW, NEAR, Distance, Floor, Quality, Word, closeness, distance_of
 from qbench.quality.metrics.catalogue import METRICS
-from qbench.quality.statistics import ALPHA, LEAST, Metric, holm, moments
+from qbench.quality.statistics import ALPHA, LEAST, holm
 from qbench.recipe.schema import Verdict
 
-FEW = 8  # videos below which no verdict of no loss goes without a question mark
 # Of the spread of the reference's own features. On the bundled model a skipped block is 2 % away,
 # red and blue swapped 0.4 %, another seed's 48 videos less than 0.1 %, BF16 0.0002 %.
 SET_SHARE = 0.002
 SEED_FVD = 1.5  # times another seed's, in records whose set distance has no interval
 SAME = 99.9  # dB: float16 frames that are equal to the bit read 100
-Quality = Mapping[str, Metric]
 Aspect = Literal["content", "picture", "motion"]
 ASPECTS: tuple[Aspect, ...] = ("content", "picture", "motion")
 # The command that has each aspect looked at.
@@ -42,15 +41,8 @@ BRINGS: dict[Aspect, str] = {
     "picture": "--set quality.metrics=null",
     "motion": "--set quality.metrics=null, with three frames or more",
 }
-Distance = Literal["close", "as far as another seed", "other noise", ""]
-NEAR: tuple[Distance, ...] = (
-    "close",
-    "",
-)  # where the distance was not measured, close is asked for
 OPEN = ("unverified", "drift")  # verdicts that rest on what was looked at
 ORDER: tuple[Verdict, ...] = ("broken", "degraded", "unverified", "drift", "indistinguishable")
-# What the distance is read from, and which way is further.
-DISTANCES = {"psnr": "higher", "lpips": "lower", "latent_error": "lower"}
 
 
 @dataclass(frozen=True)
@@ -62,21 +54,6 @@ class Candidate:
     invalid: str = ""  # why, where it is
     other_noise: bool = False  # made from other noise than the reference, on purpose
     older: bool = False  # of a version that had no figures of picture and motion
-
-
-@dataclass(frozen=True)
-class Floor:
-    """The reference in other guises, by name: what no difference looks like."""
-
-    same_noise: dict[str, Quality] = field(default_factory=dict)  # compiled, another kernel
-    other_noise: dict[str, Quality] = field(default_factory=dict)  # another seed
-
-    def without(self, names: Iterable[str]) -> Floor:
-        """Less these: what a floor is itself measured by, and floors that are no floor."""
-        left = set(names)
-        same = {key: value for key, value in self.same_noise.items() if key not in left}
-        other = {key: value for key, value in self.other_noise.items() if key not in left}
-        return Floor(same, other)
 
 
 @dataclass(frozen=True)
@@ -99,15 +76,6 @@ class Tested:
     def settled(self) -> bool:
         """Whether a loss of the margin is ruled out."""
         return self.no_loss_p < ALPHA
-
-
-@dataclass(frozen=True)
-class Word:
-    """What one figure says by itself; `sure` where chance is ruled out."""
-
-    verdict: Verdict
-    sure: bool = True
-    because: str = ""
 
 
 @dataclass(frozen=True)
@@ -188,7 +156,7 @@ def _from_zero(name: str, one: Candidate, floor: Floor, margin: float) -> list[C
     as another seed's are held against how far that seed's are away.
     """
     samples = one.quality[name].samples or []
-    if not METRICS[name].away or _distance(one.quality, floor, one.other_noise)[0] in NEAR:
+    if not METRICS[name].away or distance_of(one.quality, floor, one.other_noise)[0] in NEAR:
         return [compare(name, samples, None, "zero", margin)]
     for seed in floor.other_noise.values():
         theirs = seed[name].samples if name in seed else None
@@ -281,7 +249,7 @@ def _unfit_floors(
     far = [
         name
         for name, quality in seeds.same_noise.items()
-        if _distance(quality, seeds, False)[0] == "as far as another seed"
+        if distance_of(quality, seeds, False)[0] == "as far as another seed"
     ]
     return unfit + far
 
@@ -294,9 +262,9 @@ def _judged(
     margins: Mapping[str, float],
     lacking: Sequence[str],
 ) -> Judged:
-    distance, further = _distance(one.quality, floor, one.other_noise)
+    distance, further = distance_of(one.quality, floor, one.other_noise)
     said = {"validity": Word("broken", True, one.invalid) if one.invalid else Word(ORDER[-1])}
-    said |= words | _closeness(one.quality, floor, margins, further)
+    said |= words | closeness(one.quality, floor, margins, further)
     verdict = min((word.verdict for word in said.values()), key=ORDER.index)
     if "psnr" not in said and verdict == "indistinguishable":
         verdict = "drift"  # nothing has said that these are the same videos
@@ -362,79 +330,3 @@ def _lacking(floor: Floor, unfit: Sequence[str]) -> list[str]:
     if not floor.other_noise:
         said.append("another seed's distance: qbench run floor/seed")
     return said
-
-
-# How far the videos are ---------------------------------------------------------------------------
-
-
-def _closeness(
-    quality: Quality, floor: Floor, margins: Mapping[str, float], further: str
-) -> dict[str, Word]:
-    """Whether these are the reference's own videos, as far as a display or the floor can tell.
-
-    The floor's own spread over its videos is allowed for, or a floor would reject its own kind.
-    """
-    if not _has(quality) or "psnr" not in margins:
-        return {}
-    metric, limit, named = quality["psnr"], margins["psnr"], "one level of a display"
-    low = metric.summary.low if metric.summary else None
-    enough = len(metric.samples or ()) >= FEW
-    said = f"PSNR {metric.value:.1f} dB"
-    if low is not None:
-        said += f", at least {low:.1f}"
-    if (metric.value if low is None else low) >= limit:
-        return {"psnr": Word("indistinguishable", enough, f"{said}, within {named} ({limit:.1f})")}
-    floors = [(one["psnr"], _reach(one["psnr"])) for one in floor.same_noise.values() if _has(one)]
-    widest, reach = min(floors, key=lambda item: item[1], default=(metric, limit))
-    if reach < limit:
-        limit, named = reach, f"the noise floor ({widest.value:.1f} dB) less its own spread"
-        if metric.value >= limit:
-            sure = enough and _above(metric, widest, limit)
-            return {"psnr": Word("indistinguishable", sure, f"{said}, within {named}")}
-    if further:
-        return {"psnr": Word("drift", True, f"{said}, {further}")}
-    return {"psnr": Word("drift", True, f"{said}, beyond {named} ({limit:.1f})")}
-
-
-def _has(quality: Quality) -> bool:
-    return "psnr" in quality
-
-
-def _spread(metric: Metric) -> float:
-    """Standard deviation over the videos, 0 where it is not known."""
-    return (metric.summary.sigma if metric.summary else None) or 0.0
-
-
-def _reach(floor: Metric) -> float:
-    return floor.value - _spread(floor)
-
-
-def _above(metric: Metric, floor: Metric, limit: float) -> bool:
-    """Whether the mean is at least `limit` for certain, video by video where both have the same."""
-    ours, theirs = metric.samples or [], floor.samples or []
-    if len(ours) == len(theirs):
-        gaps = moments([a - b for a, b in zip(ours, theirs, strict=True)])
-        return gaps.tail(limit - floor.value) < ALPHA
-    return moments(ours).tail(limit) < ALPHA
-
-
-def _distance(quality: Quality, floor: Floor, other_noise: bool) -> tuple[Distance, str]:
-    """Close, or as far as another seed's videos; and which figure says so.
-
-    As far: not closer than another seed's videos are on average by that seed's own spread over
-    videos, in any figure of the distance.
-    """
-    if other_noise:
-        return "other noise", "made from other noise than the reference's"
-    known = False
-    for name, better in DISTANCES.items():
-        for seed in floor.other_noise.values():
-            if name not in quality or name not in seed:
-                continue
-            known = True
-            closer = quality[name].value - seed[name].value
-            if (closer if better == "higher" else -closer) < _spread(seed[name]):
-                figures = f"{name} {quality[name].value:.3g}, theirs {seed[name].value:.3g}"
-                why = f"as far as another seed's videos ({figures}): is the noise the reference's?"
-                return "as far as another seed", why
-    return ("close", "") if known else ("", "")

@@ -12,15 +12,8 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from qbench.quality.metrics.trajectory import ErrorGrowth
-from qbench.quality.statistics import (
-    LEAST,
-    Metric,
-    Ratio,
-    Summary,
-    median_limits,
-    paired_speed_up,
-    summarise,
-)
+from qbench.quality.ratios import Ratio, paired_speed_up
+from qbench.quality.statistics import LEAST, Metric, Summary, median_limits, summarise
 from qbench.results.record import Record
 
 LARGEST = 1e30  # as `fields.Finite`

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from qbench import escape
+from qbench.quality.floor import Floor
 from qbench.quality.metrics import catalogue
-from qbench.quality.statistics import SpeedWord, speed_words
-from qbench.quality.verdict import Candidate, Floor, Judged, judge
+from qbench.quality.ratios import SpeedWord, speed_words
+from qbench.quality.verdict import Candidate, Judged, judge
 from qbench.recipe.schema import Recipe
 from qbench.results.record import SIZES, Record
 from qbench.results.speed import Timing, timing

@@ -20,7 +20,8 @@ from qbench.meters.nvml import Gauges
 from qbench.meters.roofline import Ceilings
 from qbench.optimizations import axes
 from qbench.quality.metrics.trajectory import ErrorGrowth
-from qbench.quality.statistics import Metric, Ratio, Summary
+from qbench.quality.ratios import Ratio
+from qbench.quality.statistics import Metric, Summary
 from qbench.recipe.schema import RENAMED, Recipe
 
 SCHEMA = 4

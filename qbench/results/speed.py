@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qbench.quality.statistics import Ratio, speed_up
+from qbench.quality.ratios import Ratio, speed_up
 from qbench.results.record import Record
 
 

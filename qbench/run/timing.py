@@ -16,7 +16,8 @@ from qbench.run.events import ServerReady, StepsDone, TurnTaken, WorkPlanned
 
 if TYPE_CHECKING:
     from qbench.meters.nvml import Gauges
-    from qbench.quality.statistics import Ratio, Summary
+    from qbench.quality.ratios import Ratio
+    from qbench.quality.statistics import Summary
     from qbench.run.session import Session
 
 ENDED_NOTE = "not interleaved: the reference's process ended early"
@@ -80,7 +81,7 @@ class Turns:
 
     def pairs(self, own: list[float]) -> Pairs:
         """With the run's own seconds; none, and a note, where the reference ended early."""
-        from qbench.quality.statistics import paired_speed_up
+        from qbench.quality.ratios import paired_speed_up
 
         if not self._paired:
             return Pairs(state=self._recorder.record.interleaved)

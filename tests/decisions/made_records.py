@@ -10,7 +10,8 @@ from pathlib import Path
 from conftest import ROOT
 
 from qbench.quality.metrics.catalogue import METRICS
-from qbench.quality.statistics import Metric, paired_speed_up
+from qbench.quality.ratios import paired_speed_up
+from qbench.quality.statistics import Metric
 from qbench.recipe.schema import digest
 from qbench.results import archive, store
 from qbench.results.derive import derived

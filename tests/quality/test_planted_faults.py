@@ -12,9 +12,10 @@ from qbench import world
 from qbench.optimizations import frame_faults
 from qbench.pipelines import specs
 from qbench.quality import evaluate
+from qbench.quality.floor import Floor
 from qbench.quality.metrics import catalogue
 from qbench.quality.outputs import Outputs
-from qbench.quality.verdict import Candidate, Floor, Judged, judge
+from qbench.quality.verdict import Candidate, Judged, judge
 from qbench.recipe.schema import Quality
 
 N = 16

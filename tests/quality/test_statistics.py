@@ -6,16 +6,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from qbench.quality.ratios import Ratio, paired_speed_up, speed_up, speed_words
 from qbench.quality.statistics import (
-    Ratio,
     effective_n,
     holm,
     mean_interval,
     moments,
     paired_difference,
-    paired_speed_up,
-    speed_up,
-    speed_words,
     summarise,
 )
 

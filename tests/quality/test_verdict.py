@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from qbench.quality.floor import Floor, Quality
 from qbench.quality.statistics import Metric, summarise
-from qbench.quality.verdict import SET_SHARE, Candidate, Floor, Judged, Quality, judge
+from qbench.quality.verdict import SET_SHARE, Candidate, Judged, judge
 
 N = 200
 RNG = np.random.default_rng(0)

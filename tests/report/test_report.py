@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from qbench.quality.statistics import Metric, paired_speed_up, summarise
+from qbench.quality.ratios import paired_speed_up
+from qbench.quality.statistics import Metric, summarise
 from qbench.report import charts, tables, writer
 from qbench.results import frame, store
 from qbench.results.ranking import Ranking, label, rankings

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from qbench.quality.statistics import paired_speed_up
+from qbench.quality.ratios import paired_speed_up
 from qbench.report import charts, tables
 from qbench.results import archive, store
 from qbench.results.frame import Results, load_results

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import RECIPES, qbench
 
-from qbench.quality.statistics import paired_speed_up, speed_up
+from qbench.quality.ratios import paired_speed_up, speed_up
 from qbench.results import store
 from qbench.results.record import Record
 from qbench.run.job import Job
