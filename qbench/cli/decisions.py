@@ -80,6 +80,7 @@ def pick(
     as_json: Json = False,
 ) -> None:
     """The recipe that meets your limits, why, and what it gives up. Exit code 1: none does."""
+    from qbench.decisions import evidence as at_hand
     from qbench.decisions import pick as picking
     from qbench.decisions import pick_text
 
@@ -90,7 +91,7 @@ def pick(
     if not records:
         shared.records(None)  # what is missing is said before the machine is asked
         here = shared.hardware()
-    found = picking.evidence(records or [shared.RESULTS], evidence or [], model, here)
+    found = at_hand.evidence(records or [shared.RESULTS], evidence or [], model, here)
     made = picking.pick(question, found)
     if as_json:
         print(made.model_dump_json(indent=1))

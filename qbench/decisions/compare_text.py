@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
 
 from qbench import escape
 from qbench.decisions import figures
@@ -12,6 +13,7 @@ from qbench.decisions.compared import Check, Compared, Quality, Row, Size, Time
 from qbench.quality.ratios import Ratio
 from qbench.report import tables
 
+Item = TypeVar("Item", bound=Hashable)
 CHANGES = 12  # that are named of one row
 RESULT = {0: "passes", 1: "regression", 2: "cannot be told from these records"}
 STRONGER = {"turns": "they took turns", "by way of the reference": "each took turns with it"}
@@ -25,12 +27,14 @@ def lines(made: Compared) -> list[str]:
         said.append(f"changed: {_listed(common)}")
     elif not any(row.changes for row in made.rows):
         said.append("changed: nothing that the records know of")
+    shared = _in_every([row.notes for row in made.rows])
     for row in made.rows:
-        said += [row.variant, *(f"  {line}" for line in _row(row, common))]
+        own = row.model_copy(update={"notes": [n for n in row.notes if n not in shared]})
+        said += [row.variant, *(f"  {line}" for line in _row(own, common))]
     for place, names in (("before", made.only_before), ("after", made.only_after)):
         if names:
             said.append(f"only {place}: {', '.join(names)}")
-    said += [f"note: {note}" for note in made.notes]
+    said += [f"note: {note}" for note in (*shared, *made.notes)]
     if made.checks or made.exit_code:
         said += [f"{check.result:<12} {_check(check)}" for check in made.checks]
         said += [f"FAILS        {row.variant}: {row.dead}" for row in made.rows if row.dead]
@@ -101,9 +105,13 @@ def _check(check: Check) -> str:
 
 
 def _common(rows: Sequence[Row]) -> list[Change]:
-    """What is changed in every row is said once."""
-    count = Counter(change for row in rows for change in row.changes)
-    return [c for c in dict.fromkeys(count) if count[c] == len(rows)] if len(rows) > 1 else []
+    return _in_every([row.changes for row in rows])
+
+
+def _in_every(rows: Sequence[Sequence[Item]]) -> list[Item]:
+    """What stands in every row is said once."""
+    count = Counter(item for row in rows for item in row)
+    return [item for item in count if count[item] == len(rows)] if len(rows) > 1 else []
 
 
 def _listed(changes: Sequence[Change]) -> str:
@@ -130,9 +138,9 @@ def markdown(made: Compared) -> str:
             for c in made.checks
         ]
         parts += [tables.grid(("variant", "limit", "result", ""), checks), ""]
-    notes = dict.fromkeys(
-        [f"{row.variant}: {note}" for row in made.rows for note in row.notes] + list(made.notes)
-    )
+    shared = _in_every([row.notes for row in made.rows])
+    own = [f"{row.variant}: {n}" for row in made.rows for n in row.notes if n not in shared]
+    notes = dict.fromkeys([*shared, *own, *made.notes])
     for place, names in (("before", made.only_before), ("after", made.only_after)):
         if names:
             notes[f"only {place}: {', '.join(names)}"] = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qbench.decisions import figures, limits
+from qbench.decisions.changes import REFUSED
 from qbench.decisions.compared import How, MetricWord, Pair, Quality, Time, TimeWord
 from qbench.quality.comparison import Comparison
 from qbench.quality.metrics import catalogue
@@ -72,7 +73,8 @@ def _speed(pair: Pair) -> tuple[Ratio, How, Literal["latency", "step"]] | None:
     if not (a.recipe.measure.timing and b.recipe.measure.timing):
         return None
     figure: Literal["latency", "step"] = "latency" if a.latency_s and b.latency_s else "step"
-    same = a.fingerprints.ranking() == b.fingerprints.ranking()
+    software = a.fingerprints.software == b.fingerprints.software
+    same = software and not pair.changed_in(*REFUSED)
     if same and b.reference and b.reference.run == a.run and b.paired_speed_up:
         return b.paired_speed_up, "turns", figure
     if same and a.reference and a.reference.run == b.run and a.paired_speed_up:

@@ -8,11 +8,10 @@ and is taken for an answer with --accept-unsettled alone. What was not measured 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from qbench.decisions import figures, places
+from qbench.decisions import figures
 from qbench.decisions.card import encoded, fits
+from qbench.decisions.evidence import Evidence
 from qbench.decisions.exporting import export_command
 from qbench.decisions.figures import needed_bytes
 from qbench.decisions.picked import Asked, Candidate, Criterion, Objective, Picked
@@ -20,25 +19,12 @@ from qbench.decisions.tradeoff import gains_and_losses
 from qbench.errors import InputError, nearest
 from qbench.quality.statistics import LEAST, median_interval
 from qbench.quality.verdict import ORDER
-from qbench.report import tables
-from qbench.results import origin
-from qbench.results.ranking import Ranking, label, rankings
+from qbench.results.ranking import Ranking, label
 from qbench.results.record import Record
 
 ANY = "any"
 UNKNOWN = 0.2  # how far a demand is missed about which nothing was measured: it may yet be met
 OBJECTIVES: tuple[Objective, ...] = ("latency", "memory", "energy")
-NAMED = 6  # rankings that an error names
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All records at hand, and those of the ranking in which the question is asked."""
-
-    ranking: Ranking
-    records: tuple[Record, ...]
-    rankings: tuple[Ranking, ...]
-    places: tuple[str, ...]
 
 
 def asked(
@@ -320,78 +306,3 @@ def _notes(question: Asked, evidence: Evidence) -> list[str]:
     if not question.accept_unsettled:
         said.append("bounds decided; --accept-unsettled takes what only the figures say")
     return said
-
-
-# Which records ------------------------------------------------------------------------------------
-
-
-def evidence(
-    records: list[Path], besides: list[Path], model: str | None, here: dict[str, object] | None
-) -> Evidence:
-    """The ranking in which the question is asked, and all that may say something about it.
-
-    here: the hardware to which answers are promised; None for that of the records. Raises
-    InputError where no ranking fits, or several do.
-    """
-    found, _ = places.read(records)
-    if here is not None:  # a card of this name elsewhere is another card
-        found = [(path, record) for path, record in found if origin.read(path.parent) is None]
-    made = [r for r in rankings(found) if any(_timed(record) for record in r.records)]
-    if here is not None:
-        made = [r for r in made if r.records[0].environment.hardware() == here]
-        if not made:
-            raise InputError(
-                f"{records[0]}: nothing was measured on this machine ({here['name']}); "
-                "--records PLACE answers for the machine of those records"
-            )
-    if model is not None:
-        names = {r.records[0].recipe.model for r in made}
-        made = [r for r in made if r.records[0].recipe.model == model]
-        if not made:
-            raise InputError(f"--model {model}: no timed records of it{nearest(model, names)}")
-    whole = [r for r in made if r.records[0].recipe.measure.memory_limit_gib is None]
-    made = _newest(whole or made)
-    if not made:
-        raise InputError(f"{records[0]}: no timed run is there")
-    if len(made) > 1:
-        told = "; ".join(f"{r.title()} ({r.folders[0].parent})" for r in made[:NAMED])
-        raise InputError(
-            f"{len(made)} rankings, name one with --records or --model: {told}"
-            + ("; ..." if len(made) > NAMED else "")
-        )
-    more = places.read(besides)[0] if besides else []
-    everything = list({record.run: (path, record) for path, record in [*found, *more]}.values())
-    return Evidence(
-        made[0],
-        tuple(record for _, record in everything),
-        tuple(rankings(everything)),
-        tuple(str(place) for place in records),
-    )
-
-
-def _timed(record: Record) -> bool:
-    timed = record.latency_s or record.step_s
-    return record.status == "ok" and record.recipe.measure.timing and bool(timed)
-
-
-def _newest(made: list[Ranking]) -> list[Ranking]:
-    """Of those that only the software tells apart, the one measured last."""
-    kept: dict[tuple[str, ...], Ranking] = {}
-    for ranking in made:
-        prints = ranking.records[0].fingerprints
-        key = (prints.settings, prints.prompts, prints.model, prints.hardware)
-        if key not in kept or _last(kept[key]) < _last(ranking):
-            kept[key] = ranking
-    return list(kept.values())
-
-
-def _last(ranking: Ranking) -> str:
-    return max(record.started for record in ranking.records)
-
-
-def bytes_shown(question: Asked) -> str:
-    """The card that was asked for, as it is sold."""
-    text = tables.bytes_text(question.vram_bytes)
-    if question.kept_free_bytes:
-        text += f" less {tables.bytes_text(question.kept_free_bytes)}"
-    return text

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from qbench.cli import app
 from qbench.decisions import pick_text
 from qbench.decisions.card import bounds, fits
-from qbench.decisions.pick import Evidence, asked, evidence, pick
+from qbench.decisions.evidence import Evidence, evidence
+from qbench.decisions.pick import asked, pick
 from qbench.decisions.picked import Picked
 from qbench.errors import InputError
 from qbench.meters.memory import CONTEXT_BYTES, Peak

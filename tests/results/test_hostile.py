@@ -14,8 +14,9 @@ from conftest import ROOT
 from qbench import explain, power
 from qbench.decisions import compare_text, importing, pick_text
 from qbench.decisions.compare import compare
+from qbench.decisions.evidence import evidence
 from qbench.decisions.importing import take_in
-from qbench.decisions.pick import asked, evidence, pick
+from qbench.decisions.pick import asked, pick
 from qbench.errors import InputError
 from qbench.meters.profile import Profile
 from qbench.quality.statistics import summarise

@@ -1,0 +1,86 @@
+"""The records that a pick rests on: one ranking that answers, and all that says more about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qbench.decisions import places
+from qbench.errors import InputError, nearest
+from qbench.results import origin
+from qbench.results.ranking import Ranking, rankings
+from qbench.results.record import Record
+
+NAMED = 6  # rankings that an error names
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All records at hand, and those of the ranking in which the question is asked."""
+
+    ranking: Ranking
+    records: tuple[Record, ...]
+    rankings: tuple[Ranking, ...]
+
+
+def evidence(
+    records: list[Path], besides: list[Path], model: str | None, here: dict[str, object] | None
+) -> Evidence:
+    """The ranking in which the question is asked, and all that may say something about it.
+
+    here: the hardware to which answers are promised; None for that of the records. Raises
+    InputError where no ranking fits, or several do.
+    """
+    found, _ = places.read(records)
+    if here is not None:  # a card of this name elsewhere is another card
+        found = [(path, record) for path, record in found if origin.read(path.parent) is None]
+    made = [r for r in rankings(found) if any(_timed(record) for record in r.records)]
+    if here is not None:
+        made = [r for r in made if r.records[0].environment.hardware() == here]
+        if not made:
+            raise InputError(
+                f"{records[0]}: nothing was measured on this machine ({here['name']}); "
+                "--records PLACE answers for the machine of those records"
+            )
+    if model is not None:
+        names = {r.records[0].recipe.model for r in made}
+        made = [r for r in made if r.records[0].recipe.model == model]
+        if not made:
+            raise InputError(f"--model {model}: no timed records of it{nearest(model, names)}")
+    whole = [r for r in made if r.records[0].recipe.measure.memory_limit_gib is None]
+    made = _newest(whole or made)
+    if not made:
+        raise InputError(f"{records[0]}: no timed run is there")
+    if len(made) > 1:
+        told = "; ".join(f"{r.title()} ({r.folders[0].parent})" for r in made[:NAMED])
+        raise InputError(
+            f"{len(made)} rankings, name one with --records or --model: {told}"
+            + ("; ..." if len(made) > NAMED else "")
+        )
+    more = places.read(besides)[0] if besides else []
+    everything = list({record.run: (path, record) for path, record in [*found, *more]}.values())
+    return Evidence(
+        made[0],
+        tuple(record for _, record in everything),
+        tuple(rankings(everything)),
+    )
+
+
+def _timed(record: Record) -> bool:
+    timed = record.latency_s or record.step_s
+    return record.status == "ok" and record.recipe.measure.timing and bool(timed)
+
+
+def _newest(made: list[Ranking]) -> list[Ranking]:
+    """Of those that only the software tells apart, the one measured last."""
+    kept: dict[tuple[str, ...], Ranking] = {}
+    for ranking in made:
+        prints = ranking.records[0].fingerprints
+        key = (prints.settings, prints.prompts, prints.model, prints.hardware)
+        if key not in kept or _last(kept[key]) < _last(ranking):
+            kept[key] = ranking
+    return list(kept.values())
+
+
+def _last(ranking: Ranking) -> str:
+    return max(record.started for record in ranking.records)
