@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from qbench import escape
@@ -13,7 +13,7 @@ from qbench.decisions.compared import Check, Compared, Quality, Row, Size, Time
 from qbench.quality.ratios import Ratio
 from qbench.report import tables
 
-Item = TypeVar("Item", bound=Hashable)
+Item = TypeVar("Item")
 CHANGES = 12  # that are named of one row
 RESULT = {0: "passes", 1: "regression", 2: "cannot be told from these records"}
 STRONGER = {"turns": "they took turns", "by way of the reference": "each took turns with it"}

@@ -77,7 +77,8 @@ def _above(text: str, units: dict[str, float], option: str, example: str) -> flo
 def pick(question: Asked, evidence: Evidence) -> Picked:
     """The answer, with the reasons for it and against the others."""
     ranking = evidence.ranking
-    found = [(_candidate(record, question, evidence), record) for record in ranking.records]
+    offered = [record for record in ranking.records if not _planted(record)]
+    found = [(_candidate(record, question, evidence), record) for record in offered]
 
     def order(item: tuple[Candidate, Record]) -> tuple[float, str]:
         goal = item[0].goal
@@ -105,6 +106,12 @@ def pick(question: Asked, evidence: Evidence) -> Picked:
         others=tuple(candidate for candidate, _ in rest),
         notes=tuple(_notes(question, evidence)),
     )
+
+
+def _planted(record: Record) -> bool:
+    """Whether it was made to be found out: a fault, or other noise."""
+    variant = record.recipe.variant
+    return variant.fault is not None or variant.seed_offset > 0
 
 
 def _qualifies(candidate: Candidate, question: Asked) -> bool:

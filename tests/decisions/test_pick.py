@@ -132,6 +132,15 @@ def test_min_speed_up_needs_its_lower_end_and_turns(tmp_path: Path) -> None:
     assert "not 1.2x" in str(refused["fp32"].missed)
 
 
+def test_planted_faults_are_not_offered() -> None:
+    found = evidence([ROOT / "results/published/planted-faults"], [], None, None)
+    assert any(r.recipe.variant.fault for r in found.ranking.records)
+    answer = _ask(found, quality="any")
+    offered = [c.variant for c in (*answer.qualify, *answer.others)]
+    assert "fp32" in offered
+    assert not [name for name in offered if "fault-scale" in name or "seed" in name]
+
+
 def test_memory_and_energy_as_the_objective(tmp_path: Path) -> None:
     peaks = {"int8": 2, "fp16": 1, "fp32": 3}
     records = []
