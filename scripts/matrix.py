@@ -68,6 +68,15 @@ PARTS = {
         "the same on the bundled model with outlier channels",
         (*CALIBRATED_QUALITY, "outliers.factor=100"),
         CALIBRATED,
+        then="calibrated-outliers-1000",
+    ),
+    "calibrated-outliers-1000": Part(
+        "FP8 on outliers of a thousand, the least at which one scale a tensor loses by them",
+        (*CALIBRATED_QUALITY, "outliers.factor=1000"),
+        (
+            "fp32", "fp8-tensor", "calibrated/smoothquant-fp8-tensor", "fp8-dynamic",
+            "calibrated/smoothquant-fp8", "calibrated/gptq-fp8",
+        ),
     ),
     "calibrated-steps": Part(
         "one denoise step of CogVideoX-2B with calibrated schemes, calibrated on next to nothing",

@@ -392,6 +392,18 @@ RULES: tuple[Rule, ...] = (
         "optimum-quanto's weights cannot be moved part by part: choose offload model, or torchao",
     ),
     Rule(
+        "calibration, offloaded",
+        lambda v: (
+            v.memory.offload is not None
+            and v.quantize is not None
+            and v.quantize.calibration is not None
+        ),
+        lambda _: False,
+        "calibration walks trajectories before anything is offloaded, when text encoder and "
+        "denoiser are on two devices: leave out offload, or export the variant and offload that",
+        fails=False,  # on a CPU both are on one
+    ),
+    Rule(
         "INT8 GEMMs, compiled",
         # Without the compiler torchao computes the GEMMs that would fail in FP32.
         lambda v: (

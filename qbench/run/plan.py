@@ -9,6 +9,7 @@ from pathlib import Path
 from qbench import prompts, textfile
 from qbench.engines import exported
 from qbench.errors import InputError, nearest
+from qbench.optimizations import calibration
 from qbench.pipelines import specs
 from qbench.prompts import PromptSet
 from qbench.quality import networks
@@ -179,7 +180,11 @@ def _checked(loaded: Loaded) -> PromptSet:
         field_ = ("quality",)
         networks.check(recipe.quality, model)
         field_ = ("prompts", "set")
-        return prompts.chosen(recipe.prompts, model)
+        chosen = prompts.chosen(recipe.prompts, model)
+        field_ = ("variant", "quantize", "calibration")
+        if recipe.variant.quantize and (settings := recipe.variant.quantize.calibration):
+            calibration.texts(settings, model, chosen.prompts)
+        return chosen
     except InputError as error:
         where = loaded.where(*_field(str(error), field_))
         named = where.startswith("--") and recipe.prompts.set

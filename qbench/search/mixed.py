@@ -191,12 +191,11 @@ def _in_order(module: nn.Module) -> Callable[[str], int]:
 def _texts(recipe: Recipe, model: Model) -> list[str]:
     """Prompts of search and confirmation, apart from each other and from those of measurements."""
     from qbench import prompts
-    from qbench.optimizations.calibration import Occasion, texts
+    from qbench.optimizations.calibration import texts
     from qbench.recipe.schema import Calibration
 
     tests = prompts.chosen(recipe.prompts, model).prompts
-    occasion = Occasion(None, model, tests)  # type: ignore[arg-type]  # asked for no trajectory
-    return texts(Calibration(method="gptq", prompts=2 * PROMPTS), occasion)
+    return texts(Calibration(method="gptq", prompts=2 * PROMPTS), model, tests)
 
 
 def _walked(video: VideoPipeline, run: Resolved, texts: Sequence[str]) -> list[Call]:

@@ -342,13 +342,11 @@ def test_calibration_never_sees_what_is_measured() -> None:
     model = specs.find("tiny-cogvideox")
     tests = prompts.load("world-2048-v1", 40).prompts
     settings = Calibration(method="gptq", set="world-2048-v1", prompts=16)
-    occasion = Occasion(None, model, tests)  # type: ignore[arg-type]
-    chosen = calibration.texts(settings, occasion)
+    chosen = calibration.texts(settings, model, tests)
     assert len(chosen) == 16
     assert not set(chosen) & {*tests, *prompts.load("world-v1").prompts}
-    whole = Occasion(None, model, prompts.load("world-2048-v1").prompts)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"calibration\.prompts: 16 asked for"):
-        calibration.texts(settings, whole)
+        calibration.texts(settings, model, prompts.load("world-2048-v1").prompts)
 
 
 def test_moments_and_hessians_are_those_of_all_tokens_whatever_the_chunks() -> None:

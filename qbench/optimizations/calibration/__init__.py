@@ -82,14 +82,13 @@ class Work:
         return self.linear(name).weight.detach().float()
 
 
-def texts(settings: Calibration, occasion: Occasion) -> list[str]:
-    """Prompts to calibrate with, none of which is measured with. Raises InputError for too few."""
+def texts(settings: Calibration, model: Model, tests: Sequence[str]) -> list[str]:
+    """Prompts to calibrate with, none of which is among `tests`. Raises InputError for too few."""
     from qbench import prompts
 
-    model = occasion.model
     own = "world-2048-v1" if model.world else model.prompts
     name = settings.set or own
-    apart = set(occasion.tests)
+    apart = set(tests)
     if name != model.prompts and model.prompts in prompts.names():
         apart |= set(prompts.load(model.prompts).prompts)  # whatever their number, one calibration
     found = [text for text in prompts.load(name).prompts if text not in apart]
@@ -99,7 +98,7 @@ def texts(settings: Calibration, occasion: Occasion) -> list[str]:
             f"variant.quantize.calibration.prompts: {settings.prompts} asked for, and {name} has "
             f"{len(found)} that are not measured with"
         )
-    assert not set(chosen) & set(occasion.tests)
+    assert not set(chosen) & set(tests)
     return chosen
 
 
@@ -118,7 +117,8 @@ def fit(
     """
     from qbench.optimizations.calibration import observe
 
-    calls = observe.walk(video, occasion.run, texts(settings, occasion), settings)
+    chosen = texts(settings, occasion.model, occasion.tests)
+    calls = observe.walk(video, occasion.run, chosen, settings)
     seen = observe.moments(video.denoiser, list(stored), calls, settings.samples, settings.seed)
     work = Work(video, settings, calls, seen, stored, inputs, scales_inputs)
     found = METHODS[settings.method](work)
@@ -149,7 +149,8 @@ def by_range(
     assert settings is not None
     assert settings.ranges is not None
     stored, inputs = quantization.numbers(wanted, module.dtype)
-    calls = observe.walk(video, occasion.run, texts(settings, occasion), settings)
+    chosen = texts(settings, occasion.model, occasion.tests)
+    calls = observe.walk(video, occasion.run, chosen, settings)
     cuts = ranges.borders(calls, settings.ranges)
     numbers = dict.fromkeys(names, stored)
     parts: dict[str, list[nn.Linear]] = {name: [] for name in names}

@@ -63,13 +63,22 @@ def quantize(
 
 
 def _inverse(hessian: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of the damped Hessian's inverse, in float64 where that is quick."""
-    exact = torch.float64 if hessian.shape[0] <= 2048 else torch.float32
-    h = hessian.to(exact)
+    """The upper Cholesky factor of the damped Hessian's inverse.
+
+    In float64, for outliers make the condition bad. Where even so it is not positive definite,
+    damping grows tenfold until it is.
+    """
+    h = hessian.double()
     mean = h.diagonal().mean().clamp_min(1e-30)
-    h = h + torch.eye(len(h), dtype=exact, device=h.device) * damping * mean
-    unused = hessian.diagonal() == 0
+    unused = h.diagonal() == 0
     h[unused, unused] = mean
-    lower = torch.linalg.cholesky(h)
-    inverse = torch.cholesky_inverse(lower)
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    for _ in range(6):
+        damped = h + torch.eye(len(h), dtype=h.dtype, device=h.device) * damping * mean
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            inverse = torch.cholesky_inverse(lower)
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed:
+                return upper.float()
+        damping *= 10
+    raise ValueError("second moments of a layer's inputs hold no finite numbers")

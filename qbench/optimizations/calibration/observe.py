@@ -162,6 +162,17 @@ def moments(
     return list(watch.seen.values())
 
 
+@contextmanager
+def _tensor_cores() -> Iterator[None]:
+    """FP32 products by way of TF32: half-precision inputs have no more bits than it keeps."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
 class _Hessians(Watch):
     def __init__(self, module: nn.Module, names: Collection[str]) -> None:
         super().__init__(module, names)
@@ -173,7 +184,8 @@ class _Hessians(Watch):
         if name not in self.sums:
             self.sums[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
             self.counts[name] = 0
-        self.sums[name].addmm_(rows.t(), rows)
+        with _tensor_cores():
+            self.sums[name].addmm_(rows.t(), rows)
         self.counts[name] += len(rows)
 
 
