@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean
@@ -91,7 +92,8 @@ def main() -> None:
             video = loaded()
             bench = sensitivity.Bench.of(video.denoiser, calls)
             video.set_attention(lambda q, k, v, kernel=kernel: kernel(q, k, v).to(q.dtype))
-            row[name] = mean(bench.errors()) ** 0.5
+            error = mean(bench.errors()) ** 0.5
+            row[name] = error if math.isfinite(error) else None  # NaN is no JSON
         rows.append(row)
         print(json.dumps({k: v if v is None else round(v, 5) for k, v in row.items()}), flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
