@@ -24,6 +24,7 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
     from qbench.quality.evaluate import available
     from qbench.quality.metrics.catalogue import METRICS
     from qbench.recipe import files, schema, shipped
+    from qbench.recipe.choices import CALIBRATED
 
     if folder is not None and not textfile.is_folder(folder):
         raise InputError(f"{folder}: no such folder")
@@ -49,7 +50,9 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
     _head(console, "quantization schemes")
     for backend, schemes in schema.SCHEMES.items():
         for scheme in schemes:
-            _line(console, f"{backend} {scheme}", "", _scheme_why(backend, scheme, machine))
+            methods = [name for name, fits in CALIBRATED.items() if (backend, scheme) in fits]
+            about = f"calibrated by {', '.join(methods)}" if methods else ""
+            _line(console, f"{backend} {scheme}", about, _scheme_why(backend, scheme, machine))
     _head(console, "metrics")
     bundled, other = specs.KNOWN["tiny-cogvideox"], specs.Model("any", "any")
     plain = schema.Quality()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from qbench.errors import InputError
+from qbench.errors import InputError, Unsupported
 from qbench.recipe.choices import AS_IT_IS
 from qbench.search.choice import Choice, Option, choose
 
@@ -117,19 +117,18 @@ def search(recipe: Recipe, budget: Budget, out: Path, tell: Tell = lambda _: Non
     wanted = recipe.variant.quantize
     if wanted is None:
         raise InputError(f"{recipe.name}: variant.quantize: there is nothing to search without it")
-    schemes = sensitivity.candidates(wanted)
-    out.mkdir(parents=True, exist_ok=True)
     model = specs.find(recipe.model)
     device = "cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu"
+    schemes = _possible(recipe, wanted, device)
+    out.mkdir(parents=True, exist_ok=True)
     video, run = _loaded(recipe, model, device)
     names = sorted(quantization.chosen(video.denoiser, wanted), key=_in_order(video.denoiser))
     texts = _texts(recipe, model)
     tell(f"trajectories of {len(texts)} prompts, {min(STEPS, run.steps)} steps of each")
     seen, unseen = (_walked(video, run, some) for some in (texts[:PROMPTS], texts[PROMPTS:]))
     bench = sensitivity.Bench.of(video.denoiser, seen)
-    table = sensitivity.measure(
-        bench, names, wanted, out / "sensitivity.json", _key(recipe, model, names, schemes), tell
-    )
+    key = _key(recipe, model, names, schemes)
+    table = sensitivity.measure(bench, names, schemes, wanted, out / "sensitivity.json", key, tell)
     tell("what each layer costs in each scheme")
     costs = _costs(video.denoiser, names, wanted, schemes, recipe, budget, seen)
     amount = budget.amount or budget.share * sum(costs[name][wanted.scheme] for name in names)
@@ -165,6 +164,25 @@ def search(recipe: Recipe, budget: Budget, out: Path, tell: Tell = lambda _: Non
         chart=drawn.name,
     )
     (out / "search.json").write_text(found.model_dump_json(indent=1) + "\n", "utf-8")
+    return found
+
+
+def _possible(recipe: Recipe, wanted: Quantize, device: str) -> list[str]:
+    """The candidates that this machine can run.
+
+    Raises Unsupported where the recipe's own scheme is none of them.
+    """
+    from qbench import support
+    from qbench.search import sensitivity
+
+    machine, found = support.this_machine(device), []
+    for scheme in sensitivity.candidates(wanted):
+        one = wanted.model_copy(update={"scheme": scheme, "layers": {}})
+        reason = support.why_not(recipe.variant.model_copy(update={"quantize": one}), machine)
+        if reason is None:
+            found.append(scheme)
+        elif scheme == wanted.scheme:
+            raise Unsupported(reason)
     return found
 
 

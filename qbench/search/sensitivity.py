@@ -140,14 +140,19 @@ def inputs_of(
 
 
 def measure(
-    bench: Bench, names: Sequence[str], wanted: Quantize, file: Path, key: str, tell: Tell
+    bench: Bench,
+    names: Sequence[str],
+    schemes: Sequence[str],
+    wanted: Quantize,
+    file: Path,
+    key: str,
+    tell: Tell,
 ) -> Table:
-    """The error that each candidate scheme causes at each layer alone.
+    """The error that each scheme causes at each layer alone.
 
     file: where results are kept as they come; those of the same `key` are used again.
     """
     table = kept(file, key)
-    schemes = candidates(wanted)
     done = sum(name in table for name in names)
     for readers, hessian in inputs_of(bench, names, wanted):
         for name in readers:

@@ -288,14 +288,20 @@ def test_gptq_lessens_the_error_of_qbenchs_fp8_linears(bench: Bench) -> None:
     assert bench.error(module) < 0.96 * bench.error(plain)
 
 
-def test_a_calibrated_checkpoint_is_read_by_plain_diffusers(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "method"), [("int4_weight_only", "awq"), ("int8_static", "smoothquant")]
+)
+def test_a_calibrated_checkpoint_is_read_by_plain_diffusers(
+    bench: Bench, tmp_path: Path, scheme: str, method: Any
+) -> None:
     from diffusers import CogVideoXTransformer3DModel
 
     from qbench.engines import checkpoint
 
-    module, _ = _quantized(bench, "torchao", "int4_weight_only", method="awq")
+    module, _ = _quantized(bench, "torchao", scheme, method=method)
     names: dict[str, Any] = {"include": TWO_BLOCKS, "exclude": LEFT_OUT}
-    wanted = Quantize(backend="torchao", scheme="int4_weight_only", **names)
+    fit = Calibration(method=method)
+    wanted = Quantize(backend="torchao", scheme=scheme, calibration=fit, **names)
     checkpoint._declare(module, wanted)
     module.save_pretrained(str(tmp_path), safe_serialization=True)
     again = CogVideoXTransformer3DModel.from_pretrained(str(tmp_path), dtype=torch.float32)

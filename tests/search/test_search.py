@@ -124,6 +124,17 @@ def test_a_search_beats_the_uniform_scheme_of_its_size_and_goes_on_where_it_stop
     assert (tmp_path / "sensitivity.png").stat().st_size > 5000
 
 
+@pytest.mark.usefixtures("_small")
+def test_a_budget_of_latency_is_that_of_layers_as_they_are_called(tmp_path: Path) -> None:
+    recipe = _recipe(backend="torchao", scheme="int8_weight_only")
+    found = mixed.search(recipe, mixed.Budget("latency"), tmp_path)
+    assert 0 < found.cost <= found.budget < 1
+    names = {one.name for one in found.uniform}
+    assert {"int8_weight_only", "int4_weight_only"} <= names
+    assert "fp8_dynamic_row" in names or not torch.cuda.is_available()
+    assert set(found.layers.values()) <= {*names, "none"}
+
+
 def _quantize(recipe: Recipe) -> Quantize:
     assert recipe.variant.quantize is not None
     return recipe.variant.quantize
