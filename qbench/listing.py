@@ -51,8 +51,8 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
     for backend, schemes in schema.SCHEMES.items():
         for scheme in schemes:
             methods = [name for name, fits in CALIBRATED.items() if (backend, scheme) in fits]
-            about = f"calibrated by {', '.join(methods)}" if methods else ""
-            _line(console, f"{backend} {scheme}", about, _scheme_why(backend, scheme, machine))
+            how = f"calibrated by {', '.join(methods)}" if methods else ""
+            _line(console, f"{backend} {scheme}", how, _scheme_why(backend, scheme, machine))
     _head(console, "metrics")
     bundled, other = specs.KNOWN["tiny-cogvideox"], specs.Model("any", "any")
     plain = schema.Quality()

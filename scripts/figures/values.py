@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from qbench.quality.metrics.trajectory import ErrorGrowth
 from qbench.report import tables
 from qbench.results import ranking as ranked
 from qbench.results import store
@@ -166,6 +167,14 @@ def _bytes(value: float | None) -> Figure:
     return Figure(tables.bytes_text(None if value is None else int(value)), value)
 
 
+def _error(growth: ErrorGrowth | None) -> Figure:
+    """The mean over steps of the error that one step makes from the reference's latents."""
+    if growth is None:
+        return Figure(tables.MISSING)
+    value = sum(growth.forced) / len(growth.forced)
+    return Figure(f"{value:.2%}", value)
+
+
 def _share(value: float | None) -> Figure:
     return Figure(tables.MISSING if value is None else f"{value:.0%}", value)
 
@@ -204,6 +213,9 @@ FIGURES: dict[str, Callable[[Row], Figure]] = {
     "flop": lambda row: row.tflop("flop"),
     "throttled": Row.throttled,
     "clock": lambda row: _clock(row.record),
+    "step-error": lambda row: _error(row.record.error_growth),
+    "calibration": lambda row: _seconds(row.record.facts.get("calibration_s")),
+    "calibration-host": lambda row: _bytes(row.record.facts.get("calibration_host_bytes")),
     "psnr": lambda row: row.quality("psnr", "%.1f dB"),
     "psnr-interval": lambda row: row.interval("psnr", 1),
     "ssim": lambda row: row.quality("ssim", "%.4f"),
