@@ -108,10 +108,15 @@ def _on_cpu(session: InferenceSession) -> Run:
 
 
 def _on_cuda(session: InferenceSession, first: str) -> Run:
-    import numpy as np
     import torch
+    from onnx import TensorProto
 
-    kinds = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
+    kinds = {  # numpy, by whose types they are usually named, has no BF16
+        torch.float32: TensorProto.FLOAT,
+        torch.float16: TensorProto.FLOAT16,
+        torch.bfloat16: TensorProto.BFLOAT16,
+        torch.int64: TensorProto.INT64,
+    }
     taken = {item.name for item in session.get_inputs()}
 
     def run(inputs: Mapping[str, Tensor]) -> Tensor:

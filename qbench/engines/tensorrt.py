@@ -32,6 +32,7 @@ LIBRARIES = {
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
 }
 PACKAGES = (*onnx.PACKAGES, *LIBRARIES)
+VALUES = 2**22  # of latents in the largest batch that a plan is built for
 PLAN, GRAPH = "denoiser.plan", "denoiser.onnx"
 
 
@@ -81,10 +82,8 @@ def _library() -> Any:
     )
 
 
-def make_plan(
-    path: Path, signature: Signature, example: Mapping[str, Tensor], largest_batch: int = 256
-) -> bytes:
-    """A serialized plan for batches of the example's size up to `largest_batch`.
+def make_plan(path: Path, signature: Signature, example: Mapping[str, Tensor]) -> bytes:
+    """A serialized plan for batches of one up to what its memory is set aside for.
 
     The plan is bound to this GPU's architecture and to this version of TensorRT.
     """
@@ -102,13 +101,20 @@ def make_plan(
     taken = {network.get_input(i).name for i in range(network.num_inputs)}
     for name in taken & signature.batched:
         usual = tuple(example[name].shape)
-        one, most = (1, *usual[1:]), (max(largest_batch, usual[0]), *usual[1:])
+        one, most = (1, *usual[1:]), (_largest(example), *usual[1:])
         profile.set_shape(name, one, usual, most)
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise Unsupported("TensorRT could not build an engine of the exported model")
     return bytes(plan)
+
+
+def _largest(example: Mapping[str, Tensor]) -> int:
+    """The largest batch: memory for its activations is set aside as the engine is loaded."""
+    sample = next(iter(example.values()))
+    usual = int(sample.shape[0])
+    return max(usual, min(256, VALUES * usual // sample.numel()))
 
 
 def _run(plan: bytes, names: Sequence[str], device: torch.device | str) -> Run:

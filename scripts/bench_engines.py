@@ -1,0 +1,126 @@
+"""Every format in which a variant leaves qbench, at a model's full size, in one sitting.
+
+    python -m scripts.bench_engines FOLDER [--model cogvideox-2b] [--only NAME ...] [--dry]
+
+Each export is a process of its own, and then each folder is measured beside the variants in Python,
+a step interleaved with the reference's: `qbench run` on what was exported. What cannot be exported
+is a line with its reason. FOLDER gets `exports.json`, the runs, and the engines themselves (large).
+The FP32 predictions along the trajectories are made once for each dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qbench.engines.export import Plain
+    from qbench.recipe.schema import Recipe
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+# Recipe and format, most wanted first, by the name of the folder.
+EXPORTS = {
+    "fast": ("fast", "qbench"),
+    "fp8-dynamic": ("fp8-dynamic", "diffusers"),
+    "onnx-bf16": ("engine/onnx-bf16", "onnx"),
+    "tensorrt": ("tensorrt", "tensorrt"),
+    "onnx-fp16": ("engine/onnx-fp16", "onnx"),
+    "aoti": ("aoti", "aoti"),
+}
+PYTHON = ("bf16", "compile", "fast", "fp8-dynamic", "fp16")
+SETTINGS = (
+    "reference=bf16", "measure.unit=step", "measure.interleave=true", "measure.repeats=10",
+    "measure.warmup=2", "measure.timeout_s=200", "measure.profile=false",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="cogvideox-2b")
+    parser.add_argument("--weights", default="random")
+    parser.add_argument("--steps", type=int, default=4, help="of the trajectories that are walked")
+    parser.add_argument("--only", nargs="*", default=list(EXPORTS))
+    parser.add_argument("--python", nargs="*", default=list(PYTHON))
+    parser.add_argument("--limit", type=float, default=200, help="seconds for one export")
+    parser.add_argument("--export", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.export:
+        _export(args)
+        return
+    args.folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for name in args.only:
+        began = time.perf_counter()
+        line = [sys.executable, "-m", "scripts.bench_engines", *sys.argv[1:], "--export", name]
+        try:
+            done = subprocess.run(line, timeout=args.limit, capture_output=True, text=True)
+            said = done.stdout if done.returncode == 0 else (done.stderr.strip() or "died")[-400:]
+        except subprocess.TimeoutExpired:
+            said = f"not done after {args.limit:g} s"
+        print(f"{name}: {time.perf_counter() - began:.0f} s: {said.strip()}", flush=True)
+        if (args.folder / "engines" / name).is_dir():
+            made.append(str(args.folder / "engines" / name))
+    settings = [f"model={args.model}", f"weights={args.weights}", *SETTINGS]
+    line = [sys.executable, "-m", "qbench", "run", *args.python, *made, "--trust"]
+    line += ["--out", str(args.folder / "runs"), "--quiet"]
+    for setting in settings:
+        line += ["--set", setting]
+    sys.exit(subprocess.run(line).returncode)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from qbench.engines import export
+    from qbench.recipe.files import load, overrides
+
+    name, form = EXPORTS[args.export]
+    settings = [f"model={args.model}", f"weights={args.weights}", f"generation.steps={args.steps}"]
+    recipe = load(RECIPES / f"{name}.yaml", overrides(settings))
+    plain = _plain(recipe, args.folder)
+    # What is measured are the model's own steps.
+    whole = load(RECIPES / f"{name}.yaml", overrides(settings[:2]))
+    out = args.folder / "engines" / args.export
+    found = export.export(
+        whole, out, form, force=True, plain=plain, tell=lambda s: print(s, file=sys.stderr)
+    )
+    facts = found.manifest
+    row = {
+        "format": facts.format, "build_s": round(facts.build_s, 1),
+        "size_bytes": facts.size_bytes, "step_s": facts.step_s,
+        "relative_l2_to_variant": facts.variant.relative_l2,
+        "relative_l2_to_fp32": facts.fp32.relative_l2, "calls": facts.variant.calls,
+    }  # fmt: skip
+    path = args.folder / "exports.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**known, args.export: row}, indent=1) + "\n")
+    print(json.dumps(row))
+
+
+def _plain(recipe: Recipe, folder: Path) -> Plain:
+    """What was captured for this dtype before, or is now."""
+    import torch
+
+    from qbench.engines import export
+    from qbench.pipelines import specs
+
+    path = folder / f"captured-{recipe.variant.dtype}.pt"
+    if path.is_file():
+        kept: Plain = torch.load(path, weights_only=False)  # ours, of a process before this one
+        return kept
+    found = export.captured(recipe, specs.find(recipe.model), export.device_of(recipe))
+    partial = path.with_suffix(".partial")
+    torch.save(found, partial)
+    shutil.move(partial, path)
+    return found
+
+
+if __name__ == "__main__":
+    main()
