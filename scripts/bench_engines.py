@@ -29,11 +29,11 @@ EXPORTS = {
     "fast": ("fast", "qbench"),
     "fp8-dynamic": ("fp8-dynamic", "diffusers"),
     "onnx-bf16": ("engine/onnx-bf16", "onnx"),
-    "tensorrt": ("tensorrt", "tensorrt"),
+    "tensorrt-bf16": ("engine/tensorrt-bf16", "tensorrt"),
     "onnx-fp16": ("engine/onnx-fp16", "onnx"),
     "aoti": ("aoti", "aoti"),
 }
-PYTHON = ("bf16", "compile", "fast", "fp8-dynamic", "fp16")
+PYTHON = ("bf16", "compile", "fast", "fp8-dynamic")
 SETTINGS = (
     "reference=bf16", "measure.unit=step", "measure.interleave=true", "measure.repeats=10",
     "measure.warmup=2", "measure.timeout_s=200", "measure.profile=false",
