@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+import torch
+
 from qbench.engines.inputs import Signature
 from qbench.optimizations.rules import Rule
 from qbench.recipe.choices import ENGINES
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from qbench.engines.manifest import Bound, Interface, TensorSpec
@@ -75,13 +76,16 @@ class Original(Protocol):
     device: torch.device
 
 
-class EngineDenoiser:
+class EngineDenoiser(torch.nn.Module):
     """Stands where the pipeline's denoiser stood: called the same, with the same `.config`.
 
     It takes every input that it was built with, by name. What the pipeline passes besides, an input
     that it leaves out, and a size other than that of `inputs` are refused: the video would be
     another than the module's. It keeps nothing of the module itself, whose weights are freed where
     nobody else holds them.
+
+    A module of torch by type alone: a pipeline asks its modules which device it is on, and may hold
+    no other.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class EngineDenoiser:
         stored_bytes: int,
         inputs: Sequence[TensorSpec] = (),
     ) -> None:
+        super().__init__()
         self.config = original.config
         self.dtype, self.device = original.dtype, original.device
         self.stored_bytes = stored_bytes
@@ -105,7 +110,7 @@ class EngineDenoiser:
         """Pipelines move their parts; an engine stays where it was built."""
         return self
 
-    def __call__(self, *args: object, return_dict: bool = True, **kwargs: object) -> object:
+    def forward(self, *args: object, return_dict: bool = True, **kwargs: object) -> object:
         tensors = self._signature.tensors(args, kwargs)
         for spec in self._inputs:
             spec.check(tuple(tensors[spec.name].shape))

@@ -53,6 +53,16 @@ def test_a_denoiser_that_is_not_exported_is_skipped_with_the_reason(tmp_path: Pa
     assert "this family is not exported yet" in str(reason)
 
 
+def test_a_pipeline_with_nothing_but_an_engine_is_on_the_engines_device(tmp_path: Path) -> None:
+    """As a timed step has it, without VAE and text encoders: else its inputs come from the CPU."""
+    video = build("cogvideox-1.5", tmp_path)
+    video.denoiser.to("meta")
+    signature = engine_inputs.Signature(type(video.denoiser), {}, frozenset())
+    video.denoiser = EngineDenoiser(video.denoiser, signature, lambda _: torch.zeros(1), 0)
+    video.keep_denoiser_alone()
+    assert video.pipe._execution_device.type == "meta"
+
+
 class Echo:
     """An engine's run that keeps what it was given."""
 
