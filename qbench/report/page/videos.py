@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -124,6 +125,7 @@ def added(
             clips[run.id][number] = model.Clip(
                 source, shown.frames, shown.width, shown.height, difference
             )
+    _decoded.cache_clear()
     numbers = sorted({number for found in clips.values() for number in found})
     variants = tuple(
         dataclasses.replace(variant, clips=made, scores=_scores(record, list(made)))
@@ -236,6 +238,7 @@ def _size(video: bytes) -> tuple[int, int, int] | None:
         return None
 
 
+@functools.lru_cache(maxsize=2)  # the reference is compared with one after the other
 def _decoded(video: bytes) -> Pixels | None:
     import av
     import numpy as np

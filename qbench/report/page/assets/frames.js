@@ -1,7 +1,7 @@
 // The frames of one video, each by its number. Videos are moved to the middle of a frame and copied
 // from there; what was seen stays in memory up to a limit, so that a loop needs no more decoding.
 
-const BUDGET = 192 * 2 ** 20; // bytes of all frames kept
+const BUDGET = 384 * 2 ** 20; // bytes of all frames kept
 const LATEST = 400; // ms after a jump that its frame is waited for
 const kept = new Map(); // canvas -> the video that it belongs to, the least recently used first
 
