@@ -39,7 +39,7 @@ def evidence(
         made = [r for r in made if r.records[0].environment.hardware() == here]
         if not made:
             raise InputError(
-                f"{records[0]}: nothing was measured on this machine ({here['name']}); "
+                f"{records[0]}: nothing was measured on this machine ({_machine(here)}); "
                 "--records PLACE answers for the machine of those records"
             )
     if model is not None:
@@ -64,6 +64,10 @@ def evidence(
         tuple(record for _, record in everything),
         tuple(rankings(everything)),
     )
+
+
+def _machine(here: dict[str, object]) -> str:
+    return f"{here['name']}, {here['threads']} threads" if "threads" in here else str(here["name"])
 
 
 def _timed(record: Record) -> bool:

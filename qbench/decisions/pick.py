@@ -174,7 +174,7 @@ def seconds(record: Record, ranking: Ranking) -> tuple[float | None, float | Non
     if ratio is not None and ratio.interleaved and ratio.low > 0:
         whole = value * ratio.value  # the reference's median
         low, high = min(low, whole / ratio.high), max(high, whole / ratio.low)
-    return low, value, high
+    return max(low, 0.0), value, high
 
 
 def _latency(record: Record, question: Asked, ranking: Ranking) -> list[Criterion]:

@@ -44,5 +44,6 @@ def _mark(criterion: Criterion) -> str:
 
 
 def _why(candidate: Candidate) -> str:
-    because = candidate.missed or candidate.unsettled
-    return "; ".join(f"{c.name}: {c.said}" for c in because)
+    if not candidate.missed:
+        return "; ".join(f"{c.name}: {c.said}, unsettled" for c in candidate.unsettled)
+    return "; ".join(f"{c.name}: {c.said}" for c in candidate.missed)
