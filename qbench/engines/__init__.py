@@ -68,10 +68,11 @@ def build(
     steps = video.captured(run, conditioning, latents, steps=PARITY_STEPS)
     calls = [call for step in steps for call in step]
     built_for = signature(video, run, conditioning, latents)
-    example = built_for.tensors((), calls[0])
+    given = [built_for.tensors((), call) for call in calls]
+    example = given[0]
     work.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    bound = kind.write(video, built_for, example, variant, work)
+    bound = kind.write(video, built_for, example, variant, work, given)
     facts = {"engine_build_s": time.perf_counter() - began}
     written = interface(recipe, module, built_for, example, bound)
     stored = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,7 @@ def write(
     example: Mapping[str, Tensor],
     variant: Variant,
     folder: Path,
+    calls: Sequence[Mapping[str, Tensor]] = (),
 ) -> Bound:
     """Export and compile the denoiser as it is; axes that grow with a batch stay free."""
     import torch

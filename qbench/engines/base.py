@@ -38,10 +38,12 @@ class Format(Protocol):
         example: Mapping[str, Tensor],
         variant: Variant,
         folder: Path,
+        calls: Sequence[Mapping[str, Tensor]] = (),
     ) -> Bound:
         """Write the denoiser, with the variant in effect, into `folder`; what binds it.
 
         example: the tensors of one call by name.
+        calls: those along denoise trajectories, to calibrate on.
         """
 
     def open(self, folder: Path, shell: Module, written: Interface) -> Run | nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,7 @@ def write(
     example: Mapping[str, Tensor],
     variant: Variant,
     folder: Path,
+    calls: Sequence[Mapping[str, Tensor]] = (),
 ) -> Bound:
     """Write the whole pipeline; with no text encoder (`weights: random`) the denoiser alone."""
     module: Module = video.denoiser

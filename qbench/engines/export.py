@@ -124,7 +124,12 @@ def _write(
     tell(f"{recipe.name}: building {form}")
     began = time.perf_counter()
     bound = formats.module(form).write(
-        video, plain.signature, calls[len(calls) // 2].inputs, recipe.variant, partial
+        video,
+        plain.signature,
+        calls[len(calls) // 2].inputs,
+        recipe.variant,
+        partial,
+        [call.inputs for call in calls],
     )
     built_s = time.perf_counter() - began
     description = _describe(recipe, model, form, device, video, plain, calls, bound)
@@ -191,6 +196,7 @@ def _describe(
     bound: Bound,
 ) -> Description:
     from qbench.engines.inputs import described
+    from qbench.engines.onnx import OUTPUT
     from qbench.meters.environment import libraries
 
     module, signature = video.denoiser, plain.signature
@@ -212,13 +218,22 @@ def _describe(
         dtype=str(module.dtype).removeprefix("torch."),
         groups=dict(signature.groups),
         inputs=described(calls[0].inputs, signature.batched),
-        outputs=described({"sample": calls[0].variant}, frozenset({"sample"})),
+        outputs=described({OUTPUT: calls[0].variant}, frozenset({OUTPUT})),
         layers=_layers(module),
         versions=libraries(),
         target=manifest.Target(device=device, machine=platform.machine(), bound=bound),
         not_inside=outside,
+        calibration=_calibration(recipe.variant, plain),
         load=_lines(video, form, outside),
     )
+
+
+def _calibration(variant: Variant, plain: Plain) -> dict[str, str | int | float]:
+    """What an engine that is calibrated as it is built was calibrated on."""
+    if variant.quantize is None or variant.quantize.scheme != "int8_static" or not variant.engine:
+        return {}
+    run = plain.run
+    return {"prompts": PROMPTS, "timesteps": TIMESTEPS, "steps": run.steps, "seed": run.seed}
 
 
 # What is compared ---------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -138,7 +139,8 @@ def for_export(
             self.module = module
 
         def forward(self, *tensors: Tensor) -> Tensor:
-            result: Tensor = self.module(**signature.nested(tensors), return_dict=False)[0]
+            with _upsampling_any_batch():
+                result: Tensor = self.module(**signature.nested(tensors), return_dict=False)[0]
             return result
 
     batch = torch.export.Dim("batch", min=1, max=1024)
@@ -148,6 +150,37 @@ def for_export(
         for name in signature.names
     )
     return Positional().eval(), tensors, (free,)  # in one tuple: forward takes *tensors
+
+
+@contextlib.contextmanager
+def _upsampling_any_batch() -> Iterator[None]:
+    """diffusers' upsampling without its copy of batches of 64 and more.
+
+    The copy changes no value; asking for the size has torch.export take a UNet's batch, of which
+    every video brings one for each frame, for one below 64.
+    """
+    from diffusers.models.upsampling import Upsample2D
+    from torch.nn.functional import interpolate
+
+    original = Upsample2D.forward
+
+    def forward(
+        self: Upsample2D, hidden_states: Tensor, output_size: int | None = None, *_: object
+    ) -> Tensor:
+        if self.norm is not None or self.use_conv_transpose or not self.interpolate:
+            return original(self, hidden_states, output_size)
+        scale = 2.0 if output_size is None else None
+        wide = interpolate(hidden_states, size=output_size, scale_factor=scale, mode="nearest")
+        if not self.use_conv:
+            return wide
+        made: Tensor = (self.conv if self.name == "conv" else self.Conv2d_0)(wide)
+        return made
+
+    Upsample2D.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Upsample2D.forward = original  # type: ignore[method-assign]
 
 
 def interface(

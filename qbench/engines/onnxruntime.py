@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.engines import onnx
+from qbench.engines import onnx, onnx_static
 from qbench.engines.manifest import Bound
 from qbench.optimizations.rules import Rule
-from qbench.recipe.schema import Variant
+from qbench.recipe.schema import EngineOptions, Variant
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from qbench.pipelines.base import Module, VideoPipeline
 
 GRAPH = "denoiser.onnx"
+LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 PACKAGES = (*onnx.PACKAGES, "onnxruntime")
@@ -39,10 +45,15 @@ def write(
     example: Mapping[str, Tensor],
     variant: Variant,
     folder: Path,
+    calls: Sequence[Mapping[str, Tensor]] = (),
 ) -> Bound:
     """Write the graph, quantized where the recipe says so."""
-    path = onnx.export(video.denoiser, signature, example, folder / GRAPH)
-    if variant.quantize:
+    module, wanted = video.denoiser, variant.quantize
+    path = onnx.export(module, signature, example, folder / GRAPH)
+    if wanted and wanted.scheme == "int8_static":
+        seen = onnx_static.observed(module, signature, calls or [example], wanted)
+        onnx_static.quantize(path, seen, onnx.is_large(module))
+    elif wanted:
         quantize(path).replace(path)
         for data in folder.glob(f"{GRAPH}.data*"):  # of the graph before it was quantized
             data.unlink()
@@ -51,7 +62,8 @@ def write(
 
 def open(folder: Path, shell: Module, written: Interface) -> Run:
     """A session on the device that the engine was exported for, as a function of its tensors."""
-    session = _session(folder / GRAPH, written.target.device)
+    chosen = written.recipe.variant.engine_options
+    session = _session(folder / GRAPH, written.target.device, chosen)
     cpu = written.target.device == "cpu"
     return _on_cpu(session) if cpu else _on_cuda(session, written.inputs[0].name)
 
@@ -78,14 +90,17 @@ def quantize(path: Path) -> Path:
     return target
 
 
-def _session(path: Path, kind: str) -> InferenceSession:
+def _session(path: Path, kind: str, chosen: EngineOptions) -> InferenceSession:
     """Raises RuntimeError where ONNX Runtime fell back to another provider in silence."""
     import onnxruntime as ort
     import torch
 
     options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(
+        ort.GraphOptimizationLevel, LEVELS[chosen.graph_optimization]
+    )
     if kind == "cpu":
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = chosen.threads or torch.get_num_threads()
     session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[kind]])
     if session.get_providers()[0] != PROVIDERS[kind]:
         raise RuntimeError(
@@ -118,6 +133,7 @@ def _on_cuda(session: InferenceSession, first: str) -> Run:
         torch.int64: TensorProto.INT64,
     }
     taken = {item.name for item in session.get_inputs()}
+    result = session.get_outputs()[0].name
 
     def run(inputs: Mapping[str, Tensor]) -> Tensor:
         output = torch.empty_like(inputs[first], memory_format=torch.contiguous_format)
@@ -130,7 +146,7 @@ def _on_cuda(session: InferenceSession, first: str) -> Run:
             kind = kinds[value.dtype]
             binding.bind_input(name, "cuda", 0, kind, tuple(value.shape), value.data_ptr())
         kind = kinds[output.dtype]
-        binding.bind_output("sample", "cuda", 0, kind, tuple(output.shape), output.data_ptr())
+        binding.bind_output(result, "cuda", 0, kind, tuple(output.shape), output.data_ptr())
         torch.cuda.current_stream().synchronize()  # the session computes on a stream of its own
         session.run_with_iobinding(binding)
         return output

@@ -7,7 +7,7 @@ code, so the first call on the same kind of GPU compiles next to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -44,6 +44,7 @@ def write(
     example: Mapping[str, Tensor],
     variant: Variant,
     folder: Path,
+    calls: Sequence[Mapping[str, Tensor]] = (),
 ) -> Bound:
     """Store the weights, then run the denoiser once as it will be run, and store what that made."""
     import torch

@@ -14,7 +14,7 @@ from qbench.engines import onnx
 from qbench.engines.manifest import Bound
 from qbench.errors import Unsupported
 from qbench.optimizations.rules import Rule
-from qbench.recipe.schema import Variant
+from qbench.recipe.schema import EngineOptions, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -49,12 +49,13 @@ def write(
     example: Mapping[str, Tensor],
     variant: Variant,
     folder: Path,
+    calls: Sequence[Mapping[str, Tensor]] = (),
 ) -> Bound:
     """Build the plan. It is bound to this GPU's architecture and this version of TensorRT."""
     import torch
 
     exported = onnx.export(video.denoiser, signature, example, folder / GRAPH)
-    (folder / PLAN).write_bytes(make_plan(exported, signature, example))
+    (folder / PLAN).write_bytes(make_plan(exported, signature, example, variant.engine_options))
     for path in folder.glob(f"{GRAPH}*"):
         path.unlink()
     library = _library()
@@ -82,7 +83,9 @@ def _library() -> Any:
     )
 
 
-def make_plan(path: Path, signature: Signature, example: Mapping[str, Tensor]) -> bytes:
+def make_plan(
+    path: Path, signature: Signature, example: Mapping[str, Tensor], chosen: EngineOptions
+) -> bytes:
     """A serialized plan for batches of one up to what its memory is set aside for.
 
     The plan is bound to this GPU's architecture and to this version of TensorRT.
@@ -97,6 +100,12 @@ def make_plan(path: Path, signature: Signature, example: Mapping[str, Tensor]) -
         faults = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise Unsupported(f"TensorRT cannot read the exported model: {faults[:300]}")
     config = builder.create_builder_config()
+    if chosen.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, chosen.workspace_mib * 2**20)
+    if chosen.level is not None:
+        if not hasattr(config, "builder_optimization_level"):
+            raise Unsupported("engine_options.level: TensorRT for RTX has no levels")
+        config.builder_optimization_level = chosen.level
     profile = builder.create_optimization_profile()
     taken = {network.get_input(i).name for i in range(network.num_inputs)}
     for name in taken & signature.batched:
@@ -136,6 +145,7 @@ def _run(plan: bytes, names: Sequence[str], device: torch.device | str) -> Run:
         if name in names
     }
     first = names[0]
+    [result] = [n for n in tensors if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
 
     def run(inputs: Mapping[str, Tensor]) -> Tensor:
         held = {name: inputs[name].to(device, dtype).contiguous() for name, dtype in dtypes.items()}
@@ -143,7 +153,7 @@ def _run(plan: bytes, names: Sequence[str], device: torch.device | str) -> Run:
             context.set_input_shape(name, tuple(value.shape))
             context.set_tensor_address(name, value.data_ptr())
         output = torch.empty_like(held[first])
-        context.set_tensor_address("sample", output.data_ptr())
+        context.set_tensor_address(result, output.data_ptr())
         if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise RuntimeError("TensorRT reported that the engine did not run")
         return output

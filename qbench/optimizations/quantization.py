@@ -272,6 +272,7 @@ _ALL = (
         for name in _PACKED_FORMATS
     ),
     Scheme("onnxruntime", "int8_dynamic", "int8", "int8", "row", None),
+    Scheme("onnxruntime", "int8_static", "int8", "int8", "row", None),
 )
 SCHEMES: dict[tuple[str, str], Scheme] = {(one.backend, one.name): one for one in _ALL}
 

@@ -64,8 +64,6 @@ class TextToVideoSD(VideoPipeline):
     }
     schedulers: ClassVar = {"ddim": "DDIMScheduler", "dpm": "DPMSolverMultistepScheduler"}
 
-    exports = False  # torch.export takes the batch of its UNet for a constant
-
     @classmethod
     def grid(cls, configs: Configs) -> Grid:
         channels = configs["vae"].get("block_out_channels", (64,))

@@ -31,7 +31,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
         "int3_weight_only",
         "int2_weight_only",
     ),
-    "onnxruntime": ("int8_dynamic",),  # by the engine, as it is built
+    "onnxruntime": ("int8_dynamic", "int8_static"),  # by the engine, as it is built
 }
 
 CalibrationMethod = Literal["smoothquant", "awq", "gptq", "svdquant"]

@@ -269,7 +269,8 @@ def test_tracked_engine_matches_and_a_wrong_one_is_refused(tmp_path: Path) -> No
     def built(place: Path, **chosen: object) -> EngineDenoiser:
         place.mkdir()
         variant = schema.Variant.model_validate({"engine": "onnxruntime", **chosen})
-        kind.write(video, signed, example, variant, place)
+        given = [signed.tensors((), call) for call in calls]
+        kind.write(video, signed, example, variant, place, given)
         recipe = schema.Recipe(name="onnx", variant=variant)
         written = interface(recipe, module, signed, example, Bound())
         stored = sum(path.stat().st_size for path in place.iterdir())
@@ -292,6 +293,15 @@ def test_tracked_engine_matches_and_a_wrong_one_is_refused(tmp_path: Path) -> No
     small = built(tmp_path / "small", quantize=quantize)
     assert small.stored_bytes < plain.stored_bytes / 3
     assert parity(module, small, calls, exact=False)["parity_relative_error"] < 0.1
+    left = ["patch_embed", "time_embedding", "norm_out", "proj_out"]
+    chosen = {**quantize, "scheme": "int8_static", "exclude": left}
+    options = {"graph_optimization": "basic", "threads": 1}
+    static = built(tmp_path / "static", quantize=chosen, engine_options=options)
+    assert static.stored_bytes < plain.stored_bytes / 3
+    # Of a video that it was not calibrated on.
+    other = video.encode(run, ["a blue circle grows on a black background"]), video.noise(run, 5)
+    unseen = [call for step in video.captured(run, *other, steps=5) for call in step]
+    assert 1e-3 < parity(module, static, unseen, exact=False)["parity_relative_error"] < 0.03
 
 
 def test_lock_of_a_killed_build_is_forgotten_and_that_of_a_running_one_is_kept(
