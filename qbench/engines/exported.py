@@ -7,6 +7,7 @@ Its recipe is the manifest's, with the denoiser taken from the folder. What the 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +21,14 @@ from qbench.recipe.files import Loaded
 from qbench.recipe.schema import Exported, Recipe, Variant
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from qbench.pipelines.base import Module, VideoPipeline
     from qbench.pipelines.specs import Model
 
 # Of a variant, what is chosen where a denoiser is used; the rest was chosen as it was written.
 FREE = ("decode", "memory", "seed_offset", "step_share")
+FIRST_CALL = "engine_first_call_s"  # of the record: what a compiler or runtime did at it counts
 FREE_OF: dict[ExportFormat, tuple[str, ...]] = {
     "diffusers": ("attention", "cache", "compile"),
     "qbench": ("cache",),
@@ -116,15 +120,20 @@ def install(video: VideoPipeline, recipe: Recipe, model: Model, device: str) -> 
         manifest.check_files(folder, written)
         loading.check_machine(written)
         _check_base(written, recipe, model, device)
-        setattr(
-            video.pipe, video.part, None
-        )  # its weights are freed before the engine's are loaded
+        # Its weights are freed before the engine's are loaded.
+        setattr(video.pipe, video.part, None)
         gc.collect()
         calls = evidence.load(folder, device)
         denoiser: Module = loading.denoiser(folder, written)
-        found = evidence.predictions(
-            lambda inputs: denoiser(**written.nested(inputs), return_dict=False)[0], calls
-        )
+
+        def compute(inputs: Mapping[str, Tensor]) -> Tensor:
+            result: Tensor = denoiser(**written.nested(inputs), return_dict=False)[0]
+            return result
+
+        began = time.perf_counter()
+        found = evidence.predictions(compute, calls[:1])
+        first_call_s = time.perf_counter() - began
+        found += evidence.predictions(compute, calls[1:])
     except Wrong as error:
         raise LoadError(str(error)) from None
     except Elsewhere as error:
@@ -138,6 +147,7 @@ def install(video: VideoPipeline, recipe: Recipe, model: Model, device: str) -> 
     video.denoiser = denoiser
     return {
         "engine_build_s": written.build_s,
+        FIRST_CALL: first_call_s,
         "parity_relative_error": parity.relative_l2,
         "parity_calls": parity.calls,
     }
