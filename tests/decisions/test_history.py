@@ -46,8 +46,8 @@ def test_a_planted_step_is_found_where_it_is_and_two_are_two() -> None:
 
 def test_noise_has_change_points_as_often_as_said() -> None:
     rng = np.random.default_rng(2)
-    alarms = sum(bool(change_points(rng.normal(0, 1, 16).tolist())) for _ in range(300))
-    assert alarms / 300 < 0.08  # 5 %, known to 1.3 points
+    alarms = sum(bool(change_points(rng.normal(0, 1, 16).tolist())) for _ in range(200))
+    assert alarms / 200 < 0.09  # 5 %, known to 1.5 points
 
 
 def test_too_few_and_constant_series_have_none() -> None:

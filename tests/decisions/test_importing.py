@@ -14,6 +14,8 @@ from made_records import made, placed
 from typer.testing import CliRunner
 
 from qbench.cli import app
+from qbench.decisions.evidence import evidence
+from qbench.decisions.history import history
 from qbench.decisions.importing import Imported, lines, take_in
 from qbench.errors import InputError
 from qbench.report import tables
@@ -139,6 +141,22 @@ def test_names_from_a_record_stay_inside_the_folder(tmp_path: Path) -> None:
     assert item.status == "imported"
     assert sorted(path.name for path in Path(item.folder).iterdir()) == [origin.FILE, "record.json"]
     assert (tmp_path / "mine") in Path(item.folder).parents
+
+
+def test_imported_figures_are_no_promise_for_this_card_and_no_part_of_its_history(
+    tmp_path: Path,
+) -> None:
+    own = made("int8", run="own", started="2026-01-01")
+    for run in ("b", "c"):
+        placed(made("int8", run=run, started="2026-02-02"), tmp_path / "theirs")
+    take_in([tmp_path / "theirs"], tmp_path / "mine")
+    with pytest.raises(InputError, match="nothing was measured on this machine"):
+        evidence([tmp_path / "mine"], [], None, own.environment.hardware())
+    placed(own, tmp_path / "mine")
+    found = evidence([tmp_path / "mine"], [], None, own.environment.hardware())
+    assert [record.run for record in found.ranking.records] == ["own"]
+    (series,) = history([tmp_path / "mine"], None, None).series
+    assert {point.run for point in series.points} == {"b", "c"}
 
 
 def test_unfinished_runs_are_left_out_and_are_no_fault(tmp_path: Path) -> None:
