@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from qbench.errors import InputError
 
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -32,7 +34,10 @@ def check_place(out: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def written_beside(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` where the block ends without an error."""
+    """A folder to fill, which becomes `out` where the block ends without an error.
+
+    Raises InputError where the disk is full, or refuses.
+    """
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     _forget_partials(out)
@@ -42,8 +47,20 @@ def written_beside(out: Path) -> Iterator[Path]:
         yield partial
         _flush(partial)
         _replace(partial, out)
+    except Exception as error:
+        if not (reason := _unwritable(error)):
+            raise
+        raise InputError(f"{out}: cannot be written: {reason}; nothing was left there") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unwritable(error: Exception) -> str:
+    """What the file system said, where that is the error; libraries wrap it in their own."""
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return os.strerror(error.errno)
+    known = (os.strerror(number) for number in REFUSALS)
+    return next((said for said in known if said in str(error)), "")
 
 
 def keep_evidence(partial: Path, out: Path) -> Path:

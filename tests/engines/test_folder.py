@@ -192,3 +192,21 @@ def test_safetensors_whose_header_is_as_long_as_a_pickle_begins_are_no_pickle(
     header = b'{"__metadata__":{"of":"nothing"}}'.ljust(length)
     (tmp_path / "weights.safetensors").write_bytes(length.to_bytes(8, "little") + header)
     manifest._check_kind(tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["python", "safetensors"])
+def test_a_disk_without_room_is_one_line_and_nothing_is_left(tmp_path: Path, kind: str) -> None:
+    code = (
+        "import resource, sys, torch; from pathlib import Path; from qbench.engines import folder\n"
+        "from qbench.errors import InputError; from safetensors.torch import save_file\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try:\n"
+        "    with folder.written_beside(Path(sys.argv[1])) as partial:\n"
+        "        if sys.argv[2] == 'python': (partial / 'x').write_bytes(bytes(2**20))\n"
+        "        else: save_file({'x': torch.zeros(2**18)}, partial / 'x.safetensors')\n"
+        "except InputError as error: print(error)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "out"), kind]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("cannot be written: File too large; nothing was left there")
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -148,20 +150,41 @@ def test_parity_sees_one_half_of_guidance_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "scope"), [("wan", "blocks"), ("cogvideox", "model")])
-def test_videos_of_machine_code_are_those_of_the_module(
-    name: str, scope: str, tmp_path: Path
-) -> None:
+def test_videos_of_one_block_compiled_for_all_are_those_of_the_module(tmp_path: Path) -> None:
     """A package reads a time step as it lies, which the loop expanded over the batch."""
-    video = build(name, tmp_path)
+    video = build("wan", tmp_path)
     run = settings(video)
     expected = denoised(video, run, [0, 1])
-    fields = {"engine": "aoti", "engine_options": {"scope": scope}}
-    recipe = Recipe(name="aoti", variant=Variant.model_validate(fields))
-    engines.build(video, run, *inputs(video, run, [0]), recipe, tmp_path / "engine")
-    assert isinstance(video.denoiser, EngineDenoiser)
+    _built(video, tmp_path / "engine", engine_options={"scope": "blocks"})
     found = denoised(video, run, [0, 1])
     assert ((found - expected).norm() / expected.norm()).item() < 1e-4
+
+
+@pytest.mark.slow
+def test_a_package_makes_the_videos_of_the_module_with_qbench_and_without(tmp_path: Path) -> None:
+    """The example of docs/deploy/aoti.md, as it stands there, with guidance and without."""
+    video = build("cogvideox", tmp_path, torch.bfloat16)
+    run = settings(video)
+    model, engine = tmp_path / "model", tmp_path / "engine"
+    video.pipe.save_pretrained(model)
+    expected = denoised(video, run, [0, 1]).float()
+    _built(video, engine, dtype="bf16")
+    found = denoised(video, run, [0, 1]).float()
+    assert ((found - expected).norm() / expected.norm()).item() < 0.03
+    page = (Path(__file__).parent.parent.parent / "docs" / "deploy" / "aoti.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    barred = "import sys; sys.modules['qbench'] = None\n" + code
+    for guidance in ("6", "1"):
+        words = [sys.executable, "-c", barred, str(engine), str(model), "3", guidance]
+        subprocess.run(words, cwd=tmp_path, check=True, timeout=300)
+
+
+def _built(video: VideoPipeline, folder: Path, **chosen: object) -> None:
+    variant = Variant.model_validate({"engine": "aoti", **chosen})
+    run = settings(video)
+    recipe = Recipe(name="aoti", variant=variant)
+    engines.build(video, run, *inputs(video, run, [0]), recipe, folder)
+    assert isinstance(video.denoiser, EngineDenoiser)
 
 
 def test_a_size_that_an_engine_was_not_built_for_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""The examples of docs/deploy run as they stand there, where nothing of qbench can be imported."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qbench.engines import export
+from qbench.pipelines import specs
+
+PAGES = Path(__file__).parent.parent.parent / "docs" / "deploy"
+MODEL = specs.BUNDLED / "tiny-cogvideox"
+
+
+def example(name: str) -> str:
+    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", _page(name), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def _page(name: str) -> str:
+    return (PAGES / f"{name}.md").read_text()
+
+
+def _run(name: str, folder: Path, work: Path, without: tuple[str, ...], guidance: float) -> None:
+    barred = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in without)
+    program = work / "example.py"
+    program.write_text(barred + example(name))
+    words = [str(folder), str(MODEL), "4", str(guidance)]
+    subprocess.run([sys.executable, program, *words], cwd=work, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", ["onnx", "aoti", "diffusers"])
+def test_examples_are_short(name: str) -> None:
+    assert len(example(name).strip().splitlines()) <= 32
+
+
+@pytest.mark.slow
+def test_the_loop_in_numpy_makes_the_latents_of_diffusers(
+    graph: export.Exported, tmp_path: Path
+) -> None:
+    from qbench import prompts
+
+    recipe, model = graph.manifest.recipe, specs.find("tiny-cogvideox")
+    video = specs.load(model, "fp32", "cpu")
+    run = video.resolve(model, recipe.generation)
+    prompt = prompts.chosen(recipe.prompts, model).prompts[0]
+    expected = video.denoise(
+        run,
+        video.encode(run, [prompt]),
+        video.noise(run, run.seed),
+        lambda _: None,
+        generators=video.generators([0]),
+    )
+    _run("onnx", graph.folder, tmp_path, ("qbench", "torch", "diffusers"), run.guidance)
+    found = torch.from_numpy(np.load(tmp_path / "latents.npy"))
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-4
+
+
+@pytest.mark.slow
+def test_a_checkpoint_makes_a_video(checkpoint: export.Exported, tmp_path: Path) -> None:
+    _run("diffusers", checkpoint.folder, tmp_path, ("qbench",), 6.0)
