@@ -95,11 +95,12 @@ def doctor(console: Console, device: str) -> None:
 
 def _scheme_why(backend: str, scheme: str, machine: Machine) -> str:
     from qbench import support
+    from qbench.recipe.choices import EngineName
     from qbench.recipe.schema import Quantize, Variant
 
     # Unchecked: some schemes need a calibration, which is no reason why they could not run here.
-    quantize = Quantize.model_construct(backend=backend, scheme=scheme)
-    engine = "onnxruntime" if backend == "onnxruntime" else None
+    quantize = Quantize.model_construct(backend=backend, scheme=scheme)  # type: ignore[arg-type]
+    engine: EngineName | None = "onnxruntime" if backend == "onnxruntime" else None
     variant = Variant.model_construct(quantize=quantize, engine=engine)
     return support.why_not(variant, machine) or ""
 

@@ -6,11 +6,13 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+Pixels = Any  # an array of numpy or a tensor
+
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 
-def to_pixels(video: Any) -> Any:
+def to_pixels(video: Pixels) -> Pixels:
     """(frames, 3, height, width) in [0, 1] as a uint8 array (frames, height, width, 3)."""
     import torch
 
@@ -18,7 +20,7 @@ def to_pixels(video: Any) -> Any:
     return (clean * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def write_mp4(video: Any, path: Path, fps: int) -> None:
+def write_mp4(video: Pixels, path: Path, fps: int) -> None:
     """As `mp4`; videos smaller than 256 pixels are enlarged by whole numbers."""
     pixels = to_pixels(video)
     height, width = pixels.shape[1:3]
@@ -26,7 +28,7 @@ def write_mp4(video: Any, path: Path, fps: int) -> None:
     path.write_bytes(mp4(pixels.repeat(grow, axis=1).repeat(grow, axis=2), fps))
 
 
-def mp4(pixels: Any, fps: int, crf: int = 18) -> bytes:
+def mp4(pixels: Pixels, fps: int, crf: int = 18) -> bytes:
     """uint8 (frames, height, width, 3) as H.264, yuv420p.
 
     Every frame is a key frame, so that players show exactly the one that is asked for, at once.
@@ -92,7 +94,7 @@ def _installed_fonts() -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for _, path in sorted(ranked)))
 
 
-def contact_sheet(videos: Any, prompts: list[str], path: Path, columns: int = 6) -> None:
+def contact_sheet(videos: Pixels, prompts: list[str], path: Path, columns: int = 6) -> None:
     """One row a video: `columns` frames spread over time, the prompt above them."""
     import numpy as np
     from PIL import Image, ImageDraw

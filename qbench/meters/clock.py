@@ -58,7 +58,7 @@ class UnitTimer:
         return self._start.elapsed_time(stop) / 1000, host
 
 
-def sample(call: Callable[[], Any], device: str, warmup: int, repeats: int) -> list[float]:
+def sample(call: Callable[[], object], device: str, warmup: int, repeats: int) -> list[float]:
     """Device seconds of each of `repeats` calls, after `warmup` more."""
     timer, times = UnitTimer(device), []
     for turn in range(warmup + repeats):

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qbench.fields import Bytes, NonNegative, Positive, Word
 
+Module = Any  # of torch and diffusers, and what passes through their hooks
+
 
 class Work(BaseModel):
     """One denoise step, counted on the plain module: what a variant does with it is another matter.
@@ -38,7 +40,7 @@ class Work(BaseModel):
         return sum(self.linear_flop.get(name, 0.0) for name in linears) / self.flop
 
 
-def count(module: Any, calls: Sequence[Mapping[str, object]], element_bytes: int) -> Work:
+def count(module: Module, calls: Sequence[Mapping[str, object]], element_bytes: int) -> Work:
     """Count a step of a diffusers module: its calls, each by meta copies of its keyword inputs.
 
     Raises RuntimeError where the module cannot be built from its configuration.
@@ -58,8 +60,8 @@ def count(module: Any, calls: Sequence[Mapping[str, object]], element_bytes: int
     twin = twin.to(torch.float32)
     rows: dict[str, float] = {}
 
-    def note(name: str) -> Any:
-        def hook(layer: Any, args: Any, _: Any) -> None:
+    def note(name: str) -> Module:
+        def hook(layer: Module, args: Module, _: Module) -> None:
             flop = 2.0 * args[0].numel() * layer.out_features
             rows[name] = rows.get(name, 0.0) + flop
 
@@ -82,7 +84,7 @@ def count(module: Any, calls: Sequence[Mapping[str, object]], element_bytes: int
     )
 
 
-def _traffic_mode() -> Any:
+def _traffic_mode() -> Module:
     """A dispatch mode that counts the elements which operations read and write."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -94,8 +96,8 @@ def _traffic_mode() -> Any:
             self.elements = 0
 
         def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+            self, func: Module, types: Module, args: Module = (), kwargs: Module = None
+        ) -> Module:
             out = func(*args, **(kwargs or {}))
             if not func.is_view:
                 leaves = [*tree_leaves(args), *tree_leaves(kwargs or {}), *tree_leaves(out)]
@@ -105,7 +107,7 @@ def _traffic_mode() -> Any:
     return Traffic()
 
 
-def _attention_mode() -> Any:
+def _attention_mode() -> Module:
     """Attention as one operation: on the meta device torch would write its scores out."""
     import torch
     from torch.overrides import TorchFunctionMode
@@ -116,8 +118,8 @@ def _attention_mode() -> Any:
             self.flop, self.elements = 0.0, 0
 
         def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+            self, func: Module, types: Module, args: Module = (), kwargs: Module = None
+        ) -> Module:
             if func is not torch.nn.functional.scaled_dot_product_attention:
                 return func(*args, **(kwargs or {}))
             given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,7 +65,7 @@ def classify(name: str) -> Class:
     return next(kind for kind, pattern in CLASSES if re.search(pattern, plain))
 
 
-def take(step: Callable[[], Any], device: str) -> Profile:
+def take(step: Callable[[], object], device: str) -> Profile:
     """Run `step` once under torch's profiler."""
     import time
 

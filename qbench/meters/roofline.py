@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,7 +60,7 @@ def measure(device: str) -> Ceilings:
     )
 
 
-def _gemm(name: str, size: int, device: str) -> Callable[[], Any] | None:
+def _gemm(name: str, size: int, device: str) -> Callable[[], object] | None:
     """A square GEMM of random values; None where the machine has none in this dtype."""
     import torch
 
@@ -82,7 +82,7 @@ def _gemm(name: str, size: int, device: str) -> Callable[[], Any] | None:
     return lambda: a @ b
 
 
-def _best(call: Any, cuda: bool) -> float | None:
+def _best(call: Callable[[], object], cuda: bool) -> float | None:
     """The fastest of several calls; None where the machine refuses."""
     import torch
 

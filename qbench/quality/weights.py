@@ -29,6 +29,9 @@ from qbench.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float32]
     import torch
 
 INDEX = "https://pypi.org/simple"
@@ -108,7 +111,7 @@ def load(name: str) -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(array) for key, array in read(name).items()}
 
 
-def read(name: str) -> dict[str, np.ndarray]:
+def read(name: str) -> dict[str, Array]:
     """The converted weights. Raises InputError where they are missing, damaged or others."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -124,7 +127,7 @@ def read(name: str) -> dict[str, np.ndarray]:
     return tensors
 
 
-def digest(tensors: dict[str, np.ndarray]) -> str:
+def digest(tensors: dict[str, Array]) -> str:
     """SHA-256 over the names, types, shapes and values of arrays, whatever the file's layout."""
     import numpy as np
 
@@ -164,7 +167,7 @@ def fetch(name: str, index: str | None = None, origin: str | None = None) -> Pat
     return _keep(name, tensors)
 
 
-def _keep(name: str, tensors: dict[str, np.ndarray]) -> Path:
+def _keep(name: str, tensors: dict[str, Array]) -> Path:
     """Write the file whole or not at all. Raises InputError where the cache takes none."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -302,7 +305,7 @@ def unpickle(blob: bytes) -> object:
 # From the pickle's names and layout to PyTorch's --------------------------------------------------
 
 
-def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, Array]]:
     """The arrays of nested dicts by their dotted names."""
     import numpy as np
 
@@ -316,7 +319,7 @@ def _flat(tree: object, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
             yield name, np.asarray(value)
 
 
-def _weight(kernel: np.ndarray) -> np.ndarray:
+def _weight(kernel: Array) -> Array:
     """(*window, in, out) to (out, in, *window)."""
     import numpy as np
 
@@ -324,7 +327,7 @@ def _weight(kernel: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(kernel.transpose(axes[-1], axes[-2], *axes[:-2]))
 
 
-def _i3d(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _i3d(raw: dict[str, Array]) -> dict[str, Array]:
     """Each convolution with its batch norm folded in (epsilon 1e-3, no scale)."""
     import numpy as np
 
@@ -338,13 +341,13 @@ def _i3d(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             weight *= scale.reshape(-1, 1, 1, 1, 1)
             bias = raw[f"{name}.BatchNorm_0.bias"] - mean.reshape(-1) * scale
         else:
-            bias = raw[f"{name}.Conv_0.bias"]
+            bias = raw[f"{name}.Conv_0.bias"].astype(np.float64)
         made[f"{layer}.weight"] = weight.astype(np.float32)
         made[f"{layer}.bias"] = bias.astype(np.float32)
     return made
 
 
-def _lpips(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _lpips(raw: dict[str, Array]) -> dict[str, Array]:
     made = {}
     for name, array in raw.items():
         owner, layer, kind = name.split(".")

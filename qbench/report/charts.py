@@ -25,6 +25,7 @@ VERDICTS: dict[Verdict, str] = {
     "indistinguishable": GREEN, "drift": BLUE, "unverified": PINK, "degraded": ORANGE,
     "broken": RED,
 }  # fmt: skip
+Plot = Any  # of matplotlib: figures, axes, pyplot itself
 TINTS = 15  # of each colour in a picture
 LINES = 8  # variants whose errors are told apart in one chart
 STAGES = {"text_encode": GREY, "denoise": BLUE, "decode": ORANGE}
@@ -47,7 +48,7 @@ def draw(ranking: Ranking, out: Path, suffix: str, only: str | None = None) -> l
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style: Any = {
+    style: Plot = {
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -82,7 +83,7 @@ def draw(ranking: Ranking, out: Path, suffix: str, only: str | None = None) -> l
     return made
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Plot, path: Path) -> None:
     """As PNG with a palette: a chart has few colours, and is a third as large so."""
     import io
 
@@ -122,7 +123,7 @@ def pareto(points: list[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+def _speed_quality(plt: Plot, ranking: Ranking, sound: list[Record]) -> Plot:
     shown = [r for r in sound if "psnr" in r.quality and ranking.timing(r).video_s]
     if not shown:
         return None
@@ -169,7 +170,7 @@ def _speed_quality(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     return figure
 
 
-def _error_by_step(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+def _error_by_step(plt: Plot, ranking: Ranking, sound: list[Record]) -> Plot:
     """How errors accumulate (solid) beside the error of each step alone (dotted)."""
     shown = [r for r in sound if r.error_growth and max(r.error_growth.free) > 0]
     shown.sort(key=lambda r: r.error_growth.free[-1] if r.error_growth else 0.0)
@@ -198,7 +199,7 @@ def _error_by_step(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     return figure
 
 
-def _plain_log_ticks(axes: Any, values: list[float]) -> None:
+def _plain_log_ticks(axes: Plot, values: list[float]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
@@ -207,7 +208,7 @@ def _plain_log_ticks(axes: Any, values: list[float]) -> None:
     axes.set_xlim(min(values) * 0.8, max(values) * 1.5)
 
 
-def _figure(plt: Any, tall: float, left: float) -> tuple[Any, Any]:
+def _figure(plt: Plot, tall: float, left: float) -> tuple[Plot, Plot]:
     """Fixed margins in inches: a layout engine would take longer than all the drawing."""
     figure, axes = plt.subplots(figsize=(8, tall))
     figure.subplots_adjust(
@@ -216,7 +217,7 @@ def _figure(plt: Any, tall: float, left: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _bars(plt: Any, names: list[str]) -> tuple[Any, Any]:
+def _bars(plt: Plot, names: list[str]) -> tuple[Plot, Plot]:
     longest = max(map(len, names))
     figure, axes = _figure(plt, 1.6 + 0.32 * len(names), left=0.3 + min(0.085 * longest, 3.0))
     axes.grid(axis="x", alpha=0.25)
@@ -225,7 +226,7 @@ def _bars(plt: Any, names: list[str]) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+def _latency(plt: Plot, ranking: Ranking, sound: list[Record]) -> Plot:
     import statistics
 
     shown = [r for r in sound if ranking.timing(r).seconds][:BARS]
@@ -250,7 +251,7 @@ def _latency(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     return figure
 
 
-def _work(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+def _work(plt: Plot, ranking: Ranking, sound: list[Record]) -> Plot:
     """Where a step goes: its time by class of kernel, as the profiler saw one step."""
     profiles = profiles_of(ranking)
     shown = [r for r in sound if r.run in profiles and ranking.timing(r).step_s][:BARS]
@@ -271,7 +272,7 @@ def _work(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     return figure
 
 
-def _memory(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+def _memory(plt: Plot, ranking: Ranking, sound: list[Record]) -> Plot:
     shown = sound[:BARS]
     if not shown:
         return None
@@ -305,7 +306,7 @@ def _graphs(shown: list[Record]) -> bool:
     return any(one.captures_graphs for one in compiled if one)
 
 
-def _size(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
+def _size(plt: Plot, ranking: Ranking, sound: list[Record]) -> Plot:
     shown = [r for r in sound if r.weights_bytes][:BARS]
     if not shown:
         return None
@@ -320,7 +321,7 @@ def _size(plt: Any, ranking: Ranking, sound: list[Record]) -> Any:
     return figure
 
 
-def _cut(axes: Any, lengths: list[float], text: Callable[[float], str]) -> None:
+def _cut(axes: Plot, lengths: list[float], text: Callable[[float], str]) -> None:
     """End the axis where a few long bars would leave the others no room."""
     import statistics
 
@@ -333,7 +334,7 @@ def _cut(axes: Any, lengths: list[float], text: Callable[[float], str]) -> None:
             axes.text(end * 0.99, i, f"{text(length)} →", ha="right", va="center", color="white")
 
 
-def _finish(axes: Any, title: str, xlabel: str, sound: list[Record]) -> None:
+def _finish(axes: Plot, title: str, xlabel: str, sound: list[Record]) -> None:
     """First row on top, title, and a legend above the bars where they have several meanings."""
     axes.invert_yaxis()
     axes.set_xlabel(xlabel)
@@ -344,7 +345,7 @@ def _finish(axes: Any, title: str, xlabel: str, sound: list[Record]) -> None:
         _legend_above(axes)
 
 
-def _legend_above(axes: Any) -> None:
+def _legend_above(axes: Plot) -> None:
     """Beside the title, where no point and no bar can be."""
     axes.legend(
         frameon=False,

@@ -11,6 +11,7 @@ import os
 import threading
 import time as clock
 from multiprocessing.connection import Connection
+from typing import TypeAlias
 
 from qbench.results.record import Record, Status
 from qbench.results.store import FILE, Unreadable, read, write
@@ -35,6 +36,7 @@ CACHES = {
     "CUDA_CACHE_PATH": "driver",
 }
 STEPS_EVERY_S = 0.2  # a run must not spend its time on saying how far it is
+Ends: TypeAlias = "Connection[Event, float]"  # of a pipe: answers in, events out
 
 
 class SweepGone(BaseException):
@@ -44,7 +46,7 @@ class SweepGone(BaseException):
 class Line:
     """A link over a connection. Steps are gathered."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Ends) -> None:
         self._connection = connection
         self._steps, self._last = 0, 0.0
 
@@ -145,7 +147,7 @@ class _Leaving:
         self.leave(recorder.ended(stages.recorder.record, "interrupted", reason, stages.name))
 
 
-def run(job: str, connection: Connection) -> None:
+def run(job: str, connection: Ends) -> None:
     """Execute the job, given as JSON, and leave its record."""
     parsed, line = _begun(job, connection)
     stages = Stages(Recorder(parsed.draft), line)
@@ -160,7 +162,7 @@ def run(job: str, connection: Connection) -> None:
         leaving.interrupted()
 
 
-def serve(job: str, connection: Connection) -> None:
+def serve(job: str, connection: Ends) -> None:
     """Be the reference of interleaved runs; see `reference_server`."""
     from qbench.run import timing
     from qbench.run.session import prepare
@@ -177,7 +179,7 @@ def serve(job: str, connection: Connection) -> None:
         raise
 
 
-def first_call(job: str, connection: Connection) -> None:
+def first_call(job: str, connection: Ends) -> None:
     """Make the first call alone, with what compilers keep in the job's cache folder."""
     from qbench.run import timing
     from qbench.run.session import prepare
@@ -188,7 +190,7 @@ def first_call(job: str, connection: Connection) -> None:
     line.emit(FirstCallDone(timing.first_call(session)))
 
 
-def _begun(job: str, connection: Connection) -> tuple[Job, Line]:
+def _begun(job: str, connection: Ends) -> tuple[Job, Line]:
     """The job, with compilers told where to keep what they make before any of them is asked."""
     parsed = Job.model_validate_json(job)
     if parsed.cache is not None:

@@ -13,10 +13,11 @@ from torch.nn import functional
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.vae import causal, group_norm
 
+Layer = Any  # of diffusers, which types none of them
 STRIP_BYTES = 2**27  # of a layer's input, a strip: enough work for any GPU
 
 
-def apply(vae: Any, changes: Changes) -> None:
+def apply(vae: Layer, changes: Changes) -> None:
     """Have the decoder's layers work through their rows in strips; what they compute is the same.
 
     An untiled decode holds a layer's input and output, and up to ten more short-lived tensors of
@@ -46,14 +47,14 @@ def _strips(x: torch.Tensor) -> list[tuple[int, int]]:
 
 
 def _convolved(
-    layer: Any, x: torch.Tensor, conv_cache: torch.Tensor | None = None
+    layer: Layer, x: torch.Tensor, conv_cache: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """CogVideoXCausalConv3d: each strip with the rows around it that its outputs see."""
     conv, ahead, height = layer.conv, layer.time_kernel_size - 1, x.shape[3]
     if layer.pad_mode == "replicate" or not ahead:
         return type(layer).forward(layer, x, conv_cache)
     before = causal.earlier(x, ahead, conv_cache)
-    out: Any = None
+    out: Layer = None
     for start, stop in _strips(x):
         low, high = max(0, start - layer.height_pad), min(height, stop + layer.height_pad)
         strip = torch.cat([part[:, :, :, low:high] for part in (*before, x)], dim=2)
@@ -65,8 +66,8 @@ def _convolved(
 
 
 def _spatially_normed(
-    layer: Any, f: torch.Tensor, zq: torch.Tensor, conv_cache: Any = None
-) -> tuple[torch.Tensor, dict[str, Any]]:
+    layer: Layer, f: torch.Tensor, zq: torch.Tensor, conv_cache: Layer = None
+) -> tuple[torch.Tensor, dict[str, Layer]]:
     """CogVideoXSpatialNorm3D: a group norm, scaled and shifted by what the latents say there.
 
     Both are convolutions of one latent each, so they come before the latents are enlarged.
@@ -83,7 +84,7 @@ def _spatially_normed(
     return out, {}
 
 
-def _upsampled(layer: Any, x: torch.Tensor) -> torch.Tensor:
+def _upsampled(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     """CogVideoXUpsample3D, frame by frame: those that time is filled up with are alike."""
     frames = x.shape[2]
     copies = [2 if layer.compress_time and frames > 1 else 1] * frames
