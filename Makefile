@@ -17,7 +17,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Any by name is for the border of libraries without types; there are 34.
+# Any by name is for the border of libraries without types.
 types: $(INSTALLED)
 	$(BIN)/mypy
 	@count=$$($(BIN)/mypy --disallow-any-explicit | grep -c explicit-any); \
