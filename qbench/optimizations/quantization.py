@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from qbench.errors import InputError
+from qbench.errors import InputError, brief, nearest
 from qbench.optimizations import builds
 from qbench.optimizations.builds import GROUP, PACKED_GROUP, Build, group_of
 from qbench.optimizations.changes import Changes
@@ -76,6 +76,7 @@ def apply(
             f"variant.quantize: include {wanted.include} and exclude {wanted.exclude} "
             "leave no linear to quantize"
         )
+    _check_layers(module, wanted)
     build = scheme(wanted).build
     if build is None:
         raise InputError(
@@ -97,6 +98,16 @@ def apply(
     changes = Changes("quantize")
     changes.permanent = ROUNDED
     return facts, changes
+
+
+def _check_layers(module: nn.Module, wanted: Quantize) -> None:
+    import torch
+
+    known = [n for n, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)]
+    for name in wanted.layers:
+        if name not in known:
+            hint = nearest(name, known)
+            raise InputError(f"variant.quantize.layers: no linear {brief(name)}{hint}")
 
 
 def _calibrated(

@@ -31,16 +31,15 @@ def _recipe(**quantize: Any) -> Recipe:
         {
             "name": "some/int4",
             "variant": {"dtype": "bf16", "quantize": fields},
-            "generation": {"steps": 4},
-            "outliers": {"factor": 30.0},
+            "generation": {"steps": 5},
         }
     )
 
 
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixed, "PROMPTS", 1)
-    monkeypatch.setattr(mixed, "STEPS", 2)
+    monkeypatch.setattr(mixed, "PROMPTS", 2)
+    monkeypatch.setattr(mixed, "STEPS", 3)
 
 
 def test_the_choice_is_the_best_of_all_that_fit() -> None:
@@ -158,6 +157,10 @@ def test_layers_of_a_recipe_get_their_own_schemes() -> None:
     block = module.transformer_blocks[7]
     assert (block.attn1.to_q.bits, block.attn1.to_k.bits) == (8, 4)
     assert isinstance(block.attn1.to_v, torch.nn.Linear)
+    other = specs.load(specs.find("tiny-cogvideox"), "bf16", "cpu").denoiser
+    wrong = _recipe(layers={"transformer_blocks.7.attn1.to_x": "int8_weight_only"})
+    with pytest.raises(InputError, match=r"no linear '.*to_x'; did you mean"):
+        quantization.apply(other, _quantize(wrong))
     with pytest.raises(ValueError, match="no scheme 'int4_weight'; did you mean"):
         _recipe(layers={name: "int4_weight"})
 
