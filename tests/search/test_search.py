@@ -20,12 +20,15 @@ from qbench.recipe.schema import Quantize, Recipe
 from qbench.search import choice, mixed, sensitivity
 
 # Attention that matters much, and some that matters little.
-EIGHT = ["transformer_blocks.0.attn1.to_", "transformer_blocks.7.attn1.to_"]
+FOUR = [
+    f"transformer_blocks.{name}"
+    for name in ("0.attn1.to_q", "0.attn1.to_out", "7.attn1.to_q", "7.attn1.to_k")
+]
 
 
 def _recipe(**quantize: Any) -> Recipe:
     fields = {
-        "backend": "qbench", "scheme": "int4_weight_only", "include": EIGHT, "exclude": ["norm"],
+        "backend": "qbench", "scheme": "int4_weight_only", "include": FOUR, "exclude": ["norm"],
     } | quantize  # fmt: skip
     return Recipe.model_validate(
         {
@@ -101,7 +104,7 @@ def test_a_search_beats_the_uniform_scheme_of_its_size_and_goes_on_where_it_stop
     assert best is not None
     assert best.name == "int4_weight_only"
     assert best.ratio < 1
-    assert sum("sensitivity" in line for line in said) == 8
+    assert sum("sensitivity" in line for line in said) == 4
     # The file that was written is a recipe, and its bytes are those that the choice counted.
     written = files.load(tmp_path / "recipe.yaml")
     assert written.name == "some/int4-mixed"
@@ -119,7 +122,7 @@ def test_a_search_beats_the_uniform_scheme_of_its_size_and_goes_on_where_it_stop
     (tmp_path / "sensitivity.json").write_text(json.dumps(kept))
     said.clear()
     again = mixed.search(recipe, mixed.Budget("bytes"), tmp_path, said.append)
-    assert sum("sensitivity" in line for line in said) == 6
+    assert sum("sensitivity" in line for line in said) == 2
     assert again.layers == found.layers
     assert (tmp_path / "sensitivity.png").stat().st_size > 5000
 
@@ -152,11 +155,11 @@ def test_methods_that_share_scales_have_nothing_to_search() -> None:
 def test_layers_of_a_recipe_get_their_own_schemes() -> None:
     name = "transformer_blocks.7.attn1.to_q"
     module = specs.load(specs.find("tiny-cogvideox"), "bf16", "cpu").denoiser
-    layers = {name: "int8_weight_only", "transformer_blocks.7.attn1.to_v": "none"}
+    layers = {name: "int8_weight_only", "transformer_blocks.0.attn1.to_q": "none"}
     quantization.apply(module, _quantize(_recipe(layers=layers)))
     block = module.transformer_blocks[7]
     assert (block.attn1.to_q.bits, block.attn1.to_k.bits) == (8, 4)
-    assert isinstance(block.attn1.to_v, torch.nn.Linear)
+    assert isinstance(module.transformer_blocks[0].attn1.to_q, torch.nn.Linear)
     other = specs.load(specs.find("tiny-cogvideox"), "bf16", "cpu").denoiser
     wrong = _recipe(layers={"transformer_blocks.7.attn1.to_x": "int8_weight_only"})
     with pytest.raises(InputError, match=r"no linear '.*to_x'; did you mean"):
