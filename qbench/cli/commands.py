@@ -269,14 +269,20 @@ def export(
     out: Annotated[Path, typer.Option(help="A new folder.")],
     format_: Annotated[
         str | None,
-        typer.Option("--format", help="diffusers, onnx, tensorrt or aoti; the recipe's own."),
+        typer.Option(
+            "--format", help="diffusers, onnx, tensorrt, aoti or qbench; the recipe's own."
+        ),
     ] = None,
     set_: Set = [],  # noqa: B006  (typer reads it as data)
     model: Model = None,
     device: Device = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is at --out.")] = False,
+    videos: Annotated[
+        int, typer.Option(min=0, help="Whole videos, compared with those of the variant in Python.")
+    ] = 4,
 ) -> None:
     """Write a variant for a deployment, with proof that it computes the same."""
+    from qbench import proof
     from qbench.engines import export as engines
     from qbench.engines import formats
     from qbench.errors import Unsupported
@@ -288,7 +294,12 @@ def export(
     form = None if format_ is None else formats.named(format_)
     try:
         made = engines.export(
-            planned[0].recipe, out, form, force, lambda line: shared.say(console, line)
+            planned[0].recipe,
+            out,
+            form,
+            force,
+            tell=lambda line: shared.say(console, line),
+            prove=lambda folder: proof.prove(folder, planned[0].recipe, videos),
         )
     except (engines.Differs, Unsupported) as error:
         print(f"qbench: {one_line(error)}", file=sys.stderr)

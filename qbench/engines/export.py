@@ -67,10 +67,13 @@ def export(
     force: bool = False,
     tell: Tell = lambda _: None,
     plain: Plain | None = None,
+    prove: Callable[[Path], str] | None = None,
 ) -> Exported:
     """Write the recipe's variant to the folder `out`, in the format that the recipe implies.
 
     plain: from `captured`, where several variants of one model are exported.
+    prove: puts more evidence into the folder, which can be opened as it stands, and says what it
+        found; raises Differs.
 
     Raises InputError where the place, the recipe or the format will not do, Unsupported where this
     machine cannot build it, and Differs where what was built computes something else: then `out`
@@ -91,13 +94,21 @@ def export(
     with folder.written_beside(out) as partial:
         try:
             made = _write(recipe, model, form, device, plain, partial, tell)
+            if prove is not None:
+                _sealed(made, partial)
+                tell(f"{recipe.name}: {prove(partial)}")
+                made = made.model_copy(update={"files": manifest.stored_files(partial)})
         except Differs as error:
             kept = folder.keep_evidence(partial, out)
             raise Differs(f"{error}; what was found is in {kept}") from None
-        (partial / manifest.FILE).write_text(made.model_dump_json(indent=1) + "\n")
+        _sealed(made, partial)
     digest = manifest.sha256(out / manifest.FILE)
     loading.register(digest)
     return Exported(out, made, digest)
+
+
+def _sealed(made: Manifest, partial: Path) -> None:
+    (partial / manifest.FILE).write_text(made.model_dump_json(indent=1) + "\n")
 
 
 def device_of(recipe: Recipe) -> Device:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from qbench.engines import manifest
 from qbench.errors import InputError
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
@@ -69,7 +70,7 @@ def keep_evidence(partial: Path, out: Path) -> Path:
     shutil.rmtree(failed, ignore_errors=True)
     failed.mkdir(parents=True)
     for path in partial.iterdir():
-        if path.suffix in (".json", ".png", ".txt"):
+        if path.suffix in (".json", ".png", ".txt") and path.name != manifest.FILE:
             shutil.copyfile(path, failed / path.name)
     return failed
 

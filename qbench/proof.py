@@ -1,0 +1,132 @@
+"""What an export shows beside the parity of single calls: a chart of it, and whole videos.
+
+The videos are the engine's own, paired with those that the variant makes in Python, and judged as
+every variant is. An engine that quantizes by rules of its own has no variant in Python: there it is
+the plain denoiser in the same dtype.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qbench.engines.export import PARITY, Differs
+from qbench.recipe.choices import ENGINES
+from qbench.recipe.schema import EngineOptions, Recipe, Variant
+
+if TYPE_CHECKING:
+    from qbench.results.record import Record
+
+VIDEOS, CHART = "videos.json", "parity.png"
+REFUSED = ("degraded", "broken")
+QUICK = {"measure.timing": "false", "measure.profile": "false", "measure.repeats": "1"}
+
+
+def prove(folder: Path, recipe: Recipe, count: int) -> str:
+    """Put chart and videos' evidence into a folder that was just exported; what they say in a line.
+
+    Raises Differs where the videos are settled to be worse than those of the variant in Python.
+    """
+    # The videos first: a folder that holds more than its manifest names is refused.
+    seen, said = {}, "no whole videos: none were asked for"
+    if recipe.weights == "random":
+        said = "no whole videos: random weights make none that could be judged"
+    elif count:
+        seen = _videos(folder, recipe, count)
+        (folder / VIDEOS).write_text(json.dumps(seen, indent=1) + "\n")
+        said = f"{seen['videos']} whole videos beside the variant in Python: {seen['verdict']}"
+        if isinstance(seen.get("psnr"), float):
+            said += f", PSNR {seen['psnr']:.1f} dB"
+    draw(json.loads((folder / PARITY).read_text()), folder / CHART)
+    if seen.get("verdict") in REFUSED:  # without a question mark
+        raise Differs(f"the engine's videos are not the variant's: {said}; {seen['because']}")
+    return said
+
+
+def draw(parity: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Relative L2 of every captured call over its time step, against both, with the limit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    calls, limit = parity["by_call"], parity["limit"]
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for key, text, mark in (
+        ("relative_l2_to_fp32", "to FP32", "o"),
+        ("relative_l2_to_variant", "to the variant in Python", "x"),
+    ):
+        values = [max(call[key], 1e-8) for call in calls]
+        axes.plot([call["timestep"] for call in calls], values, mark, label=text)
+    allowed: float = limit["relative_l2"]  # type: ignore[call-overload]
+    axes.axhline(allowed, color="0.5", linestyle="--", label=f"allowed: {allowed:g}")
+    axes.set_yscale("log")
+    axes.invert_xaxis()  # a trajectory begins at the largest
+    axes.set_xlabel("time step")
+    axes.set_ylabel("relative L2 of a call")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def twin(recipe: Recipe) -> Recipe:
+    """The variant in Python that an engine of the recipe is held against."""
+    variant = recipe.variant
+    own = variant.quantize is not None and variant.quantize.backend in ENGINES
+    changes: dict[str, object] = {
+        "engine": None,
+        "engine_options": EngineOptions(),
+        "compile": None,  # minutes on a CPU, for the same arithmetic
+        "quantize": None if own else variant.quantize,
+    }
+    plain = Variant.model_validate(variant.model_dump() | changes)
+    return recipe.model_copy(update={"variant": plain, "noise_floor": False, "expects": None})
+
+
+def _videos(folder: Path, recipe: Recipe, count: int) -> dict[str, object]:
+    from qbench.results.ranking import rankings
+    from qbench.run import plan, sweep
+
+    reference = twin(recipe)
+    with tempfile.TemporaryDirectory(prefix="qbench-") as scratch:
+        path = Path(scratch) / "variant.yaml"
+        path.write_text(reference.model_dump_json(), encoding="utf-8")  # JSON is YAML too
+        fields = {**QUICK, "reference": json.dumps(recipe.name), "prompts.count": str(count)}
+        vouched = plan.Vouched(all=True)  # it was written by this very process
+        planned = plan.plan([path, folder], fields, vouched=vouched)
+        swept = sweep.run(planned, Path(scratch) / "runs", _Silent())
+        if swept.interrupted:
+            raise KeyboardInterrupt
+        if swept.stopped:
+            raise Differs(f"whole videos could not be made: {swept.stopped}")
+        records = [record for _, record in swept.finished]
+        for record in records:
+            if record.status != "ok":
+                raise Differs(f"whole videos of {record.recipe.name}: {record.reason}")
+        made = next(record for record in records if record.recipe.variant.exported)
+        judged = next(
+            ranking.judged[made.run]
+            for ranking in rankings(swept.finished)
+            if made.run in ranking.judged
+        )
+    quality = {name: metric.value for name, metric in made.quality.items()}
+    return {
+        "videos": made.videos,
+        "beside": "the variant in Python, the same prompts and noise",
+        "verdict": judged.text,
+        "because": judged.because,
+        "distance": judged.distance,
+        "missing": list(judged.missing),
+        **quality,
+    }
+
+
+class _Silent:
+    """A watcher that says nothing."""
+
+    def begin(self, recipe: Recipe, position: int, total: int) -> None: ...
+    def event(self, recipe: Recipe, event: object) -> None: ...
+    def note(self, text: str) -> None: ...
+    def end(self, record: Record, path: Path, fresh: bool) -> None: ...

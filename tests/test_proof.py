@@ -1,0 +1,78 @@
+"""What an export shows beside the parity of calls: a chart, and whole videos with their verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import qbench
+from qbench import proof
+from qbench.engines import export, manifest, onnx
+from qbench.recipe.files import load, overrides
+
+RECIPES = Path(qbench.__file__).parent.parent / "recipes"
+SHORT = overrides(["generation.steps=4"])
+
+
+def test_an_engine_of_its_own_quantization_is_held_against_the_plain_denoiser() -> None:
+    recipe = load(RECIPES / "onnx-int8.yaml")
+    plain = proof.twin(recipe).variant
+    assert (plain.engine, plain.quantize, plain.dtype) == (None, None, recipe.variant.dtype)
+    kept = proof.twin(load(RECIPES / "fp8-dynamic.yaml")).variant
+    assert kept.quantize is not None
+    assert kept.compile is None
+
+
+def test_the_chart_shows_every_call(tmp_path: Path) -> None:
+    calls = [
+        {"timestep": t, "relative_l2_to_fp32": 0.01, "relative_l2_to_variant": 0.0}
+        for t in (999.0, 10.0)
+    ]
+    parity = {"by_call": calls, "limit": {"against": "variant", "relative_l2": 0.02}}
+    proof.draw(parity, tmp_path / proof.CHART)  # type: ignore[arg-type]
+    with Image.open(tmp_path / proof.CHART) as chart:
+        assert min(chart.size) > 300
+
+
+@pytest.mark.slow
+def test_videos_of_an_engine_are_judged_and_sealed_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that computes the variant is indistinguishable; one that flips its videos is refused.
+
+    The planted transpose is inside the limit of a call's parity, which is lifted for it.
+    """
+    recipe = load(RECIPES / "onnx.yaml", SHORT)
+    out = tmp_path / "engine"
+
+    def prove(folder: Path) -> str:
+        return proof.prove(folder, recipe, 4)
+
+    made = export.export(recipe, out, prove=prove)
+    seen = json.loads((out / proof.VIDEOS).read_text())
+    assert seen["videos"] == 4
+    assert seen["verdict"].startswith("indistinguishable")
+    assert seen["psnr"] > 50
+    manifest.check_files(out, made.manifest)
+    assert {proof.VIDEOS, proof.CHART} <= set(made.manifest.files)
+
+    plain = onnx.export
+
+    def damaged(module, *rest):  # type: ignore[no-untyped-def]
+        last = module.proj_out.register_forward_hook(lambda *a: a[2].flip(-1))
+        try:
+            return plain(module, *rest)
+        finally:
+            last.remove()
+
+    monkeypatch.setattr(onnx, "export", damaged)
+    monkeypatch.setattr(export, "FAITHFUL", 10.0)
+    with pytest.raises(export.Differs, match="videos"):
+        export.export(recipe, tmp_path / "wrong", prove=lambda f: proof.prove(f, recipe, 4))
+    assert not (tmp_path / "wrong").exists()
+    kept = tmp_path / "wrong.failed"
+    assert (kept / proof.VIDEOS).is_file()
+    assert not (kept / manifest.FILE).exists()
