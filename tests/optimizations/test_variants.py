@@ -204,6 +204,8 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
     int8 = {"backend": "torchao", "scheme": "int8_dynamic"}
     fp8 = {"backend": "torchao", "scheme": "fp8_dynamic_row"}
     int4 = {"backend": "quanto", "scheme": "int4_weight_only"}
+    smooth = files.load(RECIPES / "calibrated" / "smoothquant-int8.yaml").variant.quantize
+    assert smooth is not None
     others = [
         Variant.model_validate({"dtype": "bf16", **fields})
         for fields in (
@@ -219,6 +221,7 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
             {"quantize": int4, "compile": {}},
             {"quantize": int4, "dtype": "fp16"},
             {"quantize": int4, "memory": {"offload": "group"}},
+            {"quantize": smooth.model_dump(), "memory": {"offload": "model"}},
             {"compile": {}, "cache": {"kind": "pab", "interval": 2}},
             {"compile": {"scope": "model"}, "cache": {"kind": "taylorseer", "interval": 2}},
         )
