@@ -191,6 +191,7 @@ FIGURES: dict[str, Callable[[Row], Figure]] = {
     "denoise": lambda row: row.stage("denoise"),
     "decode": lambda row: row.stage("decode"),
     "first-call": lambda row: _seconds(row.record.first_call_s),
+    "build": lambda row: _seconds(row.record.facts.get("engine_build_s")),
     "speed-up": Row.speed,
     "speed-up-interval": Row.speed_interval,
     "peak": lambda row: _bytes(row.record.held_bytes(row.record.peak())),
