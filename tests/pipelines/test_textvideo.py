@@ -236,14 +236,11 @@ def test_a_sweep_over_a_unet(folder: Path, tmp_path: Path) -> None:
         "--set=measure.repeats=1", "--set=measure.warmup=0", "--set=measure.profile=false",
         "--set=measure.interleave=false", "--set=quality.metrics=[psnr, latent_error, flicker]",
     ]  # fmt: skip
-    paths = [str(RECIPES / f"{name}.yaml") for name in ("int8", "onnx")]
+    paths = [str(RECIPES / f"{name}.yaml") for name in ("int8",)]
     done = qbench("run", *paths, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {r.recipe.name: r for _, r in store.read_all(store.find([tmp_path]))[0]}
-    assert {name: r.status for name, r in found.items()} == {
-        "fp32": "ok", "int8": "ok", "onnx": "ok",
-    }  # fmt: skip
-    assert found["onnx"].quality["psnr"].value > found["int8"].quality["psnr"].value
+    assert {name: r.status for name, r in found.items()} == {"fp32": "ok", "int8": "ok"}
     assert 20 < found["int8"].quality["psnr"].value < 100
     assert found["int8"].facts["quantized_parameter_share"] > 0.05
     growth = found["int8"].error_growth
