@@ -282,14 +282,21 @@ def _stored(work: Work, inputs: Sequence[Scaled]) -> dict[str, Fitted]:
     return found
 
 
-def _awq(work: Work) -> dict[str, Fitted]:
+def _searched(work: Work) -> Sequence[Scaled]:
+    """Inputs with the scales that AWQ's search finds best for the weights that read them."""
     from qbench.optimizations.calibration import awq
 
     def scales(one: Seen, weights: list[Tensor]) -> Tensor:
         return awq.best(one, weights, work.stored[one.readers[0]])
 
+    return _scaled(work, scales)
+
+
+def _awq(work: Work) -> dict[str, Fitted]:
+    from qbench.optimizations.calibration import awq
+
     found = {}
-    for one, hessian in _with_hessians(work, _scaled(work, scales)):
+    for one, hessian in _with_hessians(work, _searched(work)):
         for name in one.seen.readers:
             weight = one.weight(work, name)
             clipped = awq.clipped(weight, one.square, work.stored[name])
@@ -299,13 +306,10 @@ def _awq(work: Work) -> dict[str, Fitted]:
 
 
 def _svdquant(work: Work) -> dict[str, Fitted]:
-    from qbench.optimizations.calibration import awq, svd
-
-    def scales(one: Seen, weights: list[Tensor]) -> Tensor:
-        return awq.best(one, weights, work.stored[one.readers[0]])
+    from qbench.optimizations.calibration import svd
 
     found = {}
-    for one, hessian in _with_hessians(work, _scaled(work, scales)):
+    for one, hessian in _with_hessians(work, _searched(work)):
         for name in one.seen.readers:
             weight = one.weight(work, name)
             rank = min(work.settings.rank or svd.RANK, *weight.shape)
