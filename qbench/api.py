@@ -125,7 +125,7 @@ def measure(
             fields["reference"] = _yaml(load_recipe(paths[0]).name)
         planned = plan.plan(paths, fields)
         wanted = load_recipe(paths[-1]).name
-        swept = sweep.run(planned, folder, _Silent())
+        swept = sweep.run(planned, folder, sweep.Silent())
     if swept.interrupted:
         raise KeyboardInterrupt
     if swept.stopped:
@@ -134,15 +134,6 @@ def measure(
     if record.status == "skipped":
         raise Unsupported(record.reason)
     return record
-
-
-class _Silent:
-    """A watcher that says nothing."""
-
-    def begin(self, recipe: Recipe, position: int, total: int) -> None: ...
-    def event(self, recipe: Recipe, event: object) -> None: ...
-    def note(self, text: str) -> None: ...
-    def end(self, record: Record, path: Path, fresh: bool) -> None: ...
 
 
 def _yaml(value: object) -> str:

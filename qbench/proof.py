@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qbench.engines.export import PARITY, Differs
-from qbench.recipe.choices import ENGINES
+from qbench.engines.parity import by_own_rules
 from qbench.recipe.schema import EngineOptions, Recipe, Variant
-
-if TYPE_CHECKING:
-    from qbench.results.record import Record
 
 VIDEOS, CHART = "videos.json", "parity.png"
 REFUSED = ("degraded", "broken")
@@ -39,20 +36,20 @@ def prove(folder: Path, recipe: Recipe, count: int) -> str:
         said = f"{seen['videos']} whole videos beside the variant in Python: {seen['verdict']}"
         if isinstance(seen.get("psnr"), float):
             said += f", PSNR {seen['psnr']:.1f} dB"
-    draw(json.loads((folder / PARITY).read_text()), folder / CHART)
+    parity = json.loads((folder / PARITY).read_text())
+    draw(parity["by_call"], parity["limit"]["relative_l2"], folder / CHART)
     if seen.get("verdict") in REFUSED:  # without a question mark
         raise Differs(f"the engine's videos are not the variant's: {said}; {seen['because']}")
     return said
 
 
-def draw(parity: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Relative L2 of every captured call over its time step, against both, with the limit."""
+def draw(calls: Sequence[Mapping[str, float]], allowed: float, path: Path) -> None:
+    """Relative L2 of every captured call over its time step, against both, and what is allowed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    calls, limit = parity["by_call"], parity["limit"]
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for key, text, mark in (
         ("relative_l2_to_fp32", "to FP32", "o"),
@@ -60,7 +57,6 @@ def draw(parity: dict[str, list[dict[str, float]]], path: Path) -> None:
     ):
         values = [max(call[key], 1e-8) for call in calls]
         axes.plot([call["timestep"] for call in calls], values, mark, label=text)
-    allowed: float = limit["relative_l2"]  # type: ignore[call-overload]
     axes.axhline(allowed, color="0.5", linestyle="--", label=f"allowed: {allowed:g}")
     axes.set_yscale("log")
     axes.invert_xaxis()  # a trajectory begins at the largest
@@ -74,12 +70,11 @@ def draw(parity: dict[str, list[dict[str, float]]], path: Path) -> None:
 def twin(recipe: Recipe) -> Recipe:
     """The variant in Python that an engine of the recipe is held against."""
     variant = recipe.variant
-    own = variant.quantize is not None and variant.quantize.backend in ENGINES
     changes: dict[str, object] = {
         "engine": None,
         "engine_options": EngineOptions(),
         "compile": None,  # minutes on a CPU, for the same arithmetic
-        "quantize": None if own else variant.quantize,
+        "quantize": None if by_own_rules(variant) else variant.quantize,
     }
     plain = Variant.model_validate(variant.model_dump() | changes)
     return recipe.model_copy(update={"variant": plain, "noise_floor": False, "expects": None})
@@ -96,7 +91,7 @@ def _videos(folder: Path, recipe: Recipe, count: int) -> dict[str, object]:
         fields = {**QUICK, "reference": json.dumps(recipe.name), "prompts.count": str(count)}
         vouched = plan.Vouched(all=True)  # it was written by this very process
         planned = plan.plan([path, folder], fields, vouched=vouched)
-        swept = sweep.run(planned, Path(scratch) / "runs", _Silent())
+        swept = sweep.run(planned, Path(scratch) / "runs", sweep.Silent())
         if swept.interrupted:
             raise KeyboardInterrupt
         if swept.stopped:
@@ -121,12 +116,3 @@ def _videos(folder: Path, recipe: Recipe, count: int) -> dict[str, object]:
         "missing": list(judged.missing),
         **quality,
     }
-
-
-class _Silent:
-    """A watcher that says nothing."""
-
-    def begin(self, recipe: Recipe, position: int, total: int) -> None: ...
-    def event(self, recipe: Recipe, event: object) -> None: ...
-    def note(self, text: str) -> None: ...
-    def end(self, record: Record, path: Path, fresh: bool) -> None: ...

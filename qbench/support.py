@@ -79,7 +79,7 @@ def model_facts(video: VideoPipeline, guided: bool) -> ModelFacts:
         pipeline=video.pipeline_class,
         linears={
             name: layer.in_features
-            for name, layer in (module.named_modules() if hasattr(module, "modules") else ())
+            for name, layer in module.named_modules()
             if isinstance(layer, torch.nn.Linear) and layer.weight.dtype == module.dtype
         },
         head_dim=head_dim if isinstance(head_dim, int) else None,

@@ -1,6 +1,6 @@
 """Every format in which a variant leaves qbench, at a model's full size, in one sitting.
 
-    python -m scripts.bench_engines FOLDER [--model cogvideox-2b] [--only NAME ...] [--dry]
+    python -m scripts.bench_engines FOLDER [--model cogvideox-2b] [--only NAME ...]
 
 Each export is a process of its own, and then each folder is measured beside the variants in Python,
 a step interleaved with the reference's: `qbench run` on what was exported. What cannot be exported

@@ -31,8 +31,7 @@ def test_the_chart_shows_every_call(tmp_path: Path) -> None:
         {"timestep": t, "relative_l2_to_fp32": 0.01, "relative_l2_to_variant": 0.0}
         for t in (999.0, 10.0)
     ]
-    parity = {"by_call": calls, "limit": {"against": "variant", "relative_l2": 0.02}}
-    proof.draw(parity, tmp_path / proof.CHART)  # type: ignore[arg-type]
+    proof.draw(calls, 0.02, tmp_path / proof.CHART)
     with Image.open(tmp_path / proof.CHART) as chart:
         assert min(chart.size) > 300
 

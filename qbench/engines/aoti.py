@@ -55,14 +55,14 @@ def write(
     """Export and compile the denoiser as it is; axes that grow with a batch stay free."""
     import torch
 
-    from qbench.engines import aoti_blocks
+    from qbench.engines import aoti_blocks, weights
     from qbench.engines.inputs import for_export
 
     path = folder / PACKAGE
     with torch.no_grad():
         if variant.engine_options.scope == "blocks":
             program = aoti_blocks.exported(video, signature, example)
-            aoti_blocks.save_weights(video.denoiser, folder)
+            weights.save(video.denoiser, folder)
         else:
             positional, tensors, free = for_export(video.denoiser, signature, example)
             program = torch.export.export(positional, tensors, dynamic_shapes=free)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qbench.engines import weights
+from qbench.engines.base import run_of
 from qbench.errors import Unsupported
 from qbench.pipelines.base import blocks_of
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from qbench.engines.manifest import Interface
     from qbench.pipelines.base import Module, VideoPipeline
 
-WEIGHTS = "denoiser.safetensors"
 Given = tuple[tuple[object, ...], dict[str, object]]  # positional and keyword arguments
 
 
@@ -61,13 +62,6 @@ def _grown(small: object, large: object) -> dict[int, object] | None:
     return dict.fromkeys(grown, torch.export.Dim.DYNAMIC)
 
 
-def save_weights(module: Module, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    held = {name: value.detach().cpu().contiguous() for name, value in _tensors(module).items()}
-    save_file({name: value.clone() for name, value in held.items()}, folder / WEIGHTS)
-
-
 def open(package: Path, folder: Path, shell: Module, written: Interface) -> Run:
     """The denoiser with its blocks' forward from the package, as a function of its tensors."""
     import torch
@@ -75,15 +69,11 @@ def open(package: Path, folder: Path, shell: Module, written: Interface) -> Run:
     module = _module(folder, shell, written)
     for block in blocks_of(module):
         compiled = torch._inductor.aoti_load_package(str(package))
-        compiled.load_constants(_tensors(block), check_full_update=True, user_managed=True)
+        held = {name: value.detach() for name, value in weights.tensors(block).items()}
+        compiled.load_constants(held, check_full_update=True, user_managed=True)
         block.forward = functools.partial(_called, compiled)
 
-    def run(tensors: Mapping[str, Tensor]) -> Tensor:
-        with torch.no_grad():
-            result: Tensor = module(**written.nested(tensors), return_dict=False)[0]
-        return result
-
-    return run
+    return run_of(module, written)
 
 
 def _called(compiled: Callable[..., object], *args: object, **kwargs: object) -> object:
@@ -106,22 +96,11 @@ def _contiguous(given: Given) -> Given:
 def _module(folder: Path, shell: Module, written: Interface) -> Module:
     """The denoiser with the weights of the folder, whatever `shell` holds."""
     import torch
-    from safetensors.torch import load_file
 
     with torch.device("meta"):
         module = type(shell).from_config(dict(shell.config))
-    held = load_file(folder / WEIGHTS, device=written.target.device)
-    stored = {name: held[name] for name in module.state_dict()}
-    module.load_state_dict(stored, assign=True)
-    for name in held.keys() - stored.keys():  # buffers that diffusers computes and stores nowhere
-        above, _, own = name.rpartition(".")
-        module.get_submodule(above).register_buffer(own, held[name], persistent=False)
+    weights.fill(module, weights.load(folder, written.target.device), folder)
     return module.eval().requires_grad_(False)
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and all buffers, those that no state_dict has included."""
-    return {**module.state_dict(), **dict(module.named_buffers())}
 
 
 def _layout(block: nn.Module) -> tuple[object, ...]:

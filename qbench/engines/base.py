@@ -70,6 +70,19 @@ def engine(name: str) -> Engine:
     return cast(Engine, importlib.import_module(f"qbench.engines.{name}"))
 
 
+def run_of(module: Callable[..., object], written: Interface) -> Run:
+    """A denoiser as a function of its tensors by name."""
+
+    def run(tensors: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            made = module(**written.nested(tensors), return_dict=False)
+        assert isinstance(made, tuple)
+        sample: Tensor = made[0]
+        return sample
+
+    return run
+
+
 class Original(Protocol):
     """What pipelines read of the denoiser that an engine stands for."""
 

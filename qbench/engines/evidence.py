@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.engines.manifest import Accuracy
+from qbench.engines.manifest import Accuracy, Against
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+NAMES: dict[Against, str] = {"fp32": "FP32", "variant": "the variant in Python"}
 INPUTS = "captured.safetensors"
 MAX_BYTES = 2**29  # of stored calls; what is past it is checked at export and not stored
 
@@ -58,6 +59,11 @@ def accuracy(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Accuracy:
     return Accuracy(
         relative_l2=relative, max_abs=largest, mean_abs=mean, cosine=cosine, calls=calls
     )
+
+
+def against(which: Against, found: Sequence[Tensor], calls: Sequence[Call]) -> Accuracy:
+    """How far predictions for the calls lie from those that are stored with them."""
+    return accuracy(found, [getattr(call, which) for call in calls])
 
 
 def predictions(

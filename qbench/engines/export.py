@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 PARITY = "parity.json"
 PROMPTS, TIMESTEPS = 3, 4  # trajectories, and calls kept of each, spread over its steps
-NAMES = {"fp32": "FP32", "variant": "the variant in Python"}
 Device = Literal["cpu", "cuda"]
 Tell = Callable[[str], None]
 
@@ -97,7 +96,7 @@ def export(
             if prove is not None:
                 _sealed(made, partial)
                 tell(f"{recipe.name}: {prove(partial)}")
-                made = made.model_copy(update={"files": manifest.stored_files(partial)})
+                made = made.model_copy(update={"files": manifest.stored_files(partial, made.files)})
         except Differs as error:
             kept = folder.keep_evidence(partial, out)
             raise Differs(f"{error}; what was found is in {kept}") from None
@@ -151,10 +150,7 @@ def _write(
     run = loading.opened(partial, description)
     found = evidence.predictions(run, calls)
     against, limit = _limit(recipe.variant)
-    proof = {
-        "fp32": evidence.accuracy(found, [call.fp32 for call in calls]),
-        "variant": evidence.accuracy(found, [call.variant for call in calls]),
-    }
+    proof = {name: evidence.against(name, found, calls) for name in evidence.NAMES}
     stored = evidence.store(calls, partial)
     samples = loading.timed(run, calls[len(calls) // 2].inputs, device)
     (partial / PARITY).write_text(
@@ -169,11 +165,11 @@ def _write(
         )
         + "\n"
     )
-    error = proof[against].relative_l2
-    tell(f"{recipe.name}: relative L2 {error:.2g} to {NAMES[against]}, allowed {limit:g}")
+    error, named = proof[against].relative_l2, evidence.NAMES[against]
+    tell(f"{recipe.name}: relative L2 {error:.2g} to {named}, allowed {limit:g}")
     if not error <= limit:
         raise Differs(
-            f"the engine computes something else: relative L2 {error:.3g} to {NAMES[against]}, "
+            f"the engine computes something else: relative L2 {error:.3g} to {named}, "
             f"allowed {limit:g}"
         )
     return manifest.Manifest(
@@ -189,7 +185,7 @@ def _write(
     )
 
 
-def _limit(variant: Variant) -> tuple[Literal["fp32", "variant"], float]:
+def _limit(variant: Variant) -> tuple[manifest.Against, float]:
     """What must be close to what. An engine that quantizes by rules of its own has no twin."""
     if by_own_rules(variant):
         return "fp32", QUANTIZED
@@ -340,8 +336,10 @@ def _by_call(found: Sequence[Tensor], calls: Sequence[Call]) -> list[dict[str, f
     return [
         {
             "timestep": float(call.inputs["timestep"].flatten()[0]),
-            "relative_l2_to_fp32": evidence.accuracy([ours], [call.fp32]).relative_l2,
-            "relative_l2_to_variant": evidence.accuracy([ours], [call.variant]).relative_l2,
+            **{
+                f"relative_l2_to_{name}": evidence.against(name, [ours], [call]).relative_l2
+                for name in evidence.NAMES
+            },
         }
         for ours, call in zip(found, calls, strict=True)
     ]

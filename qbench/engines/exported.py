@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qbench.engines import evidence, formats, loading, manifest
+from qbench.engines.base import run_of
 from qbench.engines.manifest import Elsewhere, Manifest, Wrong
 from qbench.errors import InputError, LoadError, Unsupported
 from qbench.recipe import files
@@ -21,8 +22,6 @@ from qbench.recipe.files import Loaded
 from qbench.recipe.schema import Exported, Recipe, Variant
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from qbench.pipelines.base import Module, VideoPipeline
     from qbench.pipelines.specs import Model
 
@@ -125,11 +124,7 @@ def install(video: VideoPipeline, recipe: Recipe, model: Model, device: str) -> 
         gc.collect()
         calls = evidence.load(folder, device)
         denoiser: Module = loading.denoiser(folder, written)
-
-        def compute(inputs: Mapping[str, Tensor]) -> Tensor:
-            result: Tensor = denoiser(**written.nested(inputs), return_dict=False)[0]
-            return result
-
+        compute = run_of(denoiser, written)
         began = time.perf_counter()
         found = evidence.predictions(compute, calls[:1])
         first_call_s = time.perf_counter() - began
@@ -138,7 +133,7 @@ def install(video: VideoPipeline, recipe: Recipe, model: Model, device: str) -> 
         raise LoadError(str(error)) from None
     except Elsewhere as error:
         raise Unsupported(str(error)) from None
-    parity = evidence.accuracy(found, [getattr(call, written.against) for call in calls])
+    parity = evidence.against(written.against, found, calls)
     if not parity.relative_l2 <= written.parity_limit:
         raise LoadError(
             f"{folder}: it computes something else: relative L2 {parity.relative_l2:.3g}, allowed "

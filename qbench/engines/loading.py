@@ -70,15 +70,12 @@ def source_of(denoiser: object) -> Path | None:
 
 def opened(folder: Path, written: Description) -> Run:
     """The engine of a folder that is known to be good, as a function of tensors by name."""
+    from qbench.engines.base import run_of
+
     made = formats.module(written.format).open(folder, _shell(folder, written), written)
     if written.format not in AS_MODULE:
         return cast("Run", made)
-
-    def run(tensors: Mapping[str, Tensor]) -> Tensor:
-        result: Tensor = made(**written.nested(tensors), return_dict=False)[0]  # type: ignore[call-arg]
-        return result
-
-    return run
+    return run_of(made, written)
 
 
 def timed(run: Run, inputs: Mapping[str, Tensor], device: str) -> list[float]:

@@ -12,6 +12,7 @@ import json
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -97,6 +98,9 @@ class Target(_Strict):
     bound: Bound = Bound()
 
 
+Against = Literal["fp32", "variant"]  # the FP32 module, or the variant in Python
+
+
 class Accuracy(_Strict):
     """How far the engine's output lies from another's, over all captured calls."""
 
@@ -151,7 +155,7 @@ class Manifest(Description):
     build_s: float
     step_s: float  # median of the timed calls at export
     step_samples: int
-    against: Literal["fp32", "variant"]  # which of the two below must be within the limit
+    against: Against  # which of the two below must be within the limit
     parity_limit: float  # of relative L2
     fp32: Accuracy  # against the FP32 module
     variant: Accuracy  # against the variant in Python
@@ -257,10 +261,15 @@ def sha256(path: Path) -> str:
     return hashed.hexdigest()
 
 
-def stored_files(folder: Path) -> dict[str, StoredFile]:
-    """All files below the folder as a manifest names them, its own left out."""
+def stored_files(
+    folder: Path, known: Mapping[str, StoredFile] = MappingProxyType({})
+) -> dict[str, StoredFile]:
+    """All files below the folder as a manifest names them, its own left out.
+
+    known: files that were hashed already and are as they were.
+    """
     return {
-        name: StoredFile(size_bytes=size, sha256=sha256(folder / name))
+        name: known.get(name) or StoredFile(size_bytes=size, sha256=sha256(folder / name))
         for name, size in _entries(folder)
         if name != FILE
     }

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from qbench.engines.manifest import Bound, Description, Wrong
+from qbench.engines import weights
+from qbench.engines.manifest import Bound, Description
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from qbench.pipelines.base import Module, VideoPipeline
     from qbench.recipe.schema import Variant
 
-WEIGHTS = "denoiser.safetensors"
 ARTIFACTS = "compiler.artifacts"  # torch.compiler.save_cache_artifacts
 KERNELS = "kernels"
 
@@ -48,11 +48,9 @@ def write(
 ) -> Bound:
     """Store the weights, then run the denoiser once as it will be run, and store what that made."""
     import torch
-    from safetensors.torch import save_file
 
     module = video.denoiser
-    stored = {name: value.detach().contiguous() for name, value in _tensors(module).items()}
-    save_file(stored, folder / WEIGHTS)
+    weights.save(module, folder)
     cuda = module.device.type == "cuda"
     if variant.compile:
         _compile(video, variant)
@@ -85,7 +83,7 @@ def open(folder: Path, shell: Module, written: Description) -> nn.Module:
     variant = written.recipe.variant
     family = families.of_class(written.base_model.pipeline)
     video = family(SimpleNamespace(**{written.base_model.part: shell}))
-    _fill(video, variant, folder / WEIGHTS, written)
+    _fill(video, variant, folder, written)
     attention.apply(video, variant.attention)
     if variant.compile:
         _compile(video, variant)
@@ -93,22 +91,15 @@ def open(folder: Path, shell: Module, written: Description) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those that are made anew with the module included."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _fill(video: VideoPipeline, variant: Variant, path: Path, written: Description) -> None:
+def _fill(video: VideoPipeline, variant: Variant, folder: Path, written: Description) -> None:
     """Give the denoiser without data the layers of the variant, and the stored tensors."""
     import torch
-    from safetensors import safe_open
 
     from qbench.optimizations import axes, packed, quantization
 
     module = video.denoiser
-    with safe_open(path, "pt", device=written.target.device) as file:
-        stored: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, value in _tensors(module).items():
+    stored = weights.load(folder, written.target.device)
+    for name, value in weights.tensors(module).items():
         # Layers that keep FP32 are told by what was stored, and are not quantized.
         kept = name in stored and stored[name].dtype == torch.float32
         if value.is_floating_point() and not kept:
@@ -119,19 +110,7 @@ def _fill(video: VideoPipeline, variant: Variant, path: Path, written: Descripti
         # What calibration found is in the tensors; layers need only places for them.
         quantization.apply(module, variant.quantize.model_copy(update={"calibration": None}))
         packed.make_room(module, {name: value.shape for name, value in stored.items()})
-    wanted = _tensors(module)
-    if wanted.keys() != stored.keys():
-        name = sorted(wanted.keys() ^ stored.keys())[0]
-        raise Wrong(f"{path}: {name}: not in both the file and the denoiser")
-    for name, value in stored.items():
-        if value.shape != wanted[name].shape:
-            raise Wrong(f"{path}: {name}: {tuple(value.shape)}, not {tuple(wanted[name].shape)}")
-        parent, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(parent)
-        if leaf in owner._parameters:
-            owner._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
-        else:
-            owner._buffers[leaf] = value
+    weights.fill(module, stored, folder)
 
 
 def _compile(video: VideoPipeline, variant: Variant) -> None:

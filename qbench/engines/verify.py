@@ -88,11 +88,9 @@ def _opened(folder: Path, written: Manifest) -> Run:
 
 def _parity(written: Manifest, found: Sequence[Tensor], calls: Sequence[evidence.Call]) -> str:
     """The error on the stored inputs, beside what it was at export. Raises Wrong past the limit."""
-    against = written.against
-    expected = [getattr(call, against) for call in calls]
-    error = evidence.accuracy(found, expected).relative_l2
-    before: manifest.Accuracy = getattr(written, against)
-    named = {"fp32": "FP32", "variant": "the variant in Python"}[against]
+    error = evidence.against(written.against, found, calls).relative_l2
+    before: manifest.Accuracy = getattr(written, written.against)
+    named = evidence.NAMES[written.against]
     said = (
         f"relative L2 {error:.3g} to {named} over {len(calls)} calls; {before.relative_l2:.3g} at "
         f"export, allowed {written.parity_limit:g}"

@@ -10,7 +10,7 @@ from diffusers import CogVideoXPipeline
 from safetensors.torch import load_file, save_file
 
 import qbench
-from qbench.engines import export, prepared
+from qbench.engines import export, prepared, weights
 from qbench.engines.manifest import Wrong
 from qbench.engines.verify import verify
 from qbench.pipelines import specs
@@ -33,14 +33,14 @@ def test_it_is_the_variant_bit_for_bit_and_holds_fp8(exported: export.Exported) 
     assert written.format == "qbench"
     assert written.variant.relative_l2 == 0
     assert 1e-4 < written.fp32.relative_l2 < 0.1
-    stored = load_file(exported.folder / prepared.WEIGHTS)
+    stored = load_file(exported.folder / weights.FILE)
     kinds = {tensor.dtype for tensor in stored.values()}
     assert torch.float8_e4m3fn in kinds
     # A byte a weight of linears, two of the rest.
     model = specs.find("tiny-cogvideox")
     plain = specs.load(model, "bf16", "cpu").denoiser
     size = sum(p.numel() * p.element_size() for p in plain.parameters())
-    assert written.files[prepared.WEIGHTS].size_bytes < 0.6 * size
+    assert written.files[weights.FILE].size_bytes < 0.6 * size
     assert verify(exported.folder).exit_code == 0
 
 
@@ -76,13 +76,13 @@ def test_apply_puts_the_engine_and_what_is_not_inside_into_a_pipeline(
 
 
 def test_weights_of_another_denoiser_are_refused(exported: export.Exported, tmp_path: Path) -> None:
-    stored = load_file(exported.folder / prepared.WEIGHTS)
+    stored = load_file(exported.folder / weights.FILE)
     name = next(iter(stored))
     for damaged in (
         {key: value for key, value in stored.items() if key != name},
         {**stored, name: stored[name][:-1].clone()},
     ):
-        save_file(damaged, tmp_path / prepared.WEIGHTS)
+        save_file(damaged, tmp_path / weights.FILE)
         shell = specs.load(specs.find("tiny-cogvideox"), "bf16", "cpu").denoiser.to("meta")
         with pytest.raises(Wrong, match=name):
             prepared.open(tmp_path, shell, exported.manifest)

@@ -311,19 +311,17 @@ def test_a_calibrated_checkpoint_is_read_by_plain_diffusers(
 def test_the_format_qbench_holds_what_calibration_found(bench: Bench, tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    from safetensors.torch import save_file
-
-    from qbench.engines import prepared
+    from qbench.engines import prepared, weights
     from qbench.recipe.schema import Variant
 
     module, _ = _quantized(bench, "qbench", "int4_weight_only", 100.0, method="svdquant", rank=4)
-    save_file(prepared._tensors(module), tmp_path / "weights.safetensors")
+    weights.save(module, tmp_path)
     video = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
     names: dict[str, Any] = {"include": TWO_BLOCKS, "exclude": LEFT_OUT}
     fit = Calibration(method="svdquant", rank=4)
     wanted = Quantize(backend="qbench", scheme="int4_weight_only", calibration=fit, **names)
     written: Any = SimpleNamespace(dtype="float32", target=SimpleNamespace(device="cpu"))
-    prepared._fill(video, Variant(quantize=wanted), tmp_path / "weights.safetensors", written)
+    prepared._fill(video, Variant(quantize=wanted), tmp_path, written)
     assert bench.error(video.denoiser) == bench.error(module)
 
 
