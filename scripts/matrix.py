@@ -1,13 +1,14 @@
 """The published matrices, part by part, within a time limit; what is complete is not run again.
 
-    python -m scripts.matrix PART [--out FOLDER] [--limit 540] [--shard 1/2] [--device cuda]
-        [--set FIELD=VALUE] [--dry]
+    python -m scripts.matrix PART [--out FOLDER] [--limit 540] [--only RECIPE...] [--shard 1/2]
+        [--device cuda] [--set FIELD=VALUE] [--dry]
 
 Parts are below. After `--limit` seconds the sweep is stopped as Ctrl-C does: the run under way
 leaves an `interrupted` record, finished ones stay, and the same command goes on where it stopped.
 Recipes stand in the order of interest. `python -m scripts.publish` makes of the runs what
 results/published/ holds. `--shard` takes every n-th recipe, for a part whose latency nobody reads:
-start one on each GPU (CUDA_VISIBLE_DEVICES), each into a FOLDER of its own, then publish both.
+start one on each GPU (CUDA_VISIBLE_DEVICES), each into a FOLDER of its own, then publish both. On
+one GPU shards may share a FOLDER, once the reference is there: `--only fp32` first.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +38,8 @@ class Part:
     about: str
     settings: tuple[str, ...]
     recipes: tuple[str, ...]
-    then: str = ""  # a part that is run after it, into a folder of its own
+    then: str = ""  # a part that is run after it
+    beside: bool = False  # that part is comparable, and goes into the same folder
 
 
 INTERLEAVED = (
@@ -44,6 +47,11 @@ INTERLEAVED = (
     "measure.timeout_s=200",
 )  # fmt: skip
 STEP = (*FULL, *INTERLEAVED)
+# Trajectories to calibrate on are of 4 steps; the compiler's warm first call is not asked for.
+CALIBRATED_STEP = (
+    *STEP, "measure.timeout_s=500", "measure.warm_start=false", "measure.repeats=8",
+    "generation.steps=4",
+)  # fmt: skip
 VIDEO = (*FULL, "measure.repeats=1", "measure.warmup=0", "measure.profile=false")
 CALIBRATED = (
     "fp32", "bf16", "calibrated/plain-int8-dynamic", "calibrated/smoothquant-int8",
@@ -79,23 +87,28 @@ PARTS = {
         ),
     ),
     "calibrated-steps": Part(
-        "one denoise step of CogVideoX-2B with calibrated schemes, calibrated on next to nothing",
+        "one denoise step of CogVideoX-2B with calibrated schemes, first what they stand beside",
+        CALIBRATED_STEP,
+        ("bf16", "fast", "fp8-dynamic", "calibrated/plain-int8-dynamic", "calibrated/plain-int4"),
+        then="calibrated-steps-fitted",
+        beside=True,
+    ),
+    "calibrated-steps-fitted": Part(
+        "the calibrated ones, calibrated on next to nothing",
         (
-            *STEP, "measure.timeout_s=500", "generation.steps=4",
-            "variant.quantize.calibration.prompts=1", "variant.quantize.calibration.steps=2",
-            "variant.quantize.calibration.samples=256",
+            *CALIBRATED_STEP, "variant.quantize.calibration.prompts=1",
+            "variant.quantize.calibration.steps=2", "variant.quantize.calibration.samples=256",
         ),
         (
-            "calibrated/fast-gptq", "calibrated/smoothquant-int8",
-            "calibrated/smoothquant-int8-static", "calibrated/smoothquant-fp8",
-            "calibrated/gptq-fp8", "calibrated/awq-int4", "calibrated/svdquant-int4",
-            "calibrated/awq-int8",
+            "calibrated/smoothquant-int8", "calibrated/svdquant-int4", "calibrated/fast-gptq",
+            "calibrated/awq-int4", "calibrated/smoothquant-int8-static",
+            "calibrated/smoothquant-fp8", "calibrated/awq-int8", "calibrated/gptq-fp8",
         ),
     ),
     "calibrated-cost": Part(
         "time and memory of calibrating CogVideoX-2B as the recipes say, within 15 minutes each",
-        (*STEP, "measure.timeout_s=1800"),
-        ("calibrated/fast-gptq", "calibrated/smoothquant-int8", "calibrated/svdquant-int4"),
+        (*STEP, "measure.timeout_s=1800", "measure.interleave=false", "measure.warm_start=false"),
+        ("calibrated/smoothquant-int8", "calibrated/fast-gptq", "calibrated/svdquant-int4"),
     ),
     "steps": Part(
         "one denoise step of CogVideoX-2B, interleaved with BF16; full size, one GPU",
@@ -217,15 +230,22 @@ PARTS = {
 
 
 def command(
-    part: Part, out: Path, device: str, shard: tuple[int, int], more: list[str]
+    part: Part, out: Path, device: str, recipes: Sequence[str], more: Sequence[str]
 ) -> list[str]:
     settings = [f"--set={setting}" for setting in [*part.settings, *more]]
-    reference, *others = part.recipes
-    named = [RECIPES / name for name in (reference, *others[shard[0] - 1 :: shard[1]])]
+    named = [RECIPES / name for name in recipes]
     files = [path.with_name(f"{path.name}.yaml") for path in named]
     paths = [str(a if a.is_file() else b) for a, b in zip(files, named, strict=True)]
     words = [f"--out={out}", f"--device={device}", "--quiet"]
     return [sys.executable, "-m", "qbench", "run", *paths, *settings, *words]
+
+
+def chosen(part: Part, only: Sequence[str], shard: tuple[int, int]) -> list[str]:
+    """The recipes of a part that are asked for, the first one in every shard."""
+    recipes = [name for name in part.recipes if not only or name in only]
+    if shard == (1, 1):
+        return recipes
+    return [*recipes[:1], *recipes[1:][shard[0] - 1 :: shard[1]]]
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -242,21 +262,25 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--limit", type=float, default=0.0, help="seconds; 0 is none")
+    parser.add_argument("--only", nargs="+", default=[], metavar="RECIPE", help="of the part's")
     parser.add_argument("--shard", type=_shard, default=(1, 1), help="such as 1/2")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", action="append", default=[], help="besides the part's own")
     parser.add_argument("--dry", action="store_true", help="only print the command")
     args = parser.parse_args()
     began, code, name = time.monotonic(), 0, args.part
+    out = top = args.out or Path("results/runs") / args.part
     while name:
-        out = (args.out or Path("results/runs") / args.part) / (name if name != args.part else "")
-        words = command(PARTS[name], out, args.device, args.shard, args.set)
-        if args.dry:
-            print(" ".join(words))
-        else:
-            left = args.limit - (time.monotonic() - began) if args.limit else None
-            code = max(code, _swept(words, left))
-        name = PARTS[name].then
+        part = PARTS[name]
+        if recipes := chosen(part, args.only, args.shard):
+            words = command(part, out, args.device, recipes, args.set)
+            if args.dry:
+                print(" ".join(words))
+            else:
+                left = args.limit - (time.monotonic() - began) if args.limit else None
+                code = max(code, _swept(words, left))
+        name = part.then
+        out = out if part.beside else top / name
     raise SystemExit(code)
 
 

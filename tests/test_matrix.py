@@ -14,7 +14,7 @@ from scripts import matrix
 @pytest.mark.parametrize("name", matrix.PARTS)
 def test_a_part_can_be_planned(name: str) -> None:
     part = matrix.PARTS[name]
-    words = matrix.command(part, Path("out"), "cpu", (1, 1), ["measure.timeout_s=9"])
+    words = matrix.command(part, Path("out"), "cpu", part.recipes, ["measure.timeout_s=9"])
     paths = [Path(word) for word in words if word.startswith("/") and "recipes" in word]
     assert len(paths) == len(part.recipes)
     files = [file for p in paths for file in (sorted(p.glob("*.yaml")) if p.is_dir() else [p])]
@@ -26,14 +26,12 @@ def test_a_part_can_be_planned(name: str) -> None:
 
 def test_shards_share_the_reference_and_cover_all_once() -> None:
     part = matrix.PARTS["quality"]
-    shards = [
-        [
-            Path(word)
-            for word in matrix.command(part, Path("out"), "cpu", (one, 3), [])
-            if ".yaml" in word
-        ]
-        for one in (1, 2, 3)
-    ]
-    assert {shard[0].stem for shard in shards} == {"fp32"}
-    others = [path for shard in shards for path in shard[1:]]
+    shards = [matrix.chosen(part, [], (one, 3)) for one in (1, 2, 3)]
+    assert {shard[0] for shard in shards} == {"fp32"}
+    others = [name for shard in shards for name in shard[1:]]
     assert len(others) == len(set(others)) == len(part.recipes) - 1
+
+
+def test_only_what_is_asked_for_stays_in_the_parts_order() -> None:
+    part = matrix.PARTS["quality"]
+    assert matrix.chosen(part, ["int8", "bf16", "fp32"], (1, 1)) == ["fp32", "bf16", "int8"]
