@@ -2,20 +2,23 @@
 
     python -m scripts.bench_engines FOLDER [--model cogvideox-2b] [--only NAME ...]
 
-Each export is a process of its own, and then each folder is measured beside the variants in Python,
-a step interleaved with the reference's: `qbench run` on what was exported. What cannot be exported
-is a line with its reason. FOLDER gets `exports.json`, the runs, and the engines themselves (large).
-The FP32 predictions along the trajectories are made once for each dtype.
+Each export is a process of its own, `--at-once` of them side by side; then each folder is measured
+beside the variants in Python, a step interleaved with the reference's: `qbench run` on what was
+exported. What cannot be exported is a line with its reason. FOLDER gets `exports.json`, the runs,
+and the engines themselves (large). The FP32 predictions along the trajectories are made once for
+each dtype.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,30 +54,46 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(EXPORTS))
     parser.add_argument("--python", nargs="*", default=list(PYTHON))
     parser.add_argument("--limit", type=float, default=200, help="seconds for one export")
+    parser.add_argument("--at-once", type=int, default=1, help="exports side by side")
+    parser.add_argument("--no-export", action="store_true", help="measure what lies there")
+    parser.add_argument("--no-run", action="store_true", help="export, and measure nothing")
     parser.add_argument("--export", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.export:
         _export(args)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for name in args.only:
-        began = time.perf_counter()
-        line = [sys.executable, "-m", "scripts.bench_engines", *sys.argv[1:], "--export", name]
-        try:
-            done = subprocess.run(line, timeout=args.limit, capture_output=True, text=True)
-            said = done.stdout if done.returncode == 0 else (done.stderr.strip() or "died")[-400:]
-        except subprocess.TimeoutExpired:
-            said = f"not done after {args.limit:g} s"
-        print(f"{name}: {time.perf_counter() - began:.0f} s: {said.strip()}", flush=True)
-        if (args.folder / "engines" / name).is_dir():
-            made.append(str(args.folder / "engines" / name))
+    wanted = [] if args.no_export else args.only
+    with ThreadPoolExecutor(args.at_once) as pool:
+        for row in pool.map(lambda name: _exported(name, args), wanted):
+            path = args.folder / "exports.json"
+            known = json.loads(path.read_text()) if path.is_file() else {}
+            path.write_text(json.dumps({**known, **row}, indent=1) + "\n")
+    if args.no_run:
+        return
+    made = [str(args.folder / "engines" / name) for name in args.only]
+    made = [path for path in made if Path(path).is_dir()]
     settings = [f"model={args.model}", f"weights={args.weights}", *SETTINGS]
     line = [sys.executable, "-m", "qbench", "run", *args.python, *made, "--trust"]
     line += ["--out", str(args.folder / "runs"), "--quiet"]
     for setting in settings:
         line += ["--set", setting]
     sys.exit(subprocess.run(line).returncode)
+
+
+def _exported(name: str, args: argparse.Namespace) -> dict[str, object]:
+    """Export one in a process of its own, and print what came of it; its row of exports.json."""
+    began, row = time.perf_counter(), {}
+    line = [sys.executable, "-m", "scripts.bench_engines", *sys.argv[1:], "--export", name]
+    try:
+        done = subprocess.run(line, timeout=args.limit, capture_output=True, text=True)
+        said = done.stdout if done.returncode == 0 else (done.stderr.strip() or "died")[-400:]
+        if done.returncode == 0:
+            row = {name: json.loads(done.stdout.splitlines()[-1])}
+    except subprocess.TimeoutExpired:
+        said = f"not done after {args.limit:g} s"
+    print(f"{name}: {time.perf_counter() - began:.0f} s: {said.strip()}", flush=True)
+    return row
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -98,9 +117,6 @@ def _export(args: argparse.Namespace) -> None:
         "relative_l2_to_variant": facts.variant.relative_l2,
         "relative_l2_to_fp32": facts.fp32.relative_l2, "calls": facts.variant.calls,
     }  # fmt: skip
-    path = args.folder / "exports.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps({**known, args.export: row}, indent=1) + "\n")
     print(json.dumps(row))
 
 
@@ -112,13 +128,15 @@ def _plain(recipe: Recipe, folder: Path) -> Plain:
     from qbench.pipelines import specs
 
     path = folder / f"captured-{recipe.variant.dtype}.pt"
-    if path.is_file():
-        kept: Plain = torch.load(path, weights_only=False)  # ours, of a process before this one
-        return kept
-    found = export.captured(recipe, specs.find(recipe.model), export.device_of(recipe))
-    partial = path.with_suffix(".partial")
-    torch.save(found, partial)
-    shutil.move(partial, path)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of exports side by side one captures
+        if path.is_file():
+            kept: Plain = torch.load(path, weights_only=False)  # ours, of a process before this one
+            return kept
+        found = export.captured(recipe, specs.find(recipe.model), export.device_of(recipe))
+        partial = path.with_suffix(".partial")
+        torch.save(found, partial)
+        shutil.move(partial, path)
     return found
 
 

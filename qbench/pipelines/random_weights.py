@@ -56,7 +56,11 @@ def pipeline(
 
 
 def module(make: Callable[[], Module], dtype: torch.dtype, device: str) -> Module:
-    """The module that `make` returns, its random weights drawn in `dtype` on `device` itself."""
+    """The module that `make` returns, its random weights drawn in `dtype` on `device` itself.
+
+    Buffers that no checkpoint holds are computed on the CPU, where `from_pretrained` computes them:
+    a GPU rounds a table of sines otherwise, and what is exported must reload bit for bit.
+    """
     import torch
 
     before = torch.get_default_dtype()
@@ -64,6 +68,9 @@ def module(make: Callable[[], Module], dtype: torch.dtype, device: str) -> Modul
     try:
         with torch.device(device):  # 2 billion values are slow to draw on a CPU
             made = make().eval().requires_grad_(False).to(device, dtype)
+        if device != "cpu":
+            for name, value in _tables(make):
+                made.get_buffer(name).data = value.to(device, dtype)
     finally:
         torch.set_default_dtype(before)
     # What diffusers keeps in FP32 as it loads weights, Wan's time embedding for one.
@@ -72,3 +79,13 @@ def module(make: Callable[[], Module], dtype: torch.dtype, device: str) -> Modul
         if kept & set(name.split(".")):
             value.data = value.data.float()
     return made
+
+
+def _tables(make: Callable[[], Module]) -> list[tuple[str, torch.Tensor]]:
+    """The buffers of floating point that no checkpoint of the module holds, computed on the CPU."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        twin = make()
+    kept = twin.state_dict().keys()
+    return [(n, b) for n, b in twin.named_buffers() if n not in kept and b.is_floating_point()]
