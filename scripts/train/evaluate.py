@@ -21,6 +21,13 @@ def test_scenes(count: int, held_out: bool) -> list[world.Scene]:
     return random.Random(7).sample(every, count)
 
 
+def call_of(pipeline: Any) -> dict[str, int]:
+    """What this kind of pipeline must be told to make a clip of the world."""
+    if type(pipeline).__name__ == "CogVideoXPipeline":
+        return {"max_sequence_length": TEXT_TOKENS}
+    return {"num_frames": world.FRAMES, "height": world.SIDE, "width": world.SIDE}
+
+
 @torch.no_grad()
 def generate(
     pipeline: Any, scenes: list[world.Scene], guidance: float, steps: int, batch: int
@@ -35,8 +42,8 @@ def generate(
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=noise,
-            max_sequence_length=TEXT_TOKENS,
             output_type="pt",
+            **call_of(pipeline),
         ).frames
         videos.append(out.float().clamp(0, 1).cpu())
     return torch.cat(videos)
@@ -80,10 +87,10 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 3.0, 5.0])
     arguments = parser.parse_args()
 
-    from diffusers import CogVideoXPipeline
+    from diffusers import DiffusionPipeline
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = CogVideoXPipeline.from_pretrained(str(arguments.pipeline), torch_dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(str(arguments.pipeline), torch_dtype=torch.float32)
     pipeline.to(device).set_progress_bar_config(disable=True)
     probe = load_probe(arguments.probe, device)
     rows = []

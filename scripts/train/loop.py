@@ -43,11 +43,15 @@ def fit(
     weight_decay: float = 0.01,
     ema: float = 0.0,
     label: str = "",
+    check: Callable[[list[torch.Tensor]], None] | None = None,
+    check_s: float = 60.0,
 ) -> int:
     """Train `module` for `seconds` in all, earlier calls counted in. Returns the steps taken.
 
     The learning rate climbs over the first 2 % of the time and falls to zero along a half cosine.
     With `ema` above zero, the averaged weights are what `module` holds afterwards.
+    check: called every `check_s` seconds with the weights as they would be kept, in the order of
+    `module.parameters()`; what it takes is part of the time.
     """
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=weight_decay
@@ -77,6 +81,7 @@ def fit(
 
     module.train()
     last, saved, reported, running = time.monotonic(), time.monotonic(), 0.0, 0.0
+    checked = spent
     while spent < seconds:
         share = spent / seconds
         lr = peak_lr * min(1.0, share / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * share))
@@ -98,6 +103,9 @@ def fit(
             if spent - reported > max(10.0, seconds / 20):
                 reported = spent
                 print(f"{label}: {spent:.0f} s, step {steps}, loss {running:.5f}", flush=True)
+            if check and spent - checked > check_s:
+                check(average.shadow if average else list(module.parameters()))
+                checked = spent
             if now - saved > 120:
                 save()
                 saved = now
