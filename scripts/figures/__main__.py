@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import scripts.figures
-from scripts.figures import chart
+from scripts.figures import chart, models
 from scripts.figures.documents import documents, drawn, name_of
 
 
@@ -34,7 +34,8 @@ def main() -> None:
     if not args.documents:
         if args.write:
             chart.draw()
-        wrong += chart.faults()
+            models.draw()
+        wrong += [*chart.faults(), *models.faults()]
     for line in wrong:
         print(line, file=sys.stderr)
     raise SystemExit(1 if wrong else 0)

@@ -1,0 +1,616 @@
+"""What was found of each model: figures from records, and what configurations alone decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qbench.models import Basis, Cell, Found, Row
+from qbench.pipelines import specs
+from qbench.report.tables import bytes_text, time_text
+from qbench.results import archive, store
+from qbench.results.record import Record
+from scripts.figures import sizes
+from scripts.figures.values import PUBLISHED, Fault, evaluate
+
+COG, ZERO, WAN = "cogvideox-2b", "zeroscope-v2-xl", "wan2.1-1.3b"
+MODELS = {COG: "CogVideoX-2B", ZERO: "Zeroscope v2 XL", WAN: "Wan 2.1 1.3B"}
+STEPS, ZERO_STEPS, WAN_STEPS = "h100/steps", "h100/zeroscope", "h100/wan"
+RANDOM = "--set weights=random --set reference=bf16"
+HOURS = 3600.0
+
+
+def basis() -> str:
+    device = evaluate("h100/videos bf16 device").text
+    return (
+        f"Full-size figures are of one {device} with random weights of true size, quality is of "
+        "small trained models that ship with qbench: what a full-size checkpoint looks like after "
+        "quantization is for those who have one to measure, with the commands given."
+    )
+
+
+def fig(expression: str) -> str:
+    return evaluate(expression).text
+
+
+def known(basis: Basis, text: str, source: str = "", command: str = "") -> Found:
+    return Found(text=text, basis=basis, source=source, command=command)
+
+
+def measured(text: str, source: str) -> Found:
+    return known("measured", text, source)
+
+
+def computed(text: str, source: str = "") -> Found:
+    return known("computed", text, source)
+
+
+def unmeasured(text: str, command: str) -> Found:
+    return known("not measured", text, command=command)
+
+
+def row(name: str, believed: str = "", note: str = "", **cells: tuple[str, list[Found]]) -> Row:
+    made = {
+        key: Cell(short=cells[word][0], found=tuple(cells[word][1]))
+        for word, key in (("cog", COG), ("zero", ZERO), ("wan", WAN))
+        if word in cells
+    }
+    return Row(name=name, believed=believed, cells=made, note=note)
+
+
+def rows() -> list[Row]:
+    return [
+        _kind(), _architecture(), _parameters(), _disk(), _vram(), _cpu(), _resolutions(),
+        _lengths(), _speed(), *_optimizations(), _stability(),
+    ]  # fmt: skip
+
+
+# What configurations decide ----------------------------------------------------------------------
+
+
+def _kind() -> Row:
+    return row(
+        "kind",
+        cog=("a diffusion transformer over all tokens of the video", []),
+        zero=("a 3D UNet over frames, for video-to-video at 1024x576 after zeroscope_v2_576w", [
+            known("sourced", "meant to refine what zeroscope_v2_576w made, though it makes videos "
+                  "from noise too", "https://huggingface.co/cerspense/zeroscope_v2_XL"),
+        ]),
+        wan=("a diffusion transformer over all tokens of the video", []),
+    )  # fmt: skip
+
+
+def _architecture() -> Row:
+    guided = "two predictions each, with and without the prompt"
+    return row(
+        "architecture",
+        believed="a sketch from memory, in three points unlike the configuration",
+        note="Three points of the log's sketch are worth a correction, none of which the model's "
+        "name gives away: the VAE of CogVideoX compresses time as well as space, 4 x 8 x 8; its "
+        "patches are 1 x 2 x 2, so tokens never span two latent frames; and a video is not made "
+        f"in one pass but in {specs.KNOWN[COG].steps} denoise steps, {guided}.",
+        cog=(_dit(COG, "joint attention over text and video"), []),
+        zero=(_unet(), []),
+        wan=(_dit(WAN, "self-attention, then cross-attention to the text"), []),
+    )
+
+
+def _dit(model: str, attends: str) -> str:
+    family, configs = sizes.family_of(model)
+    config = sizes.denoiser(model).config
+    patch = config.patch_size
+    spatial = f"1 x {patch} x {patch}" if isinstance(patch, int) else " x ".join(map(str, patch))
+    wide = config.num_attention_heads * config.attention_head_dim
+    grid = family.grid(configs)
+    return (
+        f"{config.num_layers} blocks, {config.num_attention_heads} heads of "
+        f"{config.attention_head_dim} ({wide} wide), {attends}; VAE 4 x 8 x 8 in time, height and "
+        f"width; patches {spatial}; {specs.KNOWN[model].steps} steps; sides in multiples of "
+        f"{grid.side}"
+    )
+
+
+def _unet() -> str:
+    config = sizes.denoiser(ZERO).config
+    channels = ", ".join(map(str, config.block_out_channels))
+    return (
+        f"UNet of {channels} channels, convolutions and attention over space, over time and to "
+        "the prompt; VAE 1 x 8 x 8, every frame by itself; "
+        f"{specs.KNOWN[ZERO].steps} steps"
+    )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.0f} million"
+
+
+def _parameters() -> Row:
+    cells = {}
+    for word, model in (("cog", COG), ("zero", ZERO), ("wan", WAN)):
+        parts = sizes.parameters(model)
+        by_part = ", ".join(f"{name} {_millions(count)}" for name, count in parts.items())
+        whole = sum(parts.values())
+        cells[word] = (
+            f"{_millions(parts['denoiser'])} in the denoiser, {_millions(whole)} in all",
+            [computed(by_part)],
+        )
+    return row("parameters", **cells)
+
+
+def _disk() -> Row:
+    cells = {}
+    outside = {COG: ("time_embedding", "norm", "patch_embed", "proj_out"), ZERO: (), WAN: ()}
+    stated = {
+        COG: ("h200/steps", ("fp32", "bf16", "int8", "fp8", "int4")),
+        ZERO: (ZERO_STEPS, ("bf16", "int8", "fp8")),
+        WAN: (WAN_STEPS, ("bf16", "fp8-dynamic")),
+    }
+    for word, model in (("cog", COG), ("zero", ZERO), ("wan", WAN)):
+        parts = sizes.parameters(model)
+        folder, recipes = stated[model]
+        held = ", ".join(f"{name} {fig(f'{folder} {name} weights')}" for name in recipes)
+        rest = sum(count for name, count in parts.items() if name != "denoiser")
+        vae = " (the VAE of Wan stays in FP32)" if model == WAN else ""
+        whole = 2 * sum(parts.values()) + (2 * parts["vae"] if model == WAN else 0)
+        packed = [
+            f"{name} {bytes_text(sizes.stored(model, scheme, exclude=outside[model]))}"
+            for name, scheme in (("INT4", "int4_weight_only"), ("INT3", "int3_weight_only"))
+            if _divides(model, outside[model])
+        ]
+        found = [
+            measured(f"the denoiser as it is stored: {held}", folder),
+            computed(f"text encoder and VAE in half precision: {bytes_text(2 * rest)}{vae}"),
+        ]
+        if packed:
+            found.append(
+                computed(f"the denoiser with linears packed by qbench: {', '.join(packed)}")
+            )
+        cells[word] = (f"{bytes_text(whole)} in half precision", found)
+    cells["cog"][1].append(
+        measured(
+            "torchao's INT4 keeps a value a byte: no smaller than INT8; optimum-quanto's takes "
+            + fig("h200/steps int4-quanto weights"),
+            "h200/steps",
+        )
+    )
+    return row("size on disk", **cells)
+
+
+def _divides(model: str, exclude: Iterable[str]) -> bool:
+    from qbench.optimizations.builds import PACKED_GROUP
+    from qbench.optimizations.quantization import chosen
+    from qbench.recipe.schema import Quantize
+
+    wanted = Quantize.model_validate(
+        {"backend": "qbench", "scheme": "int4_weight_only", "exclude": list(exclude)}
+    )
+    linears = chosen(sizes.denoiser(model), wanted).values()
+    return all(layer.weight.shape[1] % PACKED_GROUP == 0 for layer in linears)
+
+
+# What was measured --------------------------------------------------------------------------------
+
+
+def records(folder: str) -> list[Record]:
+    found, unreadable = store.read_all(store.find([PUBLISHED / folder / archive.FILE]))
+    if unreadable:
+        raise Fault(unreadable[0])
+    return [record for _, record in found]
+
+
+def published(folder: str) -> bool:
+    return (PUBLISHED / folder / archive.FILE).exists()
+
+
+def _vram() -> Row:
+    cards: dict[float, list[str]] = {}
+    for record in records("h100/cards"):
+        limit = record.recipe.measure.memory_limit_gib
+        if limit and record.status == "ok":
+            cards.setdefault(limit, []).append(record.recipe.name)
+    fits = [
+        measured(f"on a card of {limit:g} GiB, simulated, ran: {', '.join(sorted(names))}",
+                 "h100/cards")
+        for limit, names in sorted(cards.items())
+    ]  # fmt: skip
+    peaks = ", ".join(
+        f"{name} {fig(f'h100/memory {name} peak')}"
+        for name in ("bf16", "fp8-dynamic", "fast", "fast-tiling", "fast-group")
+    )
+    encoder = fig("h100/text_encoder.json rows[scheme=bf16].peak.allocated_bytes GiB")
+    zero = [
+        measured(
+            f"one denoise step holds {fig(f'{ZERO_STEPS} bf16 peak')} in BF16 and "
+            f"{fig(f'{ZERO_STEPS} fast peak')} with `fast`",
+            ZERO_STEPS,
+        ),
+        known("sourced", "30 frames of 1024x576: 15.3 GB by its card",
+              "https://huggingface.co/cerspense/zeroscope_v2_XL"),
+    ]  # fmt: skip
+    wan = [
+        measured(
+            f"one denoise step holds {fig(f'{WAN_STEPS} bf16 peak')} in BF16, "
+            f"{fig(f'{WAN_STEPS} attention/fast-flash-3 peak')} with FP8 linears",
+            WAN_STEPS,
+        )
+    ]
+    for model, found in ((ZERO, zero), (WAN, wan)):
+        found.append(
+            unmeasured(
+                "whole videos with their decode, and small cards",
+                "qbench run bf16 offload/model offload/group "
+                f"--set model={model} {RANDOM} --set generation.steps=2 "
+                "--set measure.memory_limit_gib=16",
+            )
+        )
+    return row(
+        "minimum VRAM",
+        believed="one figure a model, not measured",
+        cog=(
+            "8 GiB with offload or `offload/fast-tiling`, 12 GiB with `fast`, 24 GiB in BF16 with "
+            "expandable segments",
+            [
+                *fits,
+                measured(f"peaks of a video, of what torch allocated: {peaks}", "h100/memory"),
+                measured(
+                    f"the text encoder by itself peaks at {encoder}, before the rest where it is "
+                    "offloaded, else beside it",
+                    "h100/text_encoder.json",
+                ),
+            ],
+        ),
+        zero=(
+            f"more than {fig(f'{ZERO_STEPS} bf16 peak')} plain, which a step takes; the decode "
+            "is not measured",
+            zero,
+        ),
+        wan=(
+            f"more than {fig(f'{WAN_STEPS} bf16 peak')} plain, which a step takes; the decode is "
+            "not measured",
+            wan,
+        ),
+    )
+
+
+def _cpu() -> Row:
+    """Measured with the bundled model; of the large ones, its rate over their FLOP."""
+    folder, recipe = "amd-epyc-2t", "compile"
+    tiny = next(r for r in records(folder) if r.recipe.name == recipe)
+    assert tiny.work is not None
+    assert tiny.step is not None
+    rate = tiny.work.flop / tiny.step.median
+    cells = {}
+    for word, model, source in (
+        ("cog", COG, STEPS), ("zero", ZERO, ZERO_STEPS), ("wan", WAN, WAN_STEPS),
+    ):  # fmt: skip
+        work = next(r.work for r in records(source) if r.recipe.name == "bf16")
+        assert work is not None
+        flop = work.flop * specs.KNOWN[model].steps
+        hours = flop / rate / HOURS
+        cells[word] = (
+            f"runs, and would take about {hours:,.0f} hours a video on two cores",
+            [
+                computed(
+                    f"{flop / 1e15:.1f} PFLOP a video at the {rate / 1e9:.0f} GFLOP/s that the "
+                    "bundled model reaches compiled in BF16",
+                    folder,
+                )
+            ],
+        )
+    cells["cog"][1].append(
+        measured(
+            "the bundled CogVideoX of 9.7 million parameters, 17 frames of 64x64: FP32 "
+            f"{fig(f'{folder} fp32 video')} a video, compiled {fig(f'{folder} compile video')}, "
+            f"ONNX Runtime in INT8 {fig(f'{folder} onnx-int8 video')}, FP16 "
+            f"{fig(f'{folder} fp16 video')}",
+            folder,
+        )
+    )
+    return row("CPU", **cells)
+
+
+def _resolutions() -> Row:
+    scaling = "h100/scaling/scaling.json"
+    sizes_run = [(240, 368), (320, 480), (480, 720), (608, 960), (720, 1280)]
+    costs = ", ".join(
+        f"{h}x{w} {fig(_scaled(h, 'bf16'))} ({fig(_scaled(h, 'fp8'))} in FP8)" for h, w in sizes_run
+    )
+    return row(
+        "resolutions",
+        believed="one each",
+        cog=(
+            "any multiple of 16; trained for 480x720; 240x368 to 720x1280 ran",
+            [measured(f"a step of 49 frames, by height and width: {costs}", scaling)],
+        ),
+        zero=(
+            "any multiple of 8; trained for 576x1024",
+            [
+                measured(f"a step of 24 frames: 576x1024 {fig(f'{ZERO_STEPS} bf16 step')}",
+                         ZERO_STEPS),
+                unmeasured("the cost of others", _elsewhere(ZERO, "height=320", "width=576")),
+            ],
+        ),
+        wan=(
+            "any multiple of 16; trained for 480x832",
+            [
+                measured(f"a step of 81 frames: 480x832 {fig(f'{WAN_STEPS} bf16 step')}",
+                         WAN_STEPS),
+                unmeasured("the cost of others", _elsewhere(WAN, "height=720", "width=1280")),
+            ],
+        ),
+    )  # fmt: skip
+
+
+def _scaled(height: int, variant: str, frames: int = 49) -> str:
+    return (
+        f"h100/scaling/scaling.json rows[variant={variant},frames={frames},height={height}]"
+        ".step_s s"
+    )
+
+
+def _elsewhere(model: str, *fields: str) -> str:
+    sets = " ".join(f"--set generation.{field}" for field in fields)
+    return f"qbench run bf16 fast --set model={model} {RANDOM} --set measure.unit=step {sets}"
+
+
+def _lengths() -> Row:
+    counts = (9, 17, 33, 49, 65, 81, 97)
+    costs = ", ".join(
+        f"{n} frames {fig(_scaled(480, 'bf16', n))} ({fig(_scaled(480, 'fp8', n))} in FP8)"
+        for n in counts
+    )
+    return row(
+        "lengths and frames",
+        believed="one each",
+        cog=(
+            "8n + 1 frames, trained for 49 at 8 a second (6 s); 9 to 97 ran",
+            [measured(f"a step at 480x720: {costs}", "h100/scaling/scaling.json")],
+        ),
+        zero=(
+            "any number of frames, trained for 24",
+            [unmeasured("other lengths than 24", _elsewhere(ZERO, "frames=30"))],
+        ),
+        wan=(
+            "4n + 1 frames, trained for 81 at 16 a second (5 s)",
+            [unmeasured("other lengths than 81", _elsewhere(WAN, "frames=33"))],
+        ),
+    )
+
+
+def _speed() -> Row:
+    return row(
+        "speed",
+        believed="one figure a model, not measured",
+        cog=(
+            f"{fig('h100/videos bf16 video')} a video in BF16, {fig('h100/videos fast video')} "
+            f"with `fast`, {fig('h100/videos fast-cached video')} with `fast-cached`",
+            [
+                measured("50 steps and the decode, one video after the first call",
+                         "h100/videos"),
+                known("sourced", "about 90 s on an A100 and 45 s on an H100 by its authors",
+                      "https://github.com/zai-org/CogVideo"),
+            ],
+        ),
+        zero=_step_only(ZERO, ZERO_STEPS, "fast"),
+        wan=_step_only(WAN, WAN_STEPS, "attention/fast-flash-3"),
+    )  # fmt: skip
+
+
+def _step_only(model: str, folder: str, best: str) -> tuple[str, list[Found]]:
+    steps = specs.KNOWN[model].steps
+    plain, fast = evaluate(f"{folder} bf16 step"), evaluate(f"{folder} {best} step")
+    assert plain.value is not None
+    assert fast.value is not None
+    return (
+        f"{plain.text} a step in BF16, {fast.text} with `{best}`",
+        [
+            measured("10 steps each, interleaved with BF16", folder),
+            computed(
+                f"{steps} steps without the decode: {time_text(steps * plain.value)}, and "
+                f"{time_text(steps * fast.value)}"
+            ),
+            unmeasured(
+                "whole videos",
+                f"qbench run bf16 {best} --set model={model} {RANDOM} --set measure.repeats=1",
+            ),
+        ],
+    )
+
+
+# Optimizations ------------------------------------------------------------------------------------
+
+
+def _gains(folder: str, recipes: dict[str, str]) -> Found:
+    listed = ", ".join(
+        f"{words} {fig(f'{folder} {recipe} speed-up')} ({fig(f'{folder} {recipe} step')})"
+        for recipe, words in recipes.items()
+    )
+    return measured(f"a denoise step against BF16: {listed}", folder)
+
+
+def _optimizations() -> list[Row]:
+    return [
+        row(
+            "compile",
+            cog=(f"{fig('h200/steps compile speed-up')}", [_gains("h200/steps", {
+                "compile": "blocks", "compile-model": "the whole model"})]),
+            zero=(f"{fig(f'{ZERO_STEPS} compile speed-up')}, its best plain gain", [
+                _gains(ZERO_STEPS, {"compile": "blocks, norms and convolutions"})]),
+            wan=(f"{fig(f'{WAN_STEPS} compile speed-up')}", [
+                _gains(WAN_STEPS, {"compile": "blocks"})]),
+        ),
+        row(
+            "FP8",
+            believed="stable",
+            cog=(f"{fig(f'{STEPS} fast speed-up')} with qbench's kernels, "
+                 f"{fig('h200/steps fp8-dynamic speed-up')} with torchao's alone", [
+                _gains(STEPS, {"fast": "`fast`"}),
+                _gains("h200/steps", {
+                    "fp8-dynamic": "torchao, a scale a row", "fp8-tensor": "a scale a tensor",
+                    "attention-fp8": "attention alone", "fp8": "weights alone, eager"})]),
+            zero=(f"{fig(f'{ZERO_STEPS} fast speed-up')} with qbench's kernels", [
+                _gains(ZERO_STEPS, {"fast": "`fast`", "fp8-dynamic": "torchao",
+                                    "fp8": "weights alone, eager"})]),
+            wan=(f"{fig(f'{WAN_STEPS} attention/fast-flash-3 speed-up')} with FlashAttention 3",
+                 [_gains(WAN_STEPS, {
+                     "attention/fast-flash-3": "qbench's linears and FlashAttention 3",
+                     "fp8-dynamic": "torchao"})]),
+        ),
+        row(
+            "INT8",
+            believed="unstable",
+            cog=(f"{fig('h200/steps int8-dynamic speed-up')}: memory, hardly speed", [
+                _gains("h200/steps", {
+                    "int8-dynamic": "weights and activations", "int8": "weights alone, eager",
+                    "int8-quanto": "weights alone, optimum-quanto"})]),
+            zero=(f"{fig(f'{ZERO_STEPS} int8-dynamic speed-up')}", [
+                _gains(ZERO_STEPS, {"int8-dynamic": "weights and activations",
+                                    "int8": "weights alone, eager"})]),
+            wan=("not measured", [unmeasured("INT8", _run(WAN, "int8-dynamic int8"))]),
+        ),
+        row(
+            "xFormers",
+            cog=(f"{fig('h200/kernels xformers speed-up')}, by the FlashAttention 3 that it "
+                 "brings", [
+                _gains("h200/kernels", {"xformers": "xFormers",
+                                        "flash-3": "FlashAttention 3 by itself"}),
+                _gains("h200/steps", {"attention-fp8": "qbench's FP8 attention"})]),
+            zero=("not measured", [unmeasured("xFormers", _run(ZERO, "attention/xformers"))]),
+            wan=("not measured by itself; FlashAttention 3 "
+                 f"{fig(f'{WAN_STEPS} attention/flash-3-compile speed-up')}, compiled", [
+                _gains(WAN_STEPS, {"attention/flash-3-compile": "FlashAttention 3, compiled"}),
+                unmeasured("xFormers", _run(WAN, "attention/xformers"))]),
+        ),
+        row(
+            "ONNX",
+            cog=(f"close and slow: {fig('h100/engines/exports.json onnx-bf16.step_s s')} a step "
+                 f"where BF16 takes {fig('h100/engines bf16 step')}", [
+                measured("the whole denoiser, one node an attention, relative error "
+                         f"{fig('h100/engines/exports.json onnx-bf16.relative_l2_to_variant %')}",
+                         "h100/engines/exports.json"),
+                measured("on two CPU cores the bundled model: "
+                         f"{fig('amd-epyc-2t-engines onnx-int8 speed-up')} in INT8, "
+                         f"{fig('amd-epyc-2t-engines onnx speed-up')} in FP32",
+                         "amd-epyc-2t-engines")]),
+            zero=("a small one of its kind exports; at full size not measured", [
+                unmeasured("ONNX Runtime at full size", _run(ZERO, "engine/onnx-bf16"))]),
+            wan=("not measured", [
+                unmeasured("ONNX Runtime", _run(WAN, "engine/onnx-bf16"))]),
+        ),
+        row(
+            "TensorRT",
+            cog=("TensorRT for RTX was not built within the time given", [
+                unmeasured("TensorRT for RTX 1.4 on the whole denoiser, stopped after 150 s",
+                           _run(COG, "engine/tensorrt-bf16"))]),
+            zero=("not measured", [unmeasured("TensorRT", _run(ZERO, "engine/tensorrt-bf16"))]),
+            wan=("not measured", [unmeasured("TensorRT", _run(WAN, "engine/tensorrt-bf16"))]),
+        ),
+        *_calibrated(),
+    ]  # fmt: skip
+
+
+def _run(model: str, recipes: str) -> str:
+    return f"qbench run bf16 {recipes} --set model={model} {RANDOM} --set measure.unit=step"
+
+
+CALIBRATED_STEPS = "h100/calibrated-steps"
+
+
+def _calibrated() -> list[Row]:
+    methods = {
+        "AWQ": ("possible", ("calibrated/awq-int4", "calibrated/awq-int8")),
+        "GPTQ": ("possible", ("calibrated/fast-gptq", "calibrated/gptq-fp8")),
+        "SmoothQuant": ("", ("calibrated/smoothquant-int8", "calibrated/smoothquant-int8-static",
+                             "calibrated/smoothquant-fp8")),
+        "SVDQuant": ("", ("calibrated/svdquant-int4",)),
+    }  # fmt: skip
+    found = []
+    for method, (believed, recipes) in methods.items():
+        run = _steps_of(CALIBRATED_STEPS, recipes)
+        quality = _quality_of(recipes)
+        cog = [*run, *quality]
+        short = "runs on the bundled model; a step at full size is not measured"
+        if run:
+            first = next(name for name in recipes if _has(CALIBRATED_STEPS, name))
+            short = f"runs: {fig(f'{CALIBRATED_STEPS} {first} speed-up')} the speed of BF16"
+        else:
+            cog.append(unmeasured("a step at full size", _run(COG, " ".join(recipes))))
+        found.append(
+            row(
+                method,
+                believed=believed,
+                cog=(short, cog),
+                zero=("not measured", [unmeasured(method, _run(ZERO, recipes[0]))]),
+                wan=("not measured", [unmeasured(method, _run(WAN, recipes[0]))]),
+            )
+        )
+    return found
+
+
+def _has(folder: str, recipe: str) -> bool:
+    return published(folder) and any(
+        r.recipe.name == recipe and r.status == "ok" for r in records(folder)
+    )
+
+
+def _steps_of(folder: str, recipes: Iterable[str]) -> list[Found]:
+    names = {name: name for name in recipes if _has(folder, name)}
+    return [_gains(folder, names)] if names else []
+
+
+QUALITY = ("h100/calibrated", "amd-epyc-1t/calibrated")
+OUTLIERS = ("h100/calibrated-outliers", "amd-epyc-1t/calibrated-outliers")
+
+
+def _quality_of(recipes: Iterable[str]) -> list[Found]:
+    found = []
+    for folders, where in ((QUALITY, "the bundled model"), (OUTLIERS, "its outlier form")):
+        folder = next((f for f in folders if published(f)), None)
+        names = [name for name in recipes if folder and _has(folder, name)]
+        if folder and names:
+            listed = ", ".join(
+                f"{name} {fig(f'{folder} {name} psnr')} (*{fig(f'{folder} {name} verdict')}*)"
+                for name in names
+            )
+            videos = fig(f"{folder} {names[0]} videos")
+            found.append(measured(f"quality on {where}, {videos} videos: {listed}", folder))
+    return found
+
+
+def _stability() -> Row:
+    quality = "h100/quality"
+    plain = ("fp16", "bf16", "int8", "int8-dynamic", "fp8", "fp8-dynamic", "fast", "int4", "int2")
+    listed = ", ".join(
+        f"{name} {fig(f'{quality} {name} psnr')} (*{fig(f'{quality} {name} verdict')}*)"
+        for name in plain
+    )
+    outliers = _quality_of(
+        ("calibrated/plain-int8-dynamic", "calibrated/smoothquant-int8", "calibrated/plain-int4",
+         "calibrated/awq-int4", "calibrated/svdquant-int4", "fp8-dynamic")
+    )  # fmt: skip
+    own = "qbench run int8 int8-dynamic fp8-dynamic fast --model {} --set reference=bf16"
+    return row(
+        "stability under quantization",
+        believed="INT8 unstable, FP8 stable",
+        note="As long as no channel sticks out it is the other way round: INT8 keeps seven bits "
+        "of a row's largest value, FP8 three of every value, and INT8 loses less. Where a few "
+        "channels are a hundred times the others, plain INT8 of weights and activations breaks, "
+        "FP8 hardly notices, and SmoothQuant wins all of it back for INT8. So the log was right "
+        "about what outliers do, and which of the two a checkpoint is has to be measured on it.",
+        cog=(
+            "INT8 loses less than FP8 where no channel sticks out; with outliers INT8 breaks "
+            "unless it is smoothed",
+            [
+                measured(f"the bundled model, 256 videos, PSNR and verdict: {listed}", quality),
+                *outliers,
+                unmeasured("its own weights", own.format("zai-org/CogVideoX-2b")),
+            ],
+        ),
+        zero=(
+            "not measured on its own weights",
+            [unmeasured("its own weights", own.format("cerspense/zeroscope_v2_XL"))],
+        ),
+        wan=(
+            "not measured on its own weights",
+            [unmeasured("its own weights", own.format("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"))],
+        ),
+    )
