@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STREAM = "memory.offload: group, which streams the blocks"
 FRAGMENTS = "memory.expandable_segments: true, which loses little to fragments"
+LAYERS = 5  # of an engine, that are named
 ENCODER = "memory.offload: model keeps the text encoder off the GPU but for its own stage"
 FUSED = "decode.fused: true, which decodes the same video in less memory, and faster"
 STRIPS = "decode.strips: true, which decodes the same video in strips"
@@ -148,7 +149,14 @@ def _shares(record: Record, profile: Profile | None) -> str:
     longest = max(profile.kernels, key=lambda kernel: kernel.seconds, default=None)
     if longest is None:
         return text
-    return text + f" The longest kernel is {longest.name} ({longest.seconds / total:.0%})."
+    text += f" The longest kernel is {longest.name} ({longest.seconds / total:.0%})."
+    if not profile.layers:
+        return text
+    layers = "; ".join(
+        f"{layer.name}, {layer.kind} of {layer.precision} ({layer.seconds / total:.1%})"
+        for layer in profile.layers[:LAYERS]
+    )
+    return f"{text} The longest layers by the runtime's own profile: {layers}."
 
 
 def bound(profile: Profile, reference: Record, variant: Variant, share: float) -> float | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qbench.engines.manifest import Bound, Interface, TensorSpec
+    from qbench.meters.profile import Layer
     from qbench.pipelines.base import Config, Module, VideoPipeline
 
 # Tensors by name (those of a tuple as `name_0`, `name_1`) -> the prediction.
@@ -120,6 +121,15 @@ class EngineDenoiser(torch.nn.Module):
     def cache_context(self, name: str, **where: object) -> contextlib.AbstractContextManager[None]:
         """The pipeline asks for it around each call; an engine caches nothing."""
         return contextlib.nullcontext()
+
+    def layers(self, step: Callable[[], object]) -> list[Layer]:
+        """What the runtime's own profiler says of `step`, which calls this engine.
+
+        Empty where the runtime has none.
+        """
+        own: Callable[[Callable[[], object]], list[Layer]] | None
+        own = getattr(self._run, "layers", None)
+        return own(step) if own else []
 
     def to(self, *_: object, **__: object) -> EngineDenoiser:
         """Pipelines move their parts; an engine stays where it was built."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +13,19 @@ from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
+    from onnx import NodeProto
     from torch import Tensor
 
     from qbench.engines.inputs import Signature
+    from qbench.meters.profile import Layer
     from qbench.pipelines.base import Module
 
 # From opset 23 on, attention stays one node. Below, it is written out as MatMul and Softmax, whose
 # score tensor at video lengths passes 2^31 elements, where ONNX Runtime has returned wrong results.
 OPSET = 23
 OUTPUT = "prediction"  # not "sample": that is what a UNet is given
+TIMED = "_kernel_time"  # what ONNX Runtime's profile appends to the name of a node
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter writes a node's modules
 MAX_BYTES = 1_900_000_000  # of weights in the model's own file
 PACKAGES = ("onnx", "onnxscript")
 
@@ -69,3 +74,40 @@ def export(module: Module, signature: Signature, example: Mapping[str, Tensor], 
             verbose=False,
         )
     return path
+
+
+def layers(events: Sequence[Mapping[str, object]], path: Path) -> list[Layer]:
+    """What ONNX Runtime's profile says of each node, by the denoiser's name of the layer.
+
+    events: its trace, in Chrome's format. path: of the graph, whose nodes know the module that they
+        come from; those that ONNX Runtime made have names of its own.
+    """
+    import onnx
+
+    from qbench.meters.profile import Layer
+
+    graph = onnx.load(path, load_external_data=False).graph
+    scopes = {node.name: _scope(node) for node in graph.node}
+    found = []
+    for event in events:
+        name, args = str(event.get("name")), event.get("args")
+        if event.get("cat") != "Node" or not name.endswith(TIMED) or not isinstance(args, dict):
+            continue
+        name = name.removesuffix(TIMED)
+        given = {kind for one in args.get("input_type_shape", []) for kind in one}
+        found.append(
+            Layer(
+                name=scopes.get(name) or name,
+                kind=str(args["op_name"]),
+                precision=", ".join(sorted(given)),
+                seconds=float(str(event["dur"])) / 1e6,
+            )
+        )
+    return found
+
+
+def _scope(node: NodeProto) -> str:
+    """The module that the exporter made the node of; empty where it does not say."""
+    said = {item.key: item.value for item in node.metadata_props}.get(SCOPES, "[]")
+    scopes = re.findall(r"'module\.([^']*)'", said)
+    return scopes[-1] if scopes else ""

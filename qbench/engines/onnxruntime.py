@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from qbench.engines.base import Run
     from qbench.engines.inputs import Signature
     from qbench.engines.manifest import Interface
+    from qbench.meters.profile import Layer
     from qbench.pipelines.base import Module, VideoPipeline
 
 GRAPH = "denoiser.onnx"
@@ -63,9 +67,7 @@ def write(
 def open(folder: Path, shell: Module, written: Interface) -> Run:
     """A session on the device that the engine was exported for, as a function of its tensors."""
     chosen = written.recipe.variant.engine_options
-    session = _session(folder / GRAPH, written.target.device, chosen)
-    cpu = written.target.device == "cpu"
-    return _on_cpu(session) if cpu else _on_cuda(session, written.inputs[0].name)
+    return Engine(folder / GRAPH, written.target.device, chosen, written.inputs[0].name)
 
 
 def quantize(path: Path) -> Path:
@@ -90,8 +92,52 @@ def quantize(path: Path) -> Path:
     return target
 
 
-def _session(path: Path, kind: str, chosen: EngineOptions) -> InferenceSession:
-    """Raises RuntimeError where ONNX Runtime fell back to another provider in silence."""
+@dataclass
+class Engine:
+    """A session as a function of its tensors, on the device that the engine was exported for."""
+
+    path: Path
+    device: str
+    chosen: EngineOptions
+    first: str  # the input that the prediction is shaped like
+    session: InferenceSession = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.session = _session(self.path, self.device, self.chosen)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        # An input that the graph does not depend on is not among the session's.
+        taken = {item.name for item in self.session.get_inputs()}
+        held = {name: value.contiguous() for name, value in inputs.items() if name in taken}
+        if self.device == "cpu":
+            return _on_cpu(self.session, held)
+        return _on_cuda(self.session, held, inputs[self.first])
+
+    def layers(self, step: Callable[[], object]) -> list[Layer]:
+        """Each node's time in a session of its own, which profiles; on a CPU.
+
+        On a GPU ONNX Runtime times the launch of kernels, which is another thing.
+        """
+        if self.device != "cpu":
+            return []
+        plain = self.session
+        with tempfile.TemporaryDirectory() as scratch:
+            self.session = _session(self.path, self.device, self.chosen, Path(scratch) / "profile")
+            try:
+                step()
+                events = json.loads(Path(self.session.end_profiling()).read_text())
+            finally:
+                self.session = plain
+        return onnx.layers(events, self.path)
+
+
+def _session(
+    path: Path, kind: str, chosen: EngineOptions, profile: Path | None = None
+) -> InferenceSession:
+    """Raises RuntimeError where ONNX Runtime fell back to another provider in silence.
+
+    profile: where the session writes what its nodes took, if it is to.
+    """
     import onnxruntime as ort
     import torch
 
@@ -99,6 +145,9 @@ def _session(path: Path, kind: str, chosen: EngineOptions) -> InferenceSession:
     options.graph_optimization_level = getattr(
         ort.GraphOptimizationLevel, LEVELS[chosen.graph_optimization]
     )
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if kind == "cpu":
         options.intra_op_num_threads = chosen.threads or torch.get_num_threads()
     session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[kind]])
@@ -109,20 +158,15 @@ def _session(path: Path, kind: str, chosen: EngineOptions) -> InferenceSession:
     return session
 
 
-def _on_cpu(session: InferenceSession) -> Run:
+def _on_cpu(session: InferenceSession, held: Mapping[str, Tensor]) -> Tensor:
     import torch
 
-    taken = {item.name for item in session.get_inputs()}
-
-    def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        # An input that the graph does not depend on is not among the session's.
-        feed = {name: value.contiguous().numpy() for name, value in inputs.items() if name in taken}
-        return torch.from_numpy(session.run(None, feed)[0])
-
-    return run
+    return torch.from_numpy(
+        session.run(None, {name: value.numpy() for name, value in held.items()})[0]
+    )
 
 
-def _on_cuda(session: InferenceSession, first: str) -> Run:
+def _on_cuda(session: InferenceSession, held: Mapping[str, Tensor], like: Tensor) -> Tensor:
     import torch
     from onnx import TensorProto
 
@@ -132,26 +176,19 @@ def _on_cuda(session: InferenceSession, first: str) -> Run:
         torch.bfloat16: TensorProto.BFLOAT16,
         torch.int64: TensorProto.INT64,
     }
-    taken = {item.name for item in session.get_inputs()}
-    result = session.get_outputs()[0].name
-
-    def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        output = torch.empty_like(inputs[first], memory_format=torch.contiguous_format)
-        binding = session.io_binding()
-        held = {name: value.contiguous() for name, value in inputs.items() if name in taken}
-        for name, value in held.items():
-            if value.device.type == "cpu":  # a time step of no dimension, as some loops pass it
-                binding.bind_cpu_input(name, value.numpy())
-                continue
-            kind = kinds[value.dtype]
-            binding.bind_input(name, "cuda", 0, kind, tuple(value.shape), value.data_ptr())
-        kind = kinds[output.dtype]
-        binding.bind_output(result, "cuda", 0, kind, tuple(output.shape), output.data_ptr())
-        torch.cuda.current_stream().synchronize()  # the session computes on a stream of its own
-        session.run_with_iobinding(binding)
-        return output
-
-    return run
+    output = torch.empty_like(like, memory_format=torch.contiguous_format)
+    binding = session.io_binding()
+    for name, value in held.items():
+        if value.device.type == "cpu":  # a time step of no dimension, as some loops pass it
+            binding.bind_cpu_input(name, value.numpy())
+            continue
+        kind = kinds[value.dtype]
+        binding.bind_input(name, "cuda", 0, kind, tuple(value.shape), value.data_ptr())
+    result, kind = session.get_outputs()[0].name, kinds[output.dtype]
+    binding.bind_output(result, "cuda", 0, kind, tuple(output.shape), output.data_ptr())
+    torch.cuda.current_stream().synchronize()  # the session computes on a stream of its own
+    session.run_with_iobinding(binding)
+    return output
 
 
 def _is(variant: Variant) -> bool:

@@ -6,7 +6,8 @@ Both have one Python API. Networks are strongly typed: precision is what the exp
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from qbench.engines.base import Run
     from qbench.engines.inputs import Signature
     from qbench.engines.manifest import Interface
+    from qbench.meters.profile import Layer
     from qbench.pipelines.base import Module, VideoPipeline
 
 # By the name of the module, the distribution whose version a plan is bound to.
@@ -69,7 +71,7 @@ def write(
 def open(folder: Path, shell: Module, written: Interface) -> Run:
     """The plan as a function of its tensors."""
     names = [spec.name for spec in written.inputs]
-    return _run((folder / PLAN).read_bytes(), names, written.target.device)
+    return Engine((folder / PLAN).read_bytes(), names, written.target.device)
 
 
 def _library() -> Any:
@@ -106,6 +108,8 @@ def make_plan(
         if not hasattr(config, "builder_optimization_level"):
             raise Unsupported("engine_options.level: TensorRT for RTX has no levels")
         config.builder_optimization_level = chosen.level
+    if hasattr(trt, "ProfilingVerbosity"):  # the plan then knows its layers' names and types
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     profile = builder.create_optimization_profile()
     taken = {network.get_input(i).name for i in range(network.num_inputs)}
     for name in taken & signature.batched:
@@ -126,40 +130,107 @@ def _largest(example: Mapping[str, Tensor]) -> int:
     return max(usual, min(256, VALUES * usual // sample.numel()))
 
 
-def _run(plan: bytes, names: Sequence[str], device: torch.device | str) -> Run:
-    """The plan as a function of its tensors, computing on torch's current stream."""
-    import torch
+class Engine:
+    """A plan as a function of its tensors, computing on torch's current stream."""
 
-    trt = _library()
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise Unsupported("this GPU refuses the plan: built for another GPU or TensorRT version")
-    context = engine.create_execution_context()
-    if context is None:
-        raise Unsupported("TensorRT could not set up the engine on this GPU")
-    tensors = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    dtypes = {
-        name: getattr(torch, _torch_name(engine.get_tensor_dtype(name)))
-        for name in tensors
-        if name in names
-    }
-    first = names[0]
-    [result] = [n for n in tensors if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
+    def __init__(self, plan: bytes, names: Sequence[str], device: torch.device | str) -> None:
+        import torch
 
-    def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        held = {name: inputs[name].to(device, dtype).contiguous() for name, dtype in dtypes.items()}
+        trt = _library()
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))  # alive as long as the engine
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise Unsupported(
+                "this GPU refuses the plan: built for another GPU or TensorRT version"
+            )
+        self._context = _context(self._engine, trt)
+        self._device, self._first = device, names[0]
+        tensors = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        self._dtypes = {
+            name: getattr(torch, _torch_name(self._engine.get_tensor_dtype(name)))
+            for name in tensors
+            if name in names
+        }
+        [self._result] = [
+            n for n in tensors if self._engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT
+        ]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        import torch
+
+        context = self._context
+        held = {
+            name: inputs[name].to(self._device, dtype).contiguous()
+            for name, dtype in self._dtypes.items()
+        }
         for name, value in held.items():
             context.set_input_shape(name, tuple(value.shape))
             context.set_tensor_address(name, value.data_ptr())
-        output = torch.empty_like(held[first])
-        context.set_tensor_address(result, output.data_ptr())
+        output = torch.empty_like(held[self._first])
+        context.set_tensor_address(self._result, output.data_ptr())
         if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise RuntimeError("TensorRT reported that the engine did not run")
         return output
 
-    run.keeps = (runtime, engine)  # type: ignore[attr-defined]  # alive as long as the context
-    return run
+    def layers(self, step: Callable[[], object]) -> list[Layer]:
+        """Each layer's time on the GPU; none where this TensorRT has no profiler."""
+        import torch
+
+        trt = _library()
+        if not hasattr(trt, "IProfiler"):
+            return []
+        found: list[tuple[str, float]] = []
+
+        def report(_: object, layer_name: str, ms: float) -> None:
+            found.append((layer_name, ms / 1000))
+
+        profiler = type("Profiler", (trt.IProfiler,), {"report_layer_time": report})()
+        # A context with a profiler keeps it, so it has one of its own.
+        plain, self._context = self._context, _context(self._engine, trt)
+        try:
+            self._context.profiler = profiler
+            step()
+            torch.cuda.synchronize()
+        finally:
+            self._context = plain
+        kinds = _described(self._engine, trt)
+        return [_layer(name, seconds, kinds.get(name, {})) for name, seconds in found]
+
+
+def _context(engine: Any, trt: Any) -> Any:
+    context = engine.create_execution_context()
+    if context is None:
+        raise Unsupported("TensorRT could not set up the engine on this GPU")
+    if hasattr(context, "nvtx_verbosity"):  # annotating each layer for a tracer takes time
+        context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
+    return context
+
+
+def _described(engine: Any, trt: Any) -> dict[str, Mapping[str, object]]:
+    """What the inspector knows of each layer by its name; nothing where the plan was not told."""
+    if not hasattr(engine, "create_engine_inspector"):
+        return {}
+    said = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        layers = json.loads(said).get("Layers", [])
+    except (TypeError, ValueError):
+        return {}
+    return {str(one["Name"]): one for one in layers if isinstance(one, dict) and "Name" in one}
+
+
+def _layer(name: str, seconds: float, told: Mapping[str, object]) -> Layer:
+    """One layer. told: the words of the inspector, as its JSON has them."""
+    from qbench.meters.profile import Layer
+
+    outputs = told.get("Outputs")
+    kinds = {
+        str(one.get("Format/Datatype") or one.get("Datatype") or "")
+        for one in (outputs if isinstance(outputs, list) else [])
+        if isinstance(one, dict)
+    }
+    kind = str(told.get("LayerType") or "layer")
+    precision = ", ".join(sorted(kinds - {""})) or "a precision that it does not say"
+    return Layer(name=" ".join(name.split())[:160], kind=kind, precision=precision, seconds=seconds)
 
 
 def _torch_name(dtype: Any) -> str:

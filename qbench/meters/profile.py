@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,13 +43,27 @@ class Kernel(BaseModel):
         return classify(self.name)
 
 
+class Layer(BaseModel):
+    """What an engine's runtime says of one layer: the denoiser's name of it where it is known."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    name: Line
+    kind: Line  # the operator, as the runtime names it
+    precision: Line  # of its inputs, as the runtime names it
+    seconds: Seconds
+
+
 class Profile(BaseModel):
-    """One denoise step under the profiler. On a GPU its device time; on a CPU its own time."""
+    """One denoise step under the profiler. On a GPU its device time; on a CPU its own time.
+
+    layers: the longest, where an engine's runtime has a profiler of its own.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     wall_s: Seconds  # with the profiler's own cost
     kernels: Annotated[tuple[Kernel, ...], Field(max_length=1000)]
     other_s: Seconds = 0.0  # of kernels past the KEPT longest
+    layers: Annotated[tuple[Layer, ...], Field(max_length=1000)] = ()
 
     def seconds(self) -> dict[Class, float]:
         """By class; what is past the longest kernels counts as pointwise."""
@@ -63,6 +77,38 @@ class Profile(BaseModel):
 def classify(name: str) -> Class:
     plain = name.lower()
     return next(kind for kind, pattern in CLASSES if re.search(pattern, plain))
+
+
+def of_layers(layers: Sequence[Layer], wall_s: float) -> Profile:
+    """A step by what an engine's runtime says: its operators in the place of kernels."""
+    total: dict[tuple[str, str], list[float]] = {}
+    for layer in layers:
+        total.setdefault((layer.kind, layer.precision), []).append(layer.seconds)
+    kernels = [
+        Kernel(name=f"{kind} ({precision})", calls=len(seconds), seconds=sum(seconds))
+        for (kind, precision), seconds in total.items()
+    ]
+    return _longest(kernels, wall_s, longest_layers(layers))
+
+
+def longest_layers(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The KEPT longest; calls of one layer are summed."""
+    total: dict[tuple[str, str, str], float] = {}
+    for layer in layers:
+        key = layer.name, layer.kind, layer.precision
+        total[key] = total.get(key, 0.0) + layer.seconds
+    return tuple(
+        Layer(name=name, kind=kind, precision=precision, seconds=seconds)
+        for (name, kind, precision), seconds in sorted(total.items(), key=lambda one: -one[1])[
+            :KEPT
+        ]
+    )
+
+
+def _longest(kernels: list[Kernel], wall_s: float, layers: tuple[Layer, ...] = ()) -> Profile:
+    kernels.sort(key=lambda kernel: -kernel.seconds)
+    rest = sum(kernel.seconds for kernel in kernels[KEPT:])
+    return Profile(wall_s=wall_s, kernels=tuple(kernels[:KEPT]), other_s=rest, layers=layers)
 
 
 def take(step: Callable[[], object], device: str) -> Profile:
@@ -91,6 +137,4 @@ def take(step: Callable[[], object], device: str) -> Profile:
                     seconds=micros / 1e6,
                 )
             )
-    found.sort(key=lambda kernel: -kernel.seconds)
-    rest = sum(kernel.seconds for kernel in found[KEPT:])
-    return Profile(wall_s=wall, kernels=tuple(found[:KEPT]), other_s=rest)
+    return _longest(found, wall)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from qbench.quality.outputs import FOLDER, Outputs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
+    from qbench.meters.profile import Profile
     from qbench.quality.metrics.trajectory import ErrorGrowth
     from qbench.run.session import Session
 
@@ -110,13 +113,43 @@ def save_samples(session: Session, outputs: Outputs) -> None:
 
 
 def profile(session: Session) -> None:
-    """One more denoise step, under torch's profiler, for `qbench explain`."""
-    if not session.recipe.measure.profile or session.recipe.variant.left_python:
+    """One more denoise step for `qbench explain`, under torch's profiler or the engine's own."""
+    if not session.recipe.measure.profile:
         return
     from qbench.meters import profile as profiling
 
     session.stages.enter("profile")
     conditioning = session.encode([0])
-    taken = profiling.take(lambda: session.denoise(conditioning, [0], steps=1), session.device)
+
+    def step() -> None:
+        session.denoise(conditioning, [0], steps=1)
+
+    engine = session.recipe.variant.left_python
+    taken = _of_engine(session, step) if engine else profiling.take(step, session.device)
+    if taken is None:
+        return
     (session.job.folder / PROFILE).write_text(taken.model_dump_json(indent=1) + "\n")
     session.recorder.files(profile=PROFILE)
+
+
+def _of_engine(session: Session, step: Callable[[], None]) -> Profile | None:
+    """By the runtime's own profiler, and on a GPU by torch's, which sees the kernels of any."""
+    import time
+
+    from qbench.engines import EngineDenoiser
+    from qbench.meters import profile as profiling
+
+    seconds: list[float] = []
+
+    def timed() -> None:
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+
+    engine = session.pipeline.denoiser
+    assert isinstance(engine, EngineDenoiser)
+    layers = engine.layers(timed)
+    if session.device == "cuda":
+        longest = profiling.longest_layers(layers)
+        return profiling.take(step, session.device).model_copy(update={"layers": longest})
+    return profiling.of_layers(layers, seconds[-1]) if layers else None

@@ -17,6 +17,7 @@ from qbench.recipe.files import load
 from qbench.recipe.schema import Recipe
 from qbench.report import tables
 from qbench.results import store
+from qbench.results.profiles import profiles_of
 from qbench.results.ranking import rankings
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,9 @@ def test_folders_are_measured_beside_variants_and_make_the_same_videos(
     assert engine.weights_bytes == pytest.approx(4 * 9_673_024, rel=0.1)
     assert engine.quality["psnr"].value > 60
     [ranking] = rankings(store.read_all(store.find([out]))[0])
+    layers = profiles_of(ranking)[engine.run].layers
+    assert any(one.name == "transformer_blocks.0.ff.net.0.proj" for one in layers)
+    assert {one.precision for one in layers if one.kind == "MatMul"} == {"float"}
     column = tables.HEADERS.index("build")
     assert tables.time_text(graph.manifest.build_s) in {
         r.cells[column] for r in tables.rows(ranking)
