@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BROKEN = 5.0  # margins
+STEP = 2.0**-29  # of a share, to which its interval is computed
 Better = Literal["higher", "lower", "zero"]
 
 
@@ -193,12 +194,19 @@ def _share_interval(n: int, lost: int, won: int) -> tuple[float | None, float | 
     half = (1 - CONFIDENCE) / 2
 
     def upper(lost: int, won: int) -> float:
-        """Largest loss that is not refuted."""
-        low, high = -1.0, 1.0
-        for _ in range(30):
-            middle = (low + high) / 2
-            low, high = (middle, high) if loss_tail(n, lost, won, middle) > half else (low, middle)
-        return high
+        """Largest loss that is not refuted, rounded up to a multiple of STEP."""
+        from scipy.optimize import brentq
+
+        def refuted(step: int) -> bool:
+            return loss_tail(n, lost, won, step * STEP - 1) <= half
+
+        at = brentq(lambda share: loss_tail(n, lost, won, share) - half, -1, 1, xtol=STEP)
+        step = math.ceil((at + 1) / STEP)
+        while not refuted(step):
+            step += 1
+        while refuted(step - 1):
+            step -= 1
+        return step * STEP - 1
 
     return -upper(lost, won), upper(won, lost)
 

@@ -24,6 +24,7 @@ ALPHA = 1 - CONFIDENCE
 RESAMPLES = 2000
 NORMAL = 1.959964  # standard deviations to either side that hold 95 %
 LEAST = 3  # samples below which there is no interval
+MANY = 32  # samples up to which what resamples consist of is kept
 
 
 class Summary(BaseModel):
@@ -135,7 +136,8 @@ def moments(values: Sequence[float] | NDArray[np.float64]) -> Moments:
     import numpy as np
 
     x = np.asarray(values, dtype=np.float64)
-    n, mean = len(x), float(x.mean())
+    n = len(x)
+    mean = float(np.add.reduce(x)) / n  # as `x.mean()`, which looks at the shape first
     centred = x - mean
     second = float(centred @ centred)
     if n < 2 or not math.isfinite(second):
@@ -262,17 +264,40 @@ def resampled_medians(samples: tuple[float, ...], seed: int) -> NDArray[np.float
     """Medians of resamples; kept, because every row of a table asks for the reference's."""
     import numpy as np
 
+    n = len(samples)
     values = np.asarray(samples, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    found: NDArray[np.float64] = np.median(values[picks], axis=1)
+    drawn = values[(_picks if n <= MANY else _picks.__wrapped__)(n, seed)]
+    middle = n // 2
+    drawn.partition((middle - 1, middle) if n % 2 == 0 else middle, axis=1)
+    found: NDArray[np.float64] = drawn[:, middle].copy()
+    if n % 2 == 0:
+        found = (drawn[:, middle - 1] + found) / 2
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _picks(n: int, seed: int) -> NDArray[np.intp]:
+    """Which of n samples each resample consists of: the same for all samples of one length."""
+    import numpy as np
+
+    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
 
 
 def central(found: NDArray[np.float64]) -> tuple[float, float]:
     import numpy as np
 
-    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    ordered = np.sort(found)
+    low, high = (_quantile(ordered, (1 + side * CONFIDENCE) / 2) for side in (-1, 1))
+    return low, high
+
+
+def _quantile(ordered: NDArray[np.float64], share: float) -> float:
+    """As `numpy.quantile`, to the bit, at a twentieth of its cost for a few thousand values."""
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    a, b = float(ordered[below]), float(ordered[min(below + 1, len(ordered) - 1)])
+    t = place - below
+    return b - (b - a) * (1 - t) if t >= 0.5 else a + (b - a) * t
 
 
 # Pairs, and many tests at once ------------------------------------------------------------------

@@ -11,10 +11,11 @@ from qbench.results.record import Record
 
 M = TypeVar("M", bound=BaseModel)
 _UNSET: set[str] = set()
+_NONE: dict[str, BaseModel] = {}
 # What many records have in common is held once; of the recipe its parts, for names differ.
 _COMMON = ("environment", "ceilings", "work")
 _PARTS = ("variant", "generation", "prompts", "measure", "quality")
-_PLAIN = (float, int, bool, type(None))
+_PLAIN = frozenset({float, int, bool, type(None)})
 _LEFT_OUT = {"by_frame"}  # figures by frame, which no report of many runs reads
 
 
@@ -38,31 +39,38 @@ class Shared:
         """A copy whose fields are in the order of the class, so that Python keeps their names once
         for all objects of it, and without the set of the fields that were given.
         """
-        copied = type(model).__new__(type(model))
+        kind = type(model)
+        copied = kind.__new__(kind)
         write = object.__setattr__
         for name, value in model.__dict__.items():
-            if type(value) not in _PLAIN:
-                small = known.get(name) or self._small(value)
-                write(copied, name, None if name in _LEFT_OUT else small)
-            else:
+            if type(value) in _PLAIN:
                 write(copied, name, value)
+            elif name in known:
+                write(copied, name, known[name])
+            elif name in _LEFT_OUT:
+                write(copied, name, None)
+            else:
+                write(copied, name, self._small(value))
         write(copied, "__pydantic_fields_set__", _UNSET)
         write(copied, "__pydantic_extra__", None)
         write(copied, "__pydantic_private__", None)
         return copied
 
     def _small(self, value: object) -> object:
-        if isinstance(value, str):
+        kind = type(value)  # what comes from JSON is of no subclass
+        if kind is str:
             return self._texts.setdefault(value, value)
-        if isinstance(value, BaseModel):
-            return self._light(value, {})
-        if isinstance(value, list):
+        if kind is list:
             if value and type(value[0]) is float:  # the schema has no list of floats and others
                 return array("d", value)
             return [self._small(item) for item in value]
-        if isinstance(value, dict):
-            return {self._small(key): self._small(item) for key, item in value.items()}
-        return value
+        if kind is dict:
+            texts = self._texts
+            return {
+                texts.setdefault(key, key): item if type(item) in _PLAIN else self._small(item)
+                for key, item in value.items()
+            }
+        return self._light(value, _NONE) if isinstance(value, BaseModel) else value
 
     def _one(self, part: M) -> M:
         key = (type(part), part.model_dump_json())
