@@ -101,10 +101,9 @@ def _series(group: list[Record], figure: Figure | None) -> Series | None:
     if figure is None:
         timed = all(record.latency_s for record in group)
         figure = figures.OWN["latency" if timed else "step"]
-    shown = [(record, value) for record in group if (value := _value(record, figure)) is not None]
-    if len(shown) < 2:
+    records = [record for record in group if _value(record, figure) is not None]
+    if len(records) < 2:
         return None
-    records = [record for record, _ in shown]
     notes = []
     if len(records) > MOST:
         notes.append(f"only the last {MOST} of {len(records)} records")

@@ -68,7 +68,9 @@ def _write_csv(made: list[Ranking], path: Path) -> None:
         body.seek(0)
         start = 0
         for end, known in ends:
-            file.write(body.read(end - start)[:-1] + "," * (len(names) - min(known, COLUMNS)) + "\n")
+            file.write(
+                body.read(end - start)[:-1] + "," * (len(names) - min(known, COLUMNS)) + "\n"
+            )
             start = end
 
 

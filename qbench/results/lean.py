@@ -57,14 +57,13 @@ class Shared:
         return copied
 
     def _small(self, value: object) -> object:
-        kind = type(value)  # what comes from JSON is of no subclass
-        if kind is str:
+        if isinstance(value, str):
             return self._texts.setdefault(value, value)
-        if kind is list:
+        if isinstance(value, list):
             if value and type(value[0]) is float:  # the schema has no list of floats and others
                 return array("d", value)
             return [self._small(item) for item in value]
-        if kind is dict:
+        if isinstance(value, dict):
             texts = self._texts
             return {
                 texts.setdefault(key, key): item if type(item) in _PLAIN else self._small(item)

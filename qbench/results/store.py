@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from qbench.results import archive, lean
+from qbench.results import archive, kept, lean
 from qbench.results.derive import derived
 from qbench.results.record import READABLE, Record
 
@@ -190,44 +191,56 @@ def read_all(
 ) -> tuple[list[tuple[Path, Record]], list[str]]:
     """All readable records with their paths, and a line for each that is not.
 
-    With `compact` they take a third of the memory: what reports do not read is left out, and what
-    is equal is held once. Such records are for reading only.
+    With `compact` they take little memory: what reports do not read is left out, what is equal is
+    held once, and many records are kept on disk (see `kept`), so that the next call need not parse
+    them. Such records are for reading only.
     """
     good, bad = [], []
+    many = len(paths) > FEW
     share = lean.Shared()
-    for path, result in _held(_each(paths), len(paths) > FEW):
-        if isinstance(result, Record):
-            good.append((path, share.compact(result) if compact else result))
-        else:
-            bad.append(result)
+    earlier = kept.Kept(_anew) if compact and many else None
+    for path, text in _held(_texts(paths), many):
+        if isinstance(text, str):
+            bad.append(text)
+            continue
+        key = hashlib.sha256(text).digest() if earlier else b""
+        record = earlier.find(key, path) if earlier else None
+        if record is None:
+            try:
+                record = parse(text, path)
+            except Unreadable as error:
+                bad.append(str(error))
+                continue
+            held = earlier.add(key, path, record) if earlier else None
+            record = held or (share.compact(record) if compact else record)
+        good.append((path, record))
+    if earlier:
+        earlier.commit()
     return good, bad
 
 
-def _each(paths: list[Path]) -> Iterator[tuple[Path, Record | str]]:
-    """Each record with its path, or the line that says why it is none."""
+def _anew(path: Path) -> tuple[bytes, Record]:
+    text = read_text(path)
+    return text, parse(text, path)
+
+
+def _texts(paths: list[Path]) -> Iterator[tuple[Path, bytes | str]]:
+    """The bytes of each record with its path, or the line that says why there are none."""
     for path in paths:
         try:
             if archive.named(path.name):
-                for inside, text in archive.records(path):
-                    yield inside, _parsed(text, inside)
+                yield from archive.records(path)
             else:
-                yield path, read(path)
+                yield path, read_text(path)
         except Unreadable as error:
             yield path, str(error)
         except (OSError, ValueError) as error:
             yield path, f"{path}: not an archive of records: {_reason(error)}"
 
 
-def _parsed(text: bytes, path: Path) -> Record | str:
-    try:
-        return parse(text, path)
-    except Unreadable as error:
-        return str(error)
-
-
 def _held(
-    items: Iterator[tuple[Path, Record | str]], many: bool
-) -> Iterator[tuple[Path, Record | str]]:
+    items: Iterator[tuple[Path, bytes | str]], many: bool
+) -> Iterator[tuple[Path, bytes | str]]:
     """The items, made without the garbage collector, which would look through them all each time"""
     running = gc.isenabled()
     if many:

@@ -1,0 +1,195 @@
+"""Records that were read before: what is kept of them never shows another record than the file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from qbench.decisions.history import history
+from qbench.errors import InputError
+from qbench.report import markdown
+from qbench.report.page import data, write
+from qbench.report.page.model import Page
+from qbench.results import archive, kept, store
+from qbench.results.ranking import rankings
+
+PACKED = ROOT / "results/published/amd-epyc-2t" / archive.FILE
+RUNS = 5
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Real records as folders, as many as are worth keeping, and a cache of their own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(store, "FEW", 3)
+    (tmp_path / "cache").mkdir()
+    for name, content in itertools.islice(archive.records(PACKED), RUNS):
+        folder = tmp_path / "runs" / name.parent.name
+        folder.mkdir(parents=True)
+        (folder / store.FILE).write_bytes(content)
+    return tmp_path / "runs"
+
+
+def report(runs: Path) -> list[bytes]:
+    """The texts of a report, which hold every figure of its charts."""
+    found, bad = store.read_all(store.find([runs]), compact=True)
+    out = runs.parent / "report"
+    out.mkdir(exist_ok=True)
+    made = rankings(found)
+    markdown.write(made, [[] for _ in made], bad, out)
+    page = write.html(Page(tuple(map(data.board, made)), tuple(bad), ""))
+    return [(out / name).read_bytes() for name in ("report.md", "results.csv")] + [page.encode()]
+
+
+def file_of(runs: Path) -> Path:
+    (found,) = (runs.parent / "cache" / "qbench" / kept.FOLDER).glob("*.sqlite")
+    return found
+
+
+def test_a_report_is_the_same_without_what_is_kept_when_it_is_kept_and_from_it(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "FEW", 10**6)
+    plain = report(runs)
+    monkeypatch.setattr(store, "FEW", 3)
+    monkeypatch.setattr(kept, "HELD", 2)  # fetched again and again
+    assert report(runs) == plain
+    monkeypatch.setattr(store, "parse", refused)  # and nothing is parsed again
+    assert report(runs) == plain
+
+
+def refused(text: bytes, path: Path) -> None:
+    raise AssertionError(f"{path} was parsed again")
+
+
+def test_a_record_that_changed_is_shown_as_it_is_now_whatever_its_size_and_time_say(
+    runs: Path,
+) -> None:
+    report(runs)
+    path = next(runs.glob("*/record.json"))
+    status = path.stat()
+    text = path.read_text()
+    name = json.loads(text)["recipe"]["name"]
+    other = "z" * len(name)
+    path.write_text(text.replace(f'"name":"{name}"', f'"name":"{other}"'))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert other in report(runs)[0].decode()
+
+
+def test_a_broken_record_is_named_each_time(runs: Path) -> None:
+    path = next(runs.glob("*/record.json"))
+    path.write_text(path.read_text().replace('"schema_version":', '"schema_version":9'))
+    first = report(runs)
+    assert f"{path.parent.name}/record.json: schema version" in first[0].decode()
+    assert report(runs) == first
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(random.Random(0).randbytes(path.stat().st_size))
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def changed(column: str) -> Callable[[Path], None]:
+    """One digit of it is another one, in every entry."""
+    table = {"numbers": "numbers", "part": "parts"}.get(column, "entries")
+
+    def change(path: Path) -> None:
+        with sqlite3.connect(path) as database:
+            for row, value in database.execute(f"select rowid, {column} from {table}").fetchall():
+                if not value:
+                    continue
+                place = len(value) // 2
+                edited = value[:place] + bytes([value[place] ^ 1]) + value[place + 1 :]
+                database.execute(f"update {table} set {column} = ? where rowid = ?", (edited, row))
+
+    return change
+
+
+def swapped(path: Path) -> None:
+    """Each entry is sound, and another record's."""
+    with sqlite3.connect(path) as database:
+        rows = database.execute("select key, head, rest, digest from entries").fetchall()
+        for (key, *_), (_, *other) in zip(rows, [*rows[1:], rows[0]], strict=True):
+            database.execute(
+                "update entries set head = ?, rest = ?, digest = ? where key = ?", (*other, key)
+            )
+
+
+def emptied(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.executescript("delete from numbers; delete from parts;")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        garbage, truncated, swapped, emptied,
+        *(changed(column) for column in ("head", "rest", "numbers", "part", "digest")),
+    ],
+    ids=["garbage", "truncated", "swapped", "emptied", "head", "rest", "numbers", "part", "digest"],
+)  # fmt: skip
+def test_what_is_damaged_is_read_again(runs: Path, damage: Callable[[Path], None]) -> None:
+    sound = report(runs)
+    damage(file_of(runs))
+    assert report(runs) == sound
+    assert report(runs) == sound
+
+
+def test_a_record_that_is_another_one_by_the_time_it_is_looked_at_is_refused(runs: Path) -> None:
+    found, _ = store.read_all(store.find([runs]), compact=True)
+    path, record = found[0]
+    with sqlite3.connect(file_of(runs)) as database:
+        database.execute("delete from entries")
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(InputError, match=r"record\.json: changed while it was read"):
+        _ = record.latency_s
+
+
+def test_without_a_place_to_keep_anything_records_are_read_as_ever(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = report(runs)
+    folder = file_of(runs).parent
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.write_text("a file where the folder would be")
+    assert report(runs) == sound
+
+
+def test_another_version_of_the_program_begins_a_file_of_its_own(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(runs)
+    old = file_of(runs)
+    monkeypatch.setattr(kept, "_program", lambda: "0" * 32)
+    report(runs)
+    assert {path.name for path in old.parent.iterdir()} == {old.name, f"{'0' * 32}.sqlite"}
+    os.utime(old, (0, 0))
+    report(runs)
+    assert file_of(runs).name == f"{'0' * 32}.sqlite"
+
+
+def test_a_history_is_the_same_from_what_is_kept(runs: Path) -> None:
+    for i, path in enumerate(sorted(runs.glob("*/record.json"))):
+        facts = json.loads(path.read_text())
+        facts["run"] += "-later"
+        facts["started"] = f"2030-01-{i % 28 + 1:02d}"
+        again = runs / f"{path.parent.name}-later" / store.FILE
+        again.parent.mkdir()
+        again.write_text(json.dumps(facts))
+    made = history([runs], None, None)
+    assert len(made.series) > 1
+    assert history([runs], None, None) == made
