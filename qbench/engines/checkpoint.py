@@ -1,4 +1,7 @@
-"""A quantized checkpoint: a pipeline folder that plain diffusers loads, without qbench."""
+"""A quantized checkpoint: a pipeline folder that plain diffusers loads, without qbench.
+
+optimum-quanto's weights are read by its own loader, and given to the pipeline.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ def refuses(variant: Variant) -> str:
         return "weights of qbench's own linears are read by qbench alone"
     if quantize and quantize.calibration and quantize.calibration.ranges:
         return "weights for each range of timesteps are switched by qbench alone"
-    if quantize and quantize.backend != "torchao":
-        return f"weights of {quantize.backend} are read by its own loader, not by diffusers'"
+    if quantize and quantize.backend not in ("torchao", "quanto"):
+        return f"weights of {quantize.backend} are read by nothing but its own runtime"
     return ""
 
 
@@ -44,13 +47,30 @@ def write(
 ) -> Bound:
     """Write the whole pipeline; with no text encoder (`weights: random`) the denoiser alone."""
     module: Module = video.denoiser
-    if variant.quantize:
+    quanto = by_quanto(variant)
+    if variant.quantize and not quanto:
         _declare(module, variant.quantize)
     if video.text_encoders():
+        # diffusers would read optimum-quanto's weights as plain ones: it is to be given them.
+        setattr(video.pipe, video.part, None if quanto else module)
         video.pipe.save_pretrained(str(folder), safe_serialization=True)
-    else:
+        setattr(video.pipe, video.part, module)
+    if quanto:
+        _loader(type(module))(module).save_pretrained(folder / video.part)
+    elif not video.text_encoders():
         module.save_pretrained(str(folder / video.part), safe_serialization=True)
     return Bound()
+
+
+def by_quanto(variant: Variant) -> bool:
+    return variant.quantize is not None and variant.quantize.backend == "quanto"
+
+
+def _loader(kind: type) -> type:
+    """optimum-quanto's own, which has one class for each of diffusers'."""
+    from optimum.quanto import QuantizedDiffusersModel
+
+    return type(f"Quantized{kind.__name__}", (QuantizedDiffusersModel,), {"base_class": kind})
 
 
 def _declare(module: Module, wanted: Quantize) -> None:
@@ -83,7 +103,26 @@ def open(folder: Path, shell: Module, written: Description) -> Module:
     import torch
 
     part = folder / written.base_model.part
+    if by_quanto(written.recipe.variant):
+        return _by_quanto(type(shell), part, written)
     loaded = type(shell).from_pretrained(
         str(part), dtype=getattr(torch, written.dtype), use_safetensors=True
     )
+    return loaded.eval().requires_grad_(False).to(written.target.device)
+
+
+def _by_quanto(kind: type, part: Path, written: Description) -> Module:
+    import torch
+    from optimum.quanto.tensor import QTensor
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, written.dtype))  # of layers that are not quantized
+    try:
+        loaded = _loader(kind).from_pretrained(str(part))._wrapped
+    finally:
+        torch.set_default_dtype(before)
+    # They lie where the file was mapped, at any byte, and torch's INT8 kernel for CPUs dies of it.
+    for value in loaded.parameters():
+        if isinstance(value, QTensor):
+            value._data, value._scale = value._data.clone(), value._scale.clone()
     return loaded.eval().requires_grad_(False).to(written.target.device)

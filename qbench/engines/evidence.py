@@ -92,7 +92,10 @@ def store(calls: Sequence[Call], folder: Path) -> int:
 
 
 def load(folder: Path, device: str = "cpu") -> list[Call]:
-    """The stored calls, their inputs on `device`."""
+    """The stored calls, their inputs on `device`.
+
+    They are copied, for in the file they may lie at any byte, which some kernels for CPUs die of.
+    """
     from safetensors.torch import load_file
 
     calls: dict[str, dict[str, Tensor]] = {}
@@ -102,7 +105,7 @@ def load(folder: Path, device: str = "cpu") -> list[Call]:
     return [
         Call(
             inputs={
-                name.removeprefix("in/"): tensor.to(device)
+                name.removeprefix("in/"): tensor.to(device, copy=True)
                 for name, tensor in calls[number].items()
                 if name.startswith("in/")
             },

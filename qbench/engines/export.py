@@ -202,6 +202,7 @@ def _describe(
     calls: Sequence[Call],
     bound: Bound,
 ) -> Description:
+    from qbench.engines.checkpoint import by_quanto
     from qbench.engines.inputs import described
     from qbench.engines.onnx import OUTPUT
     from qbench.meters.environment import libraries
@@ -231,7 +232,7 @@ def _describe(
         target=manifest.Target(device=device, machine=platform.machine(), bound=bound),
         not_inside=outside,
         calibration=_calibration(recipe.variant, plain),
-        load=_lines(video, form, outside),
+        load=_lines(video, form, outside, by_quanto(recipe.variant)),
     )
 
 
@@ -376,9 +377,9 @@ def _outside(variant: Variant, form: Format) -> list[str]:
     return [name for name, chosen in choices.items() if chosen]
 
 
-def _lines(video: VideoPipeline, form: Format, outside: Sequence[str]) -> list[str]:
+def _lines(video: VideoPipeline, form: Format, outside: Sequence[str], quanto: bool) -> list[str]:
     kind = video.pipeline_class
-    if form == "diffusers" and video.text_encoders():
+    if form == "diffusers" and video.text_encoders() and not quanto:
         return [f"from diffusers import {kind}", f"pipe = {kind}.from_pretrained(FOLDER)"]
     lines = [
         "import qbench",

@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import RECIPES
 
 from qbench.engines import export
+from qbench.engines.verify import verify
 from qbench.pipelines import specs
+from qbench.recipe.files import load
 
 PAGES = Path(__file__).parent.parent.parent / "docs" / "deploy"
 MODEL = specs.BUNDLED / "tiny-cogvideox"
 
 
 def example(name: str) -> str:
-    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", _page(name), re.DOTALL)
+    pages = "".join(page.read_text() for page in sorted(PAGES.glob("*.md")))
+    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", pages, re.DOTALL)
     assert found is not None
     return found[1]
-
-
-def _page(name: str) -> str:
-    return (PAGES / f"{name}.md").read_text()
 
 
 def _run(name: str, folder: Path, work: Path, without: tuple[str, ...], guidance: float) -> None:
@@ -36,7 +36,7 @@ def _run(name: str, folder: Path, work: Path, without: tuple[str, ...], guidance
     subprocess.run([sys.executable, program, *words], cwd=work, check=True, timeout=300)
 
 
-@pytest.mark.parametrize("name", ["onnx", "aoti", "diffusers"])
+@pytest.mark.parametrize("name", ["onnx", "aoti", "diffusers", "quanto", "tensorrt"])
 def test_examples_are_short(name: str) -> None:
     assert len(example(name).strip().splitlines()) <= 32
 
@@ -66,3 +66,12 @@ def test_the_loop_in_numpy_makes_the_latents_of_diffusers(
 @pytest.mark.slow
 def test_a_checkpoint_makes_a_video(checkpoint: export.Exported, tmp_path: Path) -> None:
     _run("diffusers", checkpoint.folder, tmp_path, ("qbench",), 6.0)
+
+
+@pytest.mark.slow
+def test_weights_of_quanto_reload_bit_for_bit_and_make_a_video(tmp_path: Path) -> None:
+    recipe = load(RECIPES / "int8-quanto.yaml", {"generation.steps": "4"})
+    made = export.export(recipe, tmp_path / "engine")
+    assert made.manifest.variant.max_abs == 0
+    assert verify(made.folder).exit_code == 0
+    _run("quanto", made.folder, tmp_path, ("qbench",), 6.0)

@@ -125,7 +125,7 @@ def test_verify_tells_an_engine_that_computes_something_else(
     ("recipe", "form", "said"),
     [
         ("onnx", "diffusers", "leaves no weights"),
-        ("int8-quanto", "diffusers", "weights of quanto"),
+        ("fast", "diffusers", "by qbench alone"),
         ("int8", "onnx", "engine: onnxruntime"),
     ],
 )

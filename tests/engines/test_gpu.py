@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 from exporting import exported
 
-from qbench.engines import verify
+from qbench.engines import evidence, tensorrt, verify
+
+Shaped = tuple[tuple[int, ...], int]  # shape, device pointer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,8 +40,26 @@ def test_onnx_runtime_computes_in_half_precision(tmp_path: Path) -> None:
     assert verify.verify(tmp_path / "engine").exit_code == 0
 
 
-def test_a_plan_computes_the_variant(tmp_path: Path) -> None:
+def test_a_plan_computes_the_variant_and_so_does_the_program_of_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _needs("tensorrt", "tensorrt-rtx-cu13-bindings")
     made = exported("engine/tensorrt-bf16", tmp_path / "engine")
     assert made.manifest.target.bound.compute_capability
     assert verify.verify(tmp_path / "engine").exit_code == 0
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "engine")])
+    call = evidence.load(tmp_path / "engine", "cuda")[0]
+    page: dict[str, Callable[[dict[str, Shaped], int, int], None]] = {}
+    exec(_example().replace("tensorrt_rtx_bindings", tensorrt._library().__name__), page)
+    held = {name: value.contiguous() for name, value in call.inputs.items()}
+    found = torch.empty_like(held["hidden_states"])
+    given = {name: (tuple(value.shape), value.data_ptr()) for name, value in held.items()}
+    page["denoise"](given, found.data_ptr(), torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+    assert evidence.accuracy([found], [call.variant]).relative_l2 < 0.02
+
+
+def _example() -> str:
+    """The program of the page on TensorRT."""
+    page = Path(__file__).parent.parent.parent / "docs" / "deploy" / "tensorrt.md"
+    return page.read_text().split("```python\n")[1].split("```")[0]
