@@ -29,18 +29,19 @@ def work_folder(folder: Path) -> Path:
     return work
 
 
-def settle(work: Path, folder: Path, record: Record) -> None:
+def settle(work: Path, folder: Path) -> None:
     """Put a finished run in its place. What came to nothing leaves its log beside the record."""
     if work == folder:
         return
-    if record.status in DONE:
+    status = _status(work)
+    if status in DONE:
         old = _old(folder)
         shutil.rmtree(old, ignore_errors=True)
         os.rename(folder, old)
         os.rename(work, folder)
         shutil.rmtree(old, ignore_errors=True)
         return
-    if (work / LOG).is_file() and record.status != "interrupted":
+    if (work / LOG).is_file() and status != "interrupted":
         os.replace(work / LOG, folder / FAILED_LOG)
     shutil.rmtree(work, ignore_errors=True)
 

@@ -18,8 +18,7 @@ from qbench.subprocesses import command
 class Machines:
     """Read once a sweep, for each device that recipes ask for."""
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    def __init__(self) -> None:
         self._environments: dict[str, Environment] = {}
         self._ceilings: dict[str, Ceilings | None] = {}
 
@@ -27,9 +26,6 @@ class Machines:
         if device not in self._environments:
             self._environments[device] = read_environment(device)
         return self._environments[device]
-
-    def folder(self, device: str) -> Path:
-        return self._out / self.environment(device).machine()
 
     def ceilings(self, device: str) -> Ceilings | None:
         if device not in self._ceilings:

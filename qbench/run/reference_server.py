@@ -25,8 +25,9 @@ class ReferenceServer:
     It works in a folder of its own: that of the reference's run is complete, and not its to touch.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, scratch: Path | None = None) -> None:
+        """scratch: where to make that folder; null is the system's own place."""
+        self._job, self._scratch = job, scratch
         self._child: Child | None = None
         self._folder: Path | None = None
         self.failure: ServerFailed | None = None  # why it gives no more turns
@@ -50,7 +51,7 @@ class ReferenceServer:
             return math.nan
 
     def _start(self, deadline: Callable[[], float]) -> Child:
-        self._folder = Path(tempfile.mkdtemp(prefix="qbench-reference-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="qbench-reference-", dir=self._scratch))
         job = self._job.model_copy(update={"folder": self._folder})
         self._child = Child(worker.serve, job.model_dump_json(), self._folder / "log.txt")
         self._next(ServerReady, deadline)

@@ -7,9 +7,8 @@ the sweep goes on. What is already complete for the same fingerprints is not run
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,14 +22,10 @@ from qbench.results import store
 from qbench.results.record import Fingerprints, Record, Reference
 from qbench.run import execution, floors, folders, locks, processes, recorder
 from qbench.run.events import Event
-from qbench.run.execution import Limits, Stopped
+from qbench.run.execution import Stopped
+from qbench.run.here import Finished, Here, Task, locked
 from qbench.run.interrupts import Interrupts
-from qbench.run.job import Job
-from qbench.run.machines import Machines, no_room_beside
 from qbench.run.plan import Planned
-from qbench.run.reference_server import ReferenceServer
-
-Finished = tuple[Path, Record]
 
 
 class Watcher(Protocol):
@@ -60,6 +55,16 @@ class Swept:
     stopped: str = ""  # why it could not go on
 
 
+class Place(Protocol):
+    """A device that runs happen on, of this machine or of another."""
+
+    def environment(self, device: str) -> Environment: ...
+
+    def run(self, task: Task, work: Path) -> Record:
+        """Run, and leave all of the run in this folder, its record included."""
+        ...
+
+
 def run(
     planned: list[Planned],
     out: Path,
@@ -73,28 +78,56 @@ def run(
     noise_floors: where verdicts will be given, the floors that are missing are measured too.
     """
     with Interrupts() as interrupts:
-        sweep = _Sweep(list(planned), out, watcher, fresh, noise_floors, interrupts)
-        interrupted, stopped = False, ""
-        try:
-            out.mkdir(parents=True, exist_ok=True)
+        sweep = Sweep(list(planned), out, watcher, fresh, noise_floors, interrupts)
+        here = Here(watcher, interrupts)
+
+        def all_() -> bool:
             processes.prepare()
-            interrupted = sweep.all()
-        except KeyboardInterrupt:
-            interrupted = True
-        except Stopped as error:
-            stopped = str(error)
-        except OSError as error:
-            if error.filename is None or not Path(error.filename).is_relative_to(out):
-                raise
-            stopped = f"{error.filename}: {error.strerror}"
-        finally:
-            with interrupts.held():
-                sweep.close()
-    return Swept(list(sweep.finished.values()), interrupted, stopped)
+            return _one_by_one(sweep, here, watcher)
+
+        return ended_well(sweep, interrupts, all_, here.close)
 
 
-class _Sweep:
-    """What the runs of a sweep share."""
+def ended_well(
+    sweep: Sweep, interrupts: Interrupts, all_: Callable[[], bool], close: Callable[[], None]
+) -> Swept:
+    """What came of the sweep, however it ended. all_: runs it; whether the user interrupted it."""
+    interrupted, stopped = False, ""
+    try:
+        sweep.out.mkdir(parents=True, exist_ok=True)
+        interrupted = all_()
+    except KeyboardInterrupt:
+        interrupted = True
+    except Stopped as error:
+        stopped = str(error)
+    except OSError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(sweep.out):
+            raise
+        stopped = f"{error.filename}: {error.strerror}"
+    finally:
+        with interrupts.held():
+            close()
+    order = {item.recipe.name: number for number, item in enumerate(sweep.queue)}
+    finished = sorted(sweep.finished.items(), key=lambda one: order[one[0]])
+    return Swept([one for _, one in finished], interrupted, stopped)
+
+
+def _one_by_one(sweep: Sweep, place: Place, watcher: Watcher) -> bool:
+    """Run the queue. Whether the user interrupted it."""
+    position = 0
+    while position < len(sweep.queue):
+        item = sweep.queue[position]
+        position += 1
+        watcher.begin(item.recipe, position, len(sweep.queue))
+        _, record = sweep.one(item, place)
+        if record.status == "interrupted":
+            return True
+        sweep.queue[position:position] = sweep.floors(item, record)
+    return False
+
+
+class Sweep:
+    """What the runs of a sweep share, wherever each of them happens."""
 
     def __init__(
         self,
@@ -105,157 +138,60 @@ class _Sweep:
         noise_floors: bool,
         interrupts: Interrupts,
     ) -> None:
-        self._queue, self._watcher, self._interrupts = queue, watcher, interrupts
+        self.queue, self.out = queue, out
+        self._watcher, self._interrupts = watcher, interrupts
         self._fresh, self._noise_floors = fresh, noise_floors
-        self._machines = Machines(out)
-        self._servers: dict[str, ReferenceServer] = {}
         self.finished: dict[str, Finished] = {}
 
-    def all(self) -> bool:
-        """Run the queue. Whether the user interrupted it."""
-        position = 0
-        while position < len(self._queue):
-            item = self._queue[position]
-            position += 1
-            self._watcher.begin(item.recipe, position, len(self._queue))
-            folder, record = self._one(item)
-            self.finished[item.recipe.name] = (folder, record)
-            if record.status == "interrupted":
-                return True
-            if item.recipe.is_reference and record.status == "ok" and self._noise_floors:
-                self._queue[position:position] = self._floors(item, record)
-        return False
+    def one(self, item: Planned, place: Place) -> Finished:
+        """The run of this item, complete already or run now in that place."""
+        folder, record = self.finished[item.recipe.name] = self._one(item, place)
+        return folder, record
 
-    def close(self) -> None:
-        for server in self._servers.values():
-            server.close(lambda: self._interrupts.hurry)
+    def complete(self, item: Planned, environment: Environment) -> bool:
+        """Whether there is a finished run of it from such a machine, be it of any reference."""
+        draft = self._draft(item, environment, None)
+        record = _readable(self._folder(draft))
+        return record is not None and record.status in folders.DONE
 
-    # One run ---------------------------------------------------------------------------------
+    def _folder(self, draft: Record) -> Path:
+        return self.out / draft.environment.machine() / _folder_name(draft)
 
-    def _one(self, item: Planned) -> Finished:
-        recipe = item.recipe
-        environment = self._machines.environment(recipe.device)
+    def _one(self, item: Planned, place: Place) -> Finished:
+        recipe, watcher = item.recipe, self._watcher
         reference = None if recipe.is_reference else self.finished.get(recipe.reference or "")
-        draft = self._draft(item, environment, reference)
-        folder = self._machines.folder(recipe.device) / _folder_name(draft)
-        with ExitStack() as locked:
-            locked.enter_context(self._locked(locks.of_folder(folder), recipe))
+        draft = self._draft(item, place.environment(recipe.device), reference)
+        folder = self._folder(draft)
+        with ExitStack() as held:
+            held.enter_context(locked(locks.of_folder(folder), recipe, watcher))
             used = reference if draft.reference else None
             if used:
-                locked.enter_context(self._locked(locks.of_folder(used[0]), recipe, shared=True))
+                held.enter_context(locked(locks.of_folder(used[0]), recipe, watcher, shared=True))
             old = folders.complete(folder, draft)
             if old is not None and (not self._fresh or item.implied):
                 kept = _relabelled(old, draft)
                 if kept != old:
                     execution.keep(kept, folder)
-                self._watcher.end(kept, folder, fresh=False)
+                watcher.end(kept, folder, fresh=False)
                 return folder, kept
             earlier = _readable(folder)
-            device = locks.of_device(environment.device)
-            locked.enter_context(self._locked(device, recipe, shared=not recipe.measure.timing))
-            record = self._measured(item, draft, folder, used)
-        self._watcher.end(record, folder, fresh=True)
-        if record.beats_peak():
-            self._machines.calibrate_again(recipe.device)
+            measure = recipe.measure
+            paired = measure.interleave and measure.timing and not (item.implied and reference)
+            task = Task(draft, tuple(item.prompts.prompts), used, paired and used is not None)
+            record = self._settled(task, place, folder)
+        watcher.end(record, folder, fresh=True)
         if recipe.is_reference and earlier and record.status in folders.DONE:
             self._tell_compared(folder, earlier, record)
         return folder, record
 
-    @contextmanager
-    def _locked(self, path: Path, recipe: Recipe, shared: bool = False) -> Iterator[None]:
-        def waiting(holder: str) -> None:
-            self._watcher.note(f"{recipe.name}: waiting for {holder}")
-
-        with locks.held(path, f"qbench run {recipe.name}", waiting, shared):
-            yield
-
-    def _measured(
-        self, item: Planned, draft: Record, folder: Path, reference: Finished | None
-    ) -> Record:
+    def _settled(self, task: Task, place: Place, folder: Path) -> Record:
         """Run in a folder beside what is complete, and put in its place at the end."""
-        recipe = item.recipe
-        draft = recorder.changed(
-            draft, ceilings=self._machines.ceilings(recipe.device), compiler_cache="cold"
-        )
-        server, why_not = self._server(item, reference)
-        if why_not:
-            draft = recorder.changed(
-                draft,
-                interleaved="no room",
-                notes=[*draft.notes, f"not interleaved: {why_not}"],
-            )
-        record = self._attempt(item, draft, folder, reference, server)
-        if server and record.status == "oom":
-            # Alone it may fit: the reference's process holds memory for as long as it waits.
-            server.close()
-            note = "not interleaved: beside the reference's process it ran out of memory"
-            draft = recorder.changed(draft, interleaved="no room", notes=[*draft.notes, note])
-            record = self._attempt(item, draft, folder, reference, None)
-        return record
-
-    def _attempt(
-        self,
-        item: Planned,
-        draft: Record,
-        folder: Path,
-        reference: Finished | None,
-        server: ReferenceServer | None,
-    ) -> Record:
         work = folders.work_folder(folder).resolve()
-        job = self._job(
-            item, draft, work, reference and reference[0], interleaved=server is not None
-        )
-        limits = Limits(draft.recipe, specs.find(draft.recipe.model).local)
-        record = execution.execute(job, limits, self._watcher, server, self._interrupts)
-        measure = draft.recipe.measure
         try:
-            if record.status == "ok" and measure.timing and measure.warm_start and _builds(record):
-                warm = execution.warm_first_call(job, limits, self._watcher, self._interrupts)
-                if warm is not None:
-                    record = recorder.changed(record, first_call_warm_s=warm)
-                    execution.keep(record, work)
+            return place.run(task, work)
         finally:
             with self._interrupts.held():
-                shutil.rmtree(work / execution.CACHE, ignore_errors=True)
-                folders.settle(work, folder.resolve(), record)
-        return record
-
-    def _job(
-        self,
-        item: Planned,
-        draft: Record,
-        folder: Path,
-        reference: Path | None,
-        interleaved: bool = False,
-    ) -> Job:
-        return Job(
-            draft=draft,
-            folder=folder,
-            cache=folder / execution.CACHE,
-            prompts=item.prompts.prompts,
-            reference=reference and reference.resolve(),
-            interleaved=interleaved,
-        )
-
-    def _server(
-        self, item: Planned, reference: Finished | None
-    ) -> tuple[ReferenceServer | None, str]:
-        """The reference's process for this run, and why there is none though one was asked for."""
-        measure = item.recipe.measure
-        asked = measure.interleave and measure.timing and not (item.implied and reference)
-        if not asked or reference is None:
-            return None, ""
-        folder, record = reference
-        known = self._servers.get(record.run)
-        if known and known.failure and known.failure.out_of_memory:
-            return None, "the reference's process ran out of memory beside another"
-        if why_not := no_room_beside(record):
-            return None, why_not
-        if known is None or known.failure:
-            job = self._job(item, record, folder.resolve(), None)
-            job = job.model_copy(update={"cache": None})
-            self._servers[record.run] = ReferenceServer(job)
-        return self._servers[record.run], ""
+                folders.settle(work, folder.resolve())
 
     # Before and after a run ------------------------------------------------------------------
 
@@ -292,9 +228,11 @@ class _Sweep:
             notes=notes,
         )
 
-    def _floors(self, item: Planned, reference: Record) -> list[Planned]:
+    def floors(self, item: Planned, reference: Record) -> list[Planned]:
         """The noise floors to measure before the verdicts that rest on them."""
-        recipe, others = reference.recipe, [other.recipe for other in self._queue]
+        if not (self._noise_floors and item.recipe.is_reference and reference.status == "ok"):
+            return []
+        recipe, others = reference.recipe, [other.recipe for other in self.queue]
         if not floors.wanted(reference, others):
             return []
         missing = floors.missing(recipe, others, reference.environment.device)
@@ -322,7 +260,7 @@ class _Sweep:
                 continue
             renewed = other.reference.model_copy(update={"run": record.run})
             execution.keep(recorder.changed(other, reference=renewed), path.parent)
-        named = {item.recipe.name for item in self._queue}
+        named = {item.recipe.name for item in self.queue}
         if lost := [name for name in lost if name not in named]:
             self._watcher.note(
                 f"{record.recipe.name} made other videos than before; compared with the earlier "
@@ -360,11 +298,6 @@ def _readable(folder: Path) -> Record | None:
         return store.read(folder / store.FILE)
     except store.Unreadable:
         return None
-
-
-def _builds(record: Record) -> bool:
-    """Whether the first call had something to compile that a cache may keep."""
-    return record.recipe.variant.compile is not None
 
 
 def _incomparable(recipe: Recipe, ours: Fingerprints, theirs: Record) -> str:

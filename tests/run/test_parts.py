@@ -89,13 +89,13 @@ def test_complete_run_stays_until_another_complete_one_replaces_it(
     (work / folders.LOG).write_text("what went wrong")
     failed = recorder.changed(record, run="second", status="failed", reason="no")
     store.write(failed, work)
-    folders.settle(work, folder, failed)
+    folders.settle(work, folder)
     assert store.read(folder / store.FILE).run == record.run
     assert (folder / folders.FAILED_LOG).read_text() == "what went wrong"
     work = folders.work_folder(folder)
     third = recorder.changed(record, run="third")
     store.write(third, work)
-    folders.settle(work, folder, third)
+    folders.settle(work, folder)
     assert store.read(folder / store.FILE).run == "third"
     assert sorted(item.name for item in tmp_path.iterdir()) == ["fp32-1"]
 
