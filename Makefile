@@ -38,7 +38,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('qbench needs Python 3.11 to 3.13, not %d.%d' % sys.version_info[:2] if not (3, 11) <= sys.version_info[:2] < (3, 14) else 0)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[onnx,quanto,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[onnx,quanto,ray,dev]'
 	touch $@
 
 clean:

@@ -14,6 +14,7 @@ from qbench.cli.shared import Json, Places
 from qbench.errors import InputError, one_line
 
 if TYPE_CHECKING:
+    from qbench.run.cluster import Asked
     from qbench.run.plan import Planned, Vouched
 
 app = typer.Typer(
@@ -95,15 +96,29 @@ def run(
     floors: Annotated[
         bool, typer.Option(help="Measure the noise floors that verdicts lack, where that is quick.")
     ] = True,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Spread runs over a Ray cluster: auto, HOST:PORT, or local for one here."
+        ),
+    ] = None,
+    ray_kind: Annotated[
+        list[str],
+        typer.Option(help="Only nodes with this GPU (H100, A100 ...) or custom resource of Ray's."),
+    ] = [],  # noqa: B006
+    ray_env: Annotated[
+        list[str], typer.Option(help="A variable of the runs' processes: HF_HOME=/mnt/models.")
+    ] = [],  # noqa: B006
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
 ) -> None:
     """Measure recipes, or folders of 'qbench export': each in a process of its own."""
     from qbench.progress import Progress
     from qbench.results import store
     from qbench.results.ranking import rankings
-    from qbench.run import sweep
+    from qbench.run import spread, sweep
     from qbench.run.plan import Vouched, outputs_bytes
 
+    asked = _asked(ray, ray_kind, ray_env)
     vouched = Vouched(trust, tuple(expect))
     planned = _planned(recipes, set_, model, device, prompts, trust_torchscript, vouched)
     free = shared.writable(out)
@@ -112,7 +127,11 @@ def run(
         text = f"raw videos will take about {needed / 2**30:.1f} GiB, {room} {free / 2**30:.1f} GiB"
         print(f"qbench: note: {text} free in {one_line(out)}", file=sys.stderr)
     console = shared.console()
-    swept = sweep.run(planned, out, Progress(console, quiet), fresh, floors)
+    watcher = Progress(console, quiet)
+    if asked is None:
+        swept = sweep.run(planned, out, watcher, fresh, floors)
+    else:
+        swept = spread.run(planned, out, watcher, asked, fresh, floors)
     if swept.interrupted:  # what there is gets printed, however often Ctrl-C is pressed
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     finished = swept.finished
@@ -127,6 +146,23 @@ def run(
         raise SystemExit(130)
     if statuses - {"ok", "skipped"}:
         raise SystemExit(1)
+
+
+def _asked(address: str | None, kinds: list[str], variables: list[str]) -> Asked | None:
+    """What was said about a cluster; None where the runs happen here."""
+    from qbench.run.cluster import Asked
+
+    if address is None:
+        if kinds or variables:
+            raise InputError(f"--ray-{'kind' if kinds else 'env'}: goes with --ray")
+        return None
+    given = {}
+    for one in variables:
+        name, equals, value = one.partition("=")
+        if not name or not equals:
+            raise InputError(f"--ray-env {one}: NAME=VALUE")
+        given[name] = value
+    return Asked(address, tuple(kinds), given)
 
 
 @app.command()

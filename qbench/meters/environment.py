@@ -136,15 +136,15 @@ def read(device: str) -> Environment:
         qbench=__version__,
         commit=_commit(),
         code=code(),
-        variables=_variables(dict(os.environ)),
+        variables={name: v[:500] for name, v in variables(dict(os.environ)).items()},
         libraries=libraries(),
     )
 
 
-def _variables(environment: dict[str, str]) -> dict[str, str]:
+def variables(environment: dict[str, str]) -> dict[str, str]:
     """Those that choose instruction sets, threads, precision or allocators."""
     return {
-        name: value[:500]
+        name: value
         for name, value in sorted(environment.items())
         if (name in VARIABLES or name.startswith(FAMILIES)) and not name.endswith("_CACHE_DIR")
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +58,19 @@ class Outputs:
         save_file(made, self._path(first, len(frames)))
         self._count[first] = len(frames)
 
+    def take(self, folder: Path | None, first: int, count: int) -> bool:
+        """Keep so many videos from `first` on that another run of this left in that folder.
+
+        Whether it has them, all in one file.
+        """
+        path = self._path(first, count)
+        if folder is None or not (folder / path.name).is_file():
+            return False
+        self._folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / path.name, path)
+        self._count[first] = count
+        return True
+
     def read(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames (float32) and latents of the videos start to stop - 1."""
         frames, latents = self.stored(start, stop)
@@ -108,7 +123,10 @@ class Outputs:
 
         path = self._features(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in features.items()}, path)
+        # Runs beside each other are compared with one reference, and may read what another writes.
+        new = path.with_name(f"{path.name}.{os.getpid()}")
+        save_file({name: value.contiguous() for name, value in features.items()}, new)
+        os.replace(new, path)
 
     def features(self, key: str) -> dict[str, torch.Tensor]:
         """What was kept under this key, empty where nothing was."""

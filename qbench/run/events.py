@@ -21,6 +21,13 @@ class StageEntered:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """The run happens on this node of a cluster."""
+
+    where: str
+
+
+@dataclass(frozen=True)
 class WorkPlanned:
     """How many denoise steps lie ahead, and how many bytes of raw outputs will be written."""
 
@@ -78,6 +85,7 @@ class RunEnded:
 
 Event = (
     StageEntered
+    | Placed
     | WorkPlanned
     | StepsDone
     | TurnAsked

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from qbench.quality.outputs import FOLDER, Outputs
+from qbench.run.events import WorkPlanned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,19 +23,55 @@ PROMPTS = "prompts.json"  # of all videos, in their order
 
 
 def generate(session: Session) -> Outputs:
-    """A video for every prompt: the timed ones are there, the others come in batches."""
-    timed = min(session.recipe.measure.repeats, len(session.prompts))
-    count = len(session.prompts)
-    batch = 1 if _one_by_one(session) else session.recipe.quality.batch
-    for start in range(timed, count, batch):
-        part = list(range(start, min(start + batch, count)))
-        session.stages.enter("more videos", part[-1] + 1, count)
-        # A compiler compiles for each size of a batch, so a last one is filled up to the others'.
-        filled = session.recipe.variant.compile is not None and start > timed
-        more = range(start - batch + len(part), start) if filled else []
-        video = session.video([*part, *more])
-        session.outputs.add(start, video.frames[: len(part)], video.latents[: len(part)])
+    """A video for every prompt: the timed ones are there, the others come in batches.
+
+    Those that others have made (`part`) are taken as they are.
+    """
+    for numbers in _batches(session):
+        if not session.outputs.take(session.job.made, numbers[0], len(numbers)):
+            _make(session, numbers)
     return session.outputs
+
+
+def part(session: Session) -> None:
+    """Make the job's part of the videos past the timed ones, in the batches of the whole run.
+
+    So they are the videos that a run on one device makes: a batch is the same wherever it is made.
+    """
+    assert session.job.part is not None
+    number, of = session.job.part
+    batches = _batches(session)
+    mine = batches[len(batches) * number // of : len(batches) * (number + 1) // of]
+    session.link.emit(WorkPlanned(len(mine) * session.generation.steps))
+    for numbers in mine:
+        _make(session, numbers)
+
+
+def _timed(session: Session) -> int:
+    return min(session.recipe.measure.repeats, len(session.prompts))
+
+
+def _batch(session: Session) -> int:
+    return 1 if _one_by_one(session) else session.recipe.quality.batch
+
+
+def _batches(session: Session) -> list[list[int]]:
+    """The numbers of the videos past the timed ones, as they are made together."""
+    count, batch = len(session.prompts), _batch(session)
+    return [
+        list(range(start, min(start + batch, count)))
+        for start in range(_timed(session), count, batch)
+    ]
+
+
+def _make(session: Session, numbers: list[int]) -> None:
+    start, count = numbers[0], len(numbers)
+    session.stages.enter("more videos", numbers[-1] + 1, len(session.prompts))
+    # A compiler compiles for each size of a batch, so a last one is filled up to the others'.
+    filled = session.recipe.variant.compile is not None and start > _timed(session)
+    more = range(start - _batch(session) + count, start) if filled else []
+    video = session.video([*numbers, *more])
+    session.outputs.add(start, video.frames[:count], video.latents[:count])
 
 
 def _one_by_one(session: Session) -> bool:

@@ -18,5 +18,6 @@ class Job(BaseModel):
     cache: Path | None = None  # of compilers; null leaves them the user's own
     prompts: tuple[str, ...]  # as the sweep read them: a file may change meanwhile
     reference: Path | None = None  # folder of the reference's finished run
+    part: tuple[int, int] | None = None  # of the videos to make: its number, of how many
     made: Path | None = None  # videos that others have made of it, to be used as they are
     interleaved: bool = False  # the sweep has the reference take its turns beside this run

@@ -33,17 +33,21 @@ SOCKETS = "qbench-"  # what the folders of the fork server's sockets begin with,
 Work = Callable[[str, Connection], None]
 
 
-def prepare() -> None:
-    """Start importing. Returns at once; only the first call counts."""
+def prepare() -> Path:
+    """Start importing. Returns at once; only the first call counts.
+
+    The folder is this process's own, and is removed when it ends.
+    """
     from multiprocessing import forkserver
 
-    _own_sockets()
+    own = _own_sockets()
     multiprocessing.get_context("forkserver").set_forkserver_preload(["qbench.run.preload"])
     with _as_program():
         forkserver.ensure_running()
+    return own
 
 
-def _own_sockets() -> None:
+def _own_sockets() -> Path:
     """Have multiprocessing keep its sockets in a folder named for this process.
 
     Its own are left behind when a process is killed, and nothing tells whose they were. Here the
@@ -61,6 +65,7 @@ def _own_sockets() -> None:
         multiprocessing.util.Finalize(
             None, shutil.rmtree, args=(own,), kwargs={"ignore_errors": True}, exitpriority=-100
         )
+    return Path(settings["tempdir"])
 
 
 def _alive(pid: int) -> bool:

@@ -180,6 +180,8 @@ def _videos_ahead(session: Session) -> int:
     measured = session.recipe.measure
     rest = max(0, len(session.prompts) - measured.repeats) if session.compared else 0
     batches = -(-rest // session.recipe.quality.batch)
+    if session.job.made is not None:
+        batches = max(0, batches - len(list(session.job.made.iterdir())))
     return 1 + measured.warmup + measured.repeats + batches
 
 

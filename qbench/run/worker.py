@@ -179,6 +179,21 @@ def serve(job: str, connection: Ends) -> None:
         raise
 
 
+def make_part(job: str, connection: Ends) -> None:
+    """Make a part of a run's videos, and leave nothing else."""
+    from qbench.run import generate
+    from qbench.run.session import prepare
+
+    parsed, line = _begun(job, connection)
+    processes.end_with_parent()
+    line.emit(StageEntered("start"))
+    try:
+        generate.part(prepare(parsed, Stages(Recorder(parsed.draft), line)))
+        line.emit(RunEnded("ok"))
+    except SweepGone:
+        return
+
+
 def first_call(job: str, connection: Ends) -> None:
     """Make the first call alone, with what compilers keep in the job's cache folder."""
     from qbench.run import timing

@@ -1,0 +1,129 @@
+"""What starts next on several devices: dependences, kinds, parts, room for large runs."""
+
+from __future__ import annotations
+
+from qbench.run.order import Load, Order, Site, Start
+
+
+def _load(
+    name: str, group: str = "fp32", *, units: int = 1, work: float = 10, **more: float
+) -> Load:
+    return Load(name, group, name == group, "cuda", units, work, **more)
+
+
+def _order(*loads: Load, **kinds: int) -> Order:
+    """Nodes of so many devices each, by the kind that their name begins with."""
+    order = Order()
+    for name, total in kinds.items():
+        order.join(Site(name, name.partition("_")[0], "cuda", total, total))
+    order.add(*loads)
+    return order
+
+
+def _started(order: Order, now: float = 0) -> list[Start]:
+    return list(iter(lambda: order.start(now), None))
+
+
+def _names(starts: list[Start]) -> list[str]:
+    return [start.load.name for start in starts]
+
+
+def test_reference_runs_before_what_is_compared_with_it_and_all_on_its_kind() -> None:
+    loads = [_load(name) for name in ("fp32", "int8", "fp8", "int4")]
+    order = _order(*loads, h100=2, a100=8)
+    first = _started(order)
+    assert _names(first) == ["fp32"]
+    order.ended("fp32", 10)
+    later = _started(order, 10)
+    assert sorted(_names(later)) == ["fp8", "int4", "int8"]
+    assert {start.sites for start in (*first, *later)} == {("a100",)}
+
+
+def test_rankings_are_given_to_kinds_by_what_each_has_to_do() -> None:
+    rankings = [
+        [_load(f"r{i}", f"r{i}"), *(_load(f"r{i}/{j}", f"r{i}") for j in range(9))]
+        for i in range(4)
+    ]
+    order = _order(*(load for loads in rankings for load in loads), fast=3, slow=1)
+    taken: dict[str, set[str]] = {}
+    now = 0.0
+    while order.left():
+        starts = _started(order, now)
+        assert starts
+        for start in starts:
+            taken.setdefault(start.load.group, set()).update(start.sites)
+        now += 10
+        for start in starts:
+            order.ended(start.load.name, now)
+    assert all(len(sites) == 1 for sites in taken.values())
+    assert sorted(site for sites in taken.values() for site in sites) == ["fast"] * 3 + ["slow"]
+
+
+def test_last_runs_are_made_in_parts_so_that_no_device_is_idle() -> None:
+    load = _load("fp32", shared=100.0, least=10.0)
+    (start,) = _started(_order(load, node=4))
+    assert start.sites == ("node",) * 4
+    (start,) = _started(_order(load, node=64))
+    assert len(start.sites) == 10  # a smaller part is not worth its start
+    (start,) = _started(_order(_load("fp32"), node=4))
+    assert start.sites == ("node",)
+
+
+def test_last_run_waits_for_a_second_device_where_that_ends_it_sooner() -> None:
+    for left, waits in ((5.0, True), (80.0, False)):
+        order = _order(_load("fp32", work=1), node=2)
+        order.start(0)
+        order.ended("fp32", 1)
+        order.add(_load("long", work=left))
+        order.start(1)
+        order.add(_load("last", work=1, shared=50.0))
+        start = order.start(1)
+        assert (start is None) == waits
+        if waits:
+            order.ended("long", 1 + left)
+            start = order.start(1 + left)
+            assert start is not None
+            assert start.sites == ("node", "node")
+
+
+def test_node_is_kept_free_for_a_run_that_takes_several_devices() -> None:
+    order = _order(_load("fp32", work=1), a=4, a_2=4)
+    _started(order)
+    order.ended("fp32", 1)
+    order.add(*(_load(f"small{i}") for i in range(4)))
+    starts = _started(order, 1)
+    assert len(starts) == 4
+    order.add(_load("large", units=4), *(_load(f"more{i}") for i in range(9)))
+    more = _started(order, 1)
+    assert "large" in _names(more) or all(
+        site == more[0].sites[0] for s in more for site in s.sites
+    )
+    now = 1.0
+    running = starts + more
+    while "large" not in _names(running):
+        now += 10
+        for start in running:
+            order.ended(start.load.name, now)
+        running = _started(order, now)
+        assert now < 60
+    assert next(start for start in running if start.load.name == "large").sites[0] in ("a", "a_2")
+
+
+def test_run_that_no_site_can_take_is_said_to_be() -> None:
+    order = _order(_load("fp32"), _load("wide", units=8), node=4)
+    assert {load.name for load in order.lacking()} == {"fp32", "wide"}
+    order.join(Site("large", "node", "cuda", 8, 8))
+    assert order.lacking() == []
+    assert Order().start(0) is None
+
+
+def test_lost_node_gives_its_runs_back_and_its_ranking_stays_with_its_kind() -> None:
+    order = _order(*(_load(name) for name in ("fp32", "int8")), node_1=1, node_2=1, other=1)
+    (first,) = _started(order)
+    order.leave(first.sites[0])
+    order.again("fp32")
+    (second,) = _started(order)
+    assert second.load.name == "fp32"
+    assert second.sites != first.sites
+    order.ended("fp32", 9)
+    assert _names(_started(order, 9)) == ["int8"]
