@@ -111,6 +111,11 @@ def _recover(folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
+def parts_folder(work: Path) -> Path:
+    """Where the videos of a run that are made elsewhere, in parts, are gathered."""
+    return work.with_name(f".{work.name.removeprefix('.').removesuffix('.new')}.parts")
+
+
 def _new(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.new")
 

@@ -3,18 +3,22 @@
 Runs of one ranking happen on one kind of device, the reference before the others. Rankings are
 given to kinds so that all of them end at about the same time. Of what can start, references come
 first and then the longest; a run that needs several devices of a node has one node kept free for
-it. Where runs are fewer than devices, the videos of a run are made in parts.
+it. A run that would outlast the others has its videos made in parts, each of them as a run of its
+own would be, and is put together once they are there.
 
 No clock and no cluster in here: a simulation (`scripts/plan_sweep.py`) asks the same questions.
 """
 
 from __future__ import annotations
 
-import heapq
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 OVERDUE = 0.1  # of its time so far: how much longer a run takes that should have ended
+# The longest that a run should take, of what its kind has still to do, where parts can shorten it:
+# a reference holds up its whole ranking.
+LONGEST, LONGEST_REFERENCE = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,11 @@ class Load:
     reference: bool  # the others of its group wait for it
     device: str  # cpu or cuda
     units: int  # that it takes at once, of one node: GPUs, or threads
-    fixed: float  # work that is one device's
+    fixed: float  # work that is one place's
     shared: float = 0.0  # work that parts of it can do elsewhere
     least: float = 1.0  # of that, below which a part is not worth its start
+    part: tuple[int, int] | None = None  # its number, of how many
+    whole: str = ""  # the run that it is a part of
 
     @property
     def work(self) -> float:
@@ -48,30 +54,35 @@ class Site:
 
 @dataclass(frozen=True)
 class Start:
-    """A run, and the sites of its parts; the first is where it is put together."""
+    """A run, or a part of one, and the site where it is to start."""
 
     load: Load
-    sites: tuple[str, ...]
+    site: str
 
 
 @dataclass
 class _Running:
     load: Load
     kind: str
-    sites: list[str]
+    site: str
     began: float
-    parts: int
+
+
+@dataclass
+class _Split:
+    """A run whose parts are being made."""
+
+    load: Load  # with the work that is left for it
+    parts: int  # that have not ended
 
 
 @dataclass
 class _Speed:
-    """Work that a kind does in a second, from what has ended there."""
+    """Work that a device of a kind does in a second, from what has ended there."""
 
+    prior: float  # beside other kinds, by what its hardware can do at most
     work: float = 0.0
     seconds: float = 0.0
-
-    def rate(self, otherwise: float) -> float:
-        return self.work / self.seconds if self.seconds else otherwise
 
 
 @dataclass
@@ -82,7 +93,7 @@ class _Group:
     referred: bool = False  # its reference has ended
 
     def work(self) -> float:
-        return sum(load.work for load in self.waiting)
+        return sum(load.work * load.units for load in self.waiting)
 
     def ready(self) -> list[Load]:
         if self.referred:
@@ -97,62 +108,80 @@ class Order:
         self.sites: dict[str, Site] = {}
         self._groups: dict[str, _Group] = {}
         self._running: dict[str, _Running] = {}
+        self._split: dict[str, _Split] = {}
         self._speeds: dict[str, _Speed] = {}
 
     # What happens -----------------------------------------------------------------------------
 
-    def join(self, site: Site) -> None:
+    def join(self, site: Site, speed: float = 1.0) -> None:
+        """A node. speed: of its kind beside others, as far as is known before anything has run."""
         self.sites[site.name] = site
-        self._speeds.setdefault(site.kind, _Speed())
+        self._speeds.setdefault(site.kind, _Speed(speed))
 
     def leave(self, name: str) -> None:
         """A node is gone; what ran there is told by `ended` or `again`."""
         self.sites.pop(name, None)
 
     def add(self, *loads: Load) -> None:
-        """More runs. One whose group has no reference that waits or runs can start at once."""
+        """More runs. One whose group has no reference that is still to end can start at once."""
         for load in loads:
             self._groups.setdefault(load.group, _Group()).waiting.append(load)
-        running = {run.load.group for run in self._running.values() if run.load.reference}
+        pending = [run.load for run in self._running.values()]
+        pending += [split.load for split in self._split.values()]
+        pending += [load for group in self._groups.values() for load in group.waiting]
+        held = {load.group for load in pending if load.reference}
         for load in loads:
-            group = self._groups[load.group]
-            if not any(other.reference for other in group.waiting) and load.group not in running:
-                group.referred = True
+            if load.group not in held:
+                self._groups[load.group].referred = True
 
     def prefer(self, group: str, kind: str) -> None:
         """The ranking has runs on this kind of device already, so it goes on there."""
         self._groups[group].kind, self._groups[group].opened = kind, True
 
-    def freed(self, name: str, site: str) -> None:
-        """A part of this run has ended at this site."""
-        self._running[name].sites.remove(site)
-        if site in self.sites:
-            self.sites[site].free += self._running[name].load.units
-
     def ended(self, name: str, now: float, measured: bool = True) -> None:
-        """A run has ended, and says how fast its kind is unless it was complete already."""
-        run = self._end(name)
-        if run.load.reference:
-            self._groups[run.load.group].referred = True
-        if measured:
-            speed = self._speeds[run.kind]
-            speed.seconds += now - run.began
-            speed.work += run.load.fixed + run.load.shared / run.parts
+        """A run, or a part of one, has ended.
+
+        It says how fast its kind is unless it was complete already, or came to nothing. A run that
+        ends before its parts have no more need of them.
+        """
+        run = self._running.get(name)
+        if run is None:  # before any of its parts was all made: it was complete
+            load = self._split.pop(name).load
+            self._groups[load.group].waiting = [
+                part for part in self._groups[load.group].waiting if part.whole != name
+            ]
+        else:
+            load = self._free(name).load
+            if measured:
+                speed = self._speeds[run.kind]
+                speed.seconds += now - run.began
+                speed.work += load.work
+        if load.part is None:
+            self._groups[load.group].referred |= load.reference
+        elif split := self._split.get(load.whole):
+            split.parts -= 1
+            if not split.parts:
+                self._groups[load.group].waiting.append(self._split.pop(load.whole).load)
 
     def again(self, name: str) -> None:
-        """A run came to nothing and waits once more."""
-        load = self._end(name).load
+        """A run, or a part, came to nothing and waits once more."""
+        load = self._free(name).load
         self._groups[load.group].waiting.append(load)
 
-    def _end(self, name: str) -> _Running:
-        for site in list(self._running[name].sites):
-            self.freed(name, site)
-        return self._running.pop(name)
+    def _free(self, name: str) -> _Running:
+        run = self._running.pop(name)
+        if run.site in self.sites:
+            self.sites[run.site].free += run.load.units
+        return run
 
     # What is asked ----------------------------------------------------------------------------
 
     def left(self) -> bool:
-        return bool(self._running) or any(group.waiting for group in self._groups.values())
+        waiting = any(group.waiting for group in self._groups.values())
+        return waiting or bool(self._running) or bool(self._split)
+
+    def runs(self, name: str) -> bool:
+        return name in self._running
 
     def lacking(self) -> list[Load]:
         """Runs that wait and that no site can ever take, as the sites are."""
@@ -164,26 +193,20 @@ class Order:
         ]
 
     def start(self, now: float) -> Start | None:
-        """The next run that should start now, if any; it then counts as running."""
+        """What should start now, if anything; it then counts as running."""
         self._give_to_kinds(now)
         free: dict[str, int] = {}
         for site in self.sites.values():
             free[site.kind] = free.get(site.kind, 0) + site.free
         for kind in sorted(free, key=lambda kind: (-free[kind], kind)):
             if free[kind] and (found := self._choose(kind, now)):
-                return self._begin(found, kind, now)
+                load, group = found.load, self._groups[found.load.group]
+                group.waiting.remove(load)
+                group.opened = True
+                self.sites[found.site].free -= load.units
+                self._running[load.name] = _Running(load, kind, found.site, now)
+                return found
         return None
-
-    def _begin(self, start: Start, kind: str, now: float) -> Start:
-        load, group = start.load, self._groups[start.load.group]
-        group.waiting.remove(load)
-        group.opened = True
-        for site in start.sites:
-            self.sites[site].free -= load.units
-        self._running[load.name] = _Running(
-            load, kind, list(start.sites), now, max(1, len(start.sites))
-        )
-        return start
 
     # Rankings to kinds ------------------------------------------------------------------------
 
@@ -207,12 +230,7 @@ class Order:
         unopened = [g for g in self._groups.values() if g.waiting and not g.opened]
         if not unopened:
             return
-        behind = dict.fromkeys(self._speeds, 0.0)
-        for group in self._groups.values():
-            if group.opened and group.kind in behind:
-                behind[group.kind] += group.work()
-        for run in self._running.values():
-            behind[run.kind] += self._remaining(run, now) * self._rate(run.kind)
+        behind = self._behind(now, opened=True)
         power = {kind: self._power(kind) for kind in behind}
         for group in sorted(unopened, key=lambda g: -g.work()):
             kinds = [kind for kind in self._kinds(group) if power[kind]]
@@ -222,69 +240,107 @@ class Order:
                 group.kind = kind
                 behind[kind] += work
 
+    def _behind(self, now: float, opened: bool) -> dict[str, float]:
+        """Work that each kind has to do: of rankings that have started there, or of all it has."""
+        behind = dict.fromkeys(self._speeds, 0.0)
+        for group in self._groups.values():
+            if group.kind in behind and (group.opened or not opened):
+                behind[group.kind] += group.work()
+        for split in self._split.values():
+            behind[self._groups[split.load.group].kind] += split.load.work * split.load.units
+        for run in self._running.values():
+            left = self._remaining(run, now) * self._rate(run.kind)
+            behind[run.kind] += left * run.load.units
+        return behind
+
     def _power(self, kind: str) -> float:
         """Work a second of all its devices."""
-        return self._rate(kind) * sum(s.total for s in self.sites.values() if s.kind == kind)
+        return self._rate(kind) * self._devices(kind)
+
+    def _devices(self, kind: str) -> int:
+        return sum(site.total for site in self.sites.values() if site.kind == kind)
 
     def _rate(self, kind: str) -> float:
-        """Work that a device does in a second; of a kind that nothing has ended on, the mean's."""
-        known = [speed.rate(0.0) for speed in self._speeds.values() if speed.seconds]
-        return self._speeds[kind].rate(sum(known) / len(known) if known else 1.0)
+        """Work that a device does in a second; by its prior before anything has ended there."""
+        speed = self._speeds[kind]
+        if speed.seconds:
+            return speed.work / speed.seconds
+        known = [other for other in self._speeds.values() if other.seconds]
+        if not known:
+            return speed.prior
+        done = sum(other.work for other in known)
+        return speed.prior * done / sum(other.prior * other.seconds for other in known)
 
     def _remaining(self, run: _Running, now: float) -> float:
         """Seconds that a run has still to go, about."""
-        whole = (run.load.fixed + run.load.shared / run.parts) / self._rate(run.kind)
         spent = now - run.began
-        return max(whole - spent, OVERDUE * spent)
+        return max(run.load.work / self._rate(run.kind) - spent, OVERDUE * spent)
 
     # One run to its devices -------------------------------------------------------------------
 
     def _choose(self, kind: str, now: float) -> Start | None:
+        """What is ready and fits, the most pressing first.
+
+        Rankings that have begun come before others, which can still be given to another kind.
+        """
         groups = [g for g in self._groups.values() if g.waiting and g.kind == kind]
-        ready = [(group.work(), load) for group in groups for load in group.ready()]
-        ready.sort(key=lambda one: (not one[1].reference, -one[1].units, -one[0], -one[1].work))
+        ready = [(group, group.work(), load) for group in groups for load in group.ready()]
+        ready.sort(
+            key=lambda one: (
+                not one[0].opened,
+                not one[2].reference,
+                -one[2].units,
+                -one[1],
+                -one[2].work,
+                one[2].name,
+            )
+        )
         kept: set[str] = set()  # nodes that a larger run waits for
-        for _, load in ready:
-            places = self._places(kind, load.units, kept)
-            if places:
-                return self._parted(load, kind, places, len(ready), now)
+        for _, _, load in ready:
+            if site := self._place(kind, load.units, kept):
+                parts = self._parts(load, kind, len(ready), now)
+                return Start(self._parted(load, parts) if parts > 1 else load, site)
             if site := self._fullest(kind, load.units, kept):
                 kept.add(site)
         return None
 
-    def _places(self, kind: str, units: int, kept: Iterable[str]) -> list[str]:
-        """Sites that can take a run at once, as often as they can, the tightest fit first."""
+    def _place(self, kind: str, units: int, kept: Iterable[str]) -> str:
+        """The site with room for it that is the tightest fit."""
         sites = [s for s in self.sites.values() if s.kind == kind and s.name not in kept]
-        fits = sorted((s for s in sites if s.free >= units), key=lambda s: (s.free, s.name))
-        return [site.name for site in fits for _ in range(site.free // units)]
+        fits = [s for s in sites if s.free >= units]
+        return min(fits, key=lambda s: (s.free, s.name)).name if fits else ""
 
     def _fullest(self, kind: str, units: int, kept: Iterable[str]) -> str:
         """The site that will be the first to have so many units free."""
-        sites = [
-            s
-            for s in self.sites.values()
-            if s.kind == kind and s.total >= units and s.name not in kept
+        sites = [s for s in self.sites.values() if s.kind == kind and s.name not in kept]
+        large = [s for s in sites if s.total >= units]
+        return max(large, key=lambda s: (s.free, s.name)).name if large else ""
+
+    def _parts(self, load: Load, kind: str, ready: int, now: float) -> int:
+        """As many as leave no device idle, and as end it well before everything else has ended."""
+        most = int(load.shared / load.least)
+        if most < 2:
+            return 1
+        free = sum(s.free // load.units for s in self.sites.values() if s.kind == kind)
+        share = LONGEST_REFERENCE if load.reference else LONGEST
+        longest = share * self._behind(now, opened=False)[kind] / self._devices(kind)
+        return min(most, max(free // ready, math.ceil(load.work / longest)))
+
+    def _parted(self, load: Load, parts: int) -> Load:
+        """Have the run wait for so many parts of it; the first of them."""
+        group = self._groups[load.group]
+        group.waiting.remove(load)
+        each = load.shared / parts
+        group.waiting += [
+            replace(
+                load,
+                name=f"{load.name}, part {number + 1}/{parts}",
+                fixed=each,
+                shared=0.0,
+                part=(number, parts),
+                whole=load.name,
+            )
+            for number in range(parts)
         ]
-        return max(sites, key=lambda s: (s.free, s.name)).name if sites else ""
-
-    def _parted(
-        self, load: Load, kind: str, places: list[str], ready: int, now: float
-    ) -> Start | None:
-        """In how many parts it is best run: as many as leave no device idle.
-
-        For the last run that can start, it may be best to wait for devices that are busy.
-        """
-        most = max(1, int(load.shared / load.least))
-        parts = min(most, max(1, len(places) // ready))
-        if ready > 1 or most == 1:
-            return Start(load, tuple(places[:parts]))
-        busy = [run for run in self._running.values() if run.kind == kind]
-        ends = [self._remaining(run, now) for run in busy for _ in run.sites]
-        waits = [0.0] * len(places) + heapq.nsmallest(most, ends)
-        rate = self._rate(kind)
-
-        def done(count: int) -> float:
-            return waits[count - 1] + (load.fixed + load.shared / count) / rate
-
-        best = min(range(1, min(most, len(waits)) + 1), key=lambda count: (done(count), count))
-        return Start(load, tuple(places[:best])) if waits[best - 1] == 0 else None
+        self._split[load.name] = _Split(replace(load, shared=0.0), parts)
+        return group.waiting[-parts]

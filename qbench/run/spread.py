@@ -14,8 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from qbench.meters.environment import Environment
 from qbench.pipelines import specs
 from qbench.recipe.schema import Recipe, digest
 from qbench.results.record import Record, Status
-from qbench.run import execution, recorder
+from qbench.run import execution, folders, recorder
 from qbench.run.cluster import THREADS, Asked, Cluster, Lost, Machine, Seat
 from qbench.run.events import Event, Placed, StageEntered
 from qbench.run.execution import Stopped
@@ -90,18 +89,18 @@ class _Ended:
 
 @dataclass(frozen=True)
 class _Again:
-    """A run's seat is gone, and the run is to start once more."""
+    """A seat is gone, and the run, or the part of one, is to start once more."""
 
-    item: Planned
+    name: str
     why: str
 
 
 @dataclass(frozen=True)
-class _Freed:
-    """A part of a run has ended at this site."""
+class _PartEnded:
+    """A part of a run has ended; why its videos were not made, if so."""
 
     name: str
-    site: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class _Failed:
     error: BaseException
 
 
-_Message = _Joined | _Refused | _Ended | _Again | _Freed | _Failed
+_Message = _Joined | _Refused | _Ended | _Again | _PartEnded | _Failed
 
 
 @dataclass
@@ -132,7 +131,7 @@ class _Spread:
     """The runs of a sweep on a cluster. One thread a run; this object's methods decide."""
 
     def __init__(self, sweep: Sweep, cluster: Cluster, watcher: Watcher, fresh: bool) -> None:
-        self._sweep, self._cluster, self._watcher, self._fresh = sweep, cluster, watcher, fresh
+        self._sweep, self._cluster, self.watcher, self._fresh = sweep, cluster, watcher, fresh
         self._order = Order()
         self._nodes: dict[str, _Node] = {}
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
@@ -141,6 +140,7 @@ class _Spread:
         self._asked: set[str] = set()  # sites that were, whatever came of it
         self._asking = 0
         self._refusals: list[str] = []
+        self._places: dict[str, _There] = {}  # of runs that have begun
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # of the seats that wait
         self._position = itertools.count(1)
@@ -152,14 +152,14 @@ class _Spread:
         """Run everything. Whether the user interrupted it; an interrupt is raised."""
         self._cluster.check_kinds()
         self._look()
+        self._check_devices()
         while self._asking:
             self._hear()
         if not self._nodes:
-            raise InputError(f"--ray: {self._refusals[0] if self._refusals else 'no nodes'}")
+            raise InputError(f"--ray: no node can be used: {self._refusals[0]}")
+        self._sweep.out.mkdir(parents=True, exist_ok=True)
         self._add(self._sweep.queue)
         self._stay_with_kinds()
-        if impossible := self._order.lacking():
-            raise InputError(self._why_impossible(impossible[0]))
         while self._order.left():
             self._look()
             while start := self._order.start(time.monotonic()):
@@ -172,6 +172,8 @@ class _Spread:
         """End whatever runs; its record says that it was interrupted."""
         self.stopping = True
         self._cluster.closing()
+        for place in self._places.values():
+            place.give(None)
         for thread in self._threads:
             thread.join(timeout=10)
         self._cluster.close()
@@ -189,7 +191,7 @@ class _Spread:
         for site in [site for site, node in self._nodes.items() if node.machine.id not in machines]:
             gone = self._nodes.pop(site)
             self._order.leave(site)
-            self._watcher.note(f"{gone.machine.name} is gone")
+            self.watcher.note(f"{gone.machine.name} is gone")
             self._end_idle(gone)
         for machine in machines.values():
             for device in self._devices():
@@ -231,7 +233,7 @@ class _Spread:
         return _Joined(Site(name, kind, device, total, total), environment)
 
     def _waits(self, name: str) -> None:
-        self._watcher.note(f"waiting for devices of {name}, which others hold")
+        self.watcher.note(f"waiting for devices of {name}, which others hold")
 
     def _stay_with_kinds(self) -> None:
         """A ranking that has finished runs of one kind of device goes on there."""
@@ -244,15 +246,20 @@ class _Spread:
                         self._order.prefer(item.recipe.name, site.kind)
                         break
 
-    def _why_impossible(self, load: Load) -> str:
-        if load.device == "cuda":
-            most = max(
-                (s.total for s in self._order.sites.values() if s.device == "cuda"), default=0
-            )
-            if not most:
-                return f"--ray: {load.name} needs a GPU, and no node has one"
-            return f"--ray: {load.name} needs {load.units} GPUs of one node; the most is {most}"
-        return f"--ray: {load.name} needs a CPU, and no node has one for it"
+    def _check_devices(self) -> None:
+        """Raise InputError for a run that no node is large enough for."""
+        machines = self._cluster.machines().values()
+        most = {
+            "cuda": max((machine.gpus for machine in machines), default=0),
+            "cpu": max((machine.cpus for machine in machines), default=0),
+        }
+        for item in self._items.values():
+            device = self._needed(item.recipe)
+            units = gpus(item.recipe) if device == "cuda" else 1
+            if units > most[device]:
+                what = {"cuda": "GPU", "cpu": "CPU"}[device] + ("s of one node" * (units > 1))
+                have = f"the most is {most[device]}" if most[device] else "no node has one"
+                raise InputError(f"--ray: {item.recipe.name} needs {units} {what}, and {have}")
 
     def _give_up_on_what_no_node_can_do(self) -> None:
         now = time.monotonic()
@@ -282,31 +289,48 @@ class _Spread:
             self._order.join(message.site)
         elif isinstance(message, _Refused):
             self._refusals.append(f"{message.machine.name}: {one_line(message.why)}")
-            self._watcher.note(f"not used: {self._refusals[-1]}")
-        elif isinstance(message, _Freed):
-            self._order.freed(message.name, message.site)
+            self.watcher.note(f"not used: {self._refusals[-1]}")
+        elif isinstance(message, _PartEnded):
+            if message.why:
+                text = f"{message.name}: {message.why}; the run makes its videos itself"
+                self.watcher.note(text)
+            self._order.ended(message.name, time.monotonic(), not message.why)
         elif isinstance(message, _Again):
-            name = message.item.recipe.name
-            self._again[name] = message.why
-            self._watcher.dropped(message.item.recipe)
-            self._watcher.note(f"{name}: {message.why}; run again")
-            self._order.again(name)
+            self._again[message.name] = message.why
+            self.watcher.note(f"{message.name}: {message.why}; run again")
+            if place := self._places.get(message.name):
+                place.begun = False
+            self._order.again(message.name)
         elif isinstance(message, _Ended):
             self._ended(message.item, message.finished[1])
         elif isinstance(message, _Failed):
             raise message.error
 
     def _ended(self, item: Planned, record: Record) -> None:
-        self._order.ended(item.recipe.name, time.monotonic(), record.status == "ok")
+        name = item.recipe.name
+        measured = record.status == "ok" and self._places.pop(name).task is not None
+        self._order.ended(name, time.monotonic(), measured)
         more = self._sweep.floors(item, record)
         self._sweep.queue += more
         self._add(more)
 
     def _begin(self, start: Start) -> None:
-        item = self._items[start.load.name]
-        position = 0 if item.recipe.name in self._again else next(self._position)
-        self._watcher.begin(item.recipe, position, len(self._sweep.queue))
-        self._in_thread(partial(self._run, item, start))
+        load = start.load
+        name = load.whole or load.name
+        if name not in self._places:
+            self._places[name] = _There(self, name, self._nodes[start.site].environment)
+        place = self._places[name]
+        if load.part is None:
+            place.give(start)
+        if not place.begun:
+            place.begun = True
+            item = self._items[name]
+            position = 0 if name in self._again else next(self._position)
+            self.watcher.begin(item.recipe, position, len(self._sweep.queue))
+            self._in_thread(partial(self._run, item, place))
+        if load.part is not None:
+            label = self._items[name].recipe.model_copy(update={"name": load.name})
+            self._in_thread(partial(self._part, place, start, label))
 
     def _in_thread(self, act: Callable[[], _Message | None]) -> None:
         def acting() -> None:
@@ -321,13 +345,40 @@ class _Spread:
         self._threads = [one for one in self._threads if one.is_alive()] + [thread]
         thread.start()
 
-    def _run(self, item: Planned, start: Start) -> _Message | None:
-        node = self._nodes[start.sites[0]]
-        place = _There(self, item, start, node.environment)
+    def _run(self, item: Planned, place: _There) -> None:
         try:
-            return _Ended(item, self._sweep.one(item, place))
+            self._inbox.put(_Ended(item, self._sweep.one(item, place)))
         except Lost as lost:
-            return None if self.stopping else _Again(item, str(lost))
+            self.watcher.dropped(item.recipe)
+            if not self.stopping:
+                self._inbox.put(_Again(item.recipe.name, str(lost)))
+        finally:
+            place.over()  # after it is said what came of it: parts that wait end after the run
+
+    def _part(self, place: _There, start: Start, label: Recipe) -> _Message:
+        """Make a part of a run's videos. What comes to nothing twice is left to the run itself."""
+        load = start.load
+        task = place.wanted()
+        if task is None:  # the run was complete
+            return _PartEnded(load.name)
+        assert load.part is not None
+        self.watcher.begin(label, 0, 0)
+        heard = _Heard(self.watcher, label)
+        seat: Seat | None = None
+        try:
+            seat = self.seat(start.site, load.units)
+            heard.event(label, Placed(seat.machine.name))
+            why = seat.part(task, *load.part, place.made, heard)
+            self.give_back(start.site, seat)
+            return _PartEnded(load.name, why)
+        except (Lost, OSError) as error:
+            if seat is not None:
+                seat.close()
+            if isinstance(error, Lost) and load.name not in self._again:
+                return _Again(load.name, str(error))
+            return _PartEnded(load.name, str(error))
+        finally:
+            self.watcher.dropped(label)
 
     # Seats ----------------------------------------------------------------------------------------
 
@@ -357,12 +408,9 @@ class _Spread:
                 return
         seat.close()
 
-    def free(self, name: str, site: str) -> None:
-        self._inbox.put(_Freed(name, site))
-
-    def is_last(self, name: str) -> bool:
-        """Whether a run that is lost now has been before."""
-        return name in self._again
+    def lost_before(self, name: str) -> str | None:
+        """Why this run is run again, if it is."""
+        return self._again.get(name)
 
     def _end_idle(self, node: _Node) -> None:
         with self._lock:
@@ -372,86 +420,72 @@ class _Spread:
 
 
 class _There:
-    """A place for one run: the sites that it was given."""
+    """A place for one run: a site that it is given once its parts are made, if it has any."""
 
-    def __init__(
-        self, spread: _Spread, item: Planned, start: Start, environment: Environment
-    ) -> None:
-        self._spread, self._item, self._start = spread, item, start
-        self._environment = environment
+    def __init__(self, spread: _Spread, name: str, environment: Environment) -> None:
+        self._spread, self._name, self._environment = spread, name, environment
+        self._starts: queue.SimpleQueue[Start | None] = queue.SimpleQueue()
+        self._known = threading.Event()
+        self.begun = False
+        self.task: Task | None = None
+        self.made = Path()  # where the parts leave their videos
 
     def environment(self, device: str) -> Environment:
         return self._environment
 
+    def give(self, start: Start | None) -> None:
+        """Its site; none where there will be none."""
+        self._starts.put(start)
+
+    def wanted(self) -> Task | None:
+        """What parts are to be made of, once it is known; None where it is complete already."""
+        self._known.wait()
+        return self.task
+
+    def over(self) -> None:
+        """The run has ended: parts of it that wait for what they are to make wait for nothing."""
+        self._known.set()
+
     def run(self, task: Task, work: Path) -> Record:
         """Raises Lost where it is to be run once more."""
-        heard = _Heard(self._spread._watcher)
+        heard = _Heard(self._spread.watcher)
         execution.keep(task.draft, work)
-        if (why := self._spread._again.get(self._item.recipe.name)) is not None:
+        if (why := self._spread.lost_before(self._name)) is not None:
             draft = recorder.changed(task.draft, notes=[*task.draft.notes, f"run again: {why}"])
-            task = Task(draft, task.prompts, task.reference, task.paired)
-        made = work / "parts" if len(self._start.sites) > 1 else None
+            task = replace(task, draft=draft)
+        if self.task is None:  # else it is run again, and its parts are there
+            self.made = folders.parts_folder(work)
+            shutil.rmtree(self.made, ignore_errors=True)
+        self.task = task
+        self._known.set()
         try:
-            if made is not None:
-                self._parts(task, made)
-            return self._whole(task, work, heard, made)
+            record = self._whole(task, work, heard)
         except Lost as lost:
-            return self._lost(task, work, heard, lost)
+            record = self._lost(task, work, heard, lost)
         except OSError as error:
-            return _not_kept(task, work, heard, error)
-        finally:
-            if made is not None:
-                shutil.rmtree(made, ignore_errors=True)
+            record = _not_kept(task, work, heard, error)
+        shutil.rmtree(self.made, ignore_errors=True)
+        return record
 
-    def _whole(self, task: Task, work: Path, heard: _Heard, made: Path | None) -> Record:
-        site = self._start.sites[0]
-        seat = self._spread.seat(site, self._start.load.units)
+    def _whole(self, task: Task, work: Path, heard: _Heard) -> Record:
+        start = self._starts.get()
+        if start is None:
+            raise Lost("the sweep ends")
+        seat = self._spread.seat(start.site, start.load.units)
         heard.event(task.draft.recipe, Placed(seat.machine.name))
+        made = self.made if self.made.is_dir() else None
         try:
             record = seat.run(task, work, heard, made)
         except BaseException:
             seat.close()
             raise
-        self._spread.give_back(site, seat)
+        self._spread.give_back(start.site, seat)
         return record
-
-    def _parts(self, task: Task, made: Path) -> None:
-        """Have the videos made at all sites at once. What fails is left for the run itself."""
-        made.mkdir(parents=True, exist_ok=True)
-        sites = self._start.sites
-        with ThreadPoolExecutor(len(sites)) as pool:
-            for done in [pool.submit(self._part, task, made, n) for n in range(len(sites))]:
-                done.result()
-
-    def _part(self, task: Task, made: Path, number: int) -> None:
-        spread, load, sites = self._spread, self._start.load, self._start.sites
-        name = f"{load.name}, part {number + 1}/{len(sites)}"
-        label = task.draft.recipe.model_copy(update={"name": name})
-        spread._watcher.begin(label, 0, 0)
-        heard = _Heard(spread._watcher, label)
-        why = ""
-        for _ in range(2):  # lost once, it is made again
-            seat: Seat | None = None
-            try:
-                seat = spread.seat(sites[number], load.units)
-                heard.event(label, Placed(seat.machine.name))
-                why = seat.part(task, number, len(sites), made, heard)
-                spread.give_back(sites[number], seat)
-                break
-            except (Lost, OSError) as error:
-                why = str(error)
-                if seat is not None:
-                    seat.close()
-        spread._watcher.dropped(label)
-        if why and not spread.stopping:
-            spread._watcher.note(f"{name}: {why}; the run makes its videos itself")
-        if number:
-            spread.free(load.name, sites[number])
 
     def _lost(self, task: Task, work: Path, heard: _Heard, lost: Lost) -> Record:
         if self._spread.stopping:
             return _ended(task, work, "interrupted", "stopped by the user", heard.stage)
-        if not self._spread.is_last(self._item.recipe.name):
+        if self._spread.lost_before(self._name) is None:
             raise lost
         status: Status = "oom" if "memory" in str(lost).lower() else "crashed"
         return _ended(task, work, status, f"lost twice: {lost}", heard.stage)

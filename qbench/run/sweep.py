@@ -87,6 +87,7 @@ def run(
         here = Here(watcher, interrupts)
 
         def all_() -> bool:
+            out.mkdir(parents=True, exist_ok=True)
             processes.prepare()
             return _one_by_one(sweep, here, watcher)
 
@@ -99,7 +100,6 @@ def ended_well(
     """What came of the sweep, however it ended. all_: runs it; whether the user interrupted it."""
     interrupted, stopped = False, ""
     try:
-        sweep.out.mkdir(parents=True, exist_ok=True)
         interrupted = all_()
     except KeyboardInterrupt:
         interrupted = True

@@ -36,7 +36,7 @@ def test_reference_runs_before_what_is_compared_with_it_and_all_on_its_kind() ->
     order.ended("fp32", 10)
     later = _started(order, 10)
     assert sorted(_names(later)) == ["fp8", "int4", "int8"]
-    assert {start.sites for start in (*first, *later)} == {("a100",)}
+    assert {start.site for start in (*first, *later)} == {"a100"}
 
 
 def test_rankings_are_given_to_kinds_by_what_each_has_to_do() -> None:
@@ -51,7 +51,7 @@ def test_rankings_are_given_to_kinds_by_what_each_has_to_do() -> None:
         starts = _started(order, now)
         assert starts
         for start in starts:
-            taken.setdefault(start.load.group, set()).update(start.sites)
+            taken.setdefault(start.load.group, set()).add(start.site)
         now += 10
         for start in starts:
             order.ended(start.load.name, now)
@@ -59,31 +59,34 @@ def test_rankings_are_given_to_kinds_by_what_each_has_to_do() -> None:
     assert sorted(site for sites in taken.values() for site in sites) == ["fast"] * 3 + ["slow"]
 
 
-def test_last_runs_are_made_in_parts_so_that_no_device_is_idle() -> None:
-    load = _load("fp32", shared=100.0, least=10.0)
-    (start,) = _started(_order(load, node=4))
-    assert start.sites == ("node",) * 4
-    (start,) = _started(_order(load, node=64))
-    assert len(start.sites) == 10  # a smaller part is not worth its start
-    (start,) = _started(_order(_load("fp32"), node=4))
-    assert start.sites == ("node",)
+def test_run_that_would_outlast_the_others_is_made_in_parts_and_then_put_together() -> None:
+    order = _order(_load("fp32", shared=100.0, least=10.0), _load("int8"), node=4)
+    parts = _started(order)
+    assert len(parts) == 4
+    of = parts[0].load.part[1] if parts[0].load.part else 0
+    assert 4 <= of <= 10  # a smaller part is not worth its start
+    ended = 0
+    while parts:
+        for start in parts:
+            assert start.load.whole == "fp32"
+            order.ended(start.load.name, 10)
+        ended += len(parts)
+        parts = _started(order, 10) if ended < of else []
+    assert ended == of
+    (whole,) = _started(order, 20)
+    assert whole.load == _load("fp32", least=10.0)
+    order.ended("fp32", 30)
+    assert _names(_started(order, 30)) == ["int8"]
 
 
-def test_last_run_waits_for_a_second_device_where_that_ends_it_sooner() -> None:
-    for left, waits in ((5.0, True), (80.0, False)):
-        order = _order(_load("fp32", work=1), node=2)
-        order.start(0)
-        order.ended("fp32", 1)
-        order.add(_load("long", work=left))
-        order.start(1)
-        order.add(_load("last", work=1, shared=50.0))
-        start = order.start(1)
-        assert (start is None) == waits
-        if waits:
-            order.ended("long", 1 + left)
-            start = order.start(1 + left)
-            assert start is not None
-            assert start.sites == ("node", "node")
+def test_parts_of_a_run_that_is_complete_are_not_made() -> None:
+    order = _order(_load("fp32", shared=100.0, least=10.0), node=2)
+    first, second = _started(order)
+    order.ended("fp32", 1, measured=False)
+    order.ended(first.load.name, 1, measured=False)
+    order.ended(second.load.name, 1, measured=False)
+    assert not order.left()
+    assert order.sites["node"].free == 2
 
 
 def test_node_is_kept_free_for_a_run_that_takes_several_devices() -> None:
@@ -106,7 +109,7 @@ def test_node_is_kept_free_for_a_run_that_takes_several_devices() -> None:
             order.ended(start.load.name, now)
         running = _started(order, now)
         assert now < 60
-    assert next(start for start in running if start.load.name == "large").sites[0] in ("a", "a_2")
+    assert next(start for start in running if start.load.name == "large").site in ("a", "a_2")
 
 
 def test_run_that_no_site_can_take_is_said_to_be() -> None:
@@ -120,10 +123,10 @@ def test_run_that_no_site_can_take_is_said_to_be() -> None:
 def test_lost_node_gives_its_runs_back_and_its_ranking_stays_with_its_kind() -> None:
     order = _order(*(_load(name) for name in ("fp32", "int8")), node_1=1, node_2=1, other=1)
     (first,) = _started(order)
-    order.leave(first.sites[0])
+    order.leave(first.site)
     order.again("fp32")
     (second,) = _started(order)
     assert second.load.name == "fp32"
-    assert second.sites != first.sites
+    assert second.site != first.site
     order.ended("fp32", 9)
     assert _names(_started(order, 9)) == ["int8"]

@@ -1,0 +1,146 @@
+"""How well the order of a sweep over many devices keeps them busy, by simulation.
+
+    python -m scripts.plan_sweep [--seeds 5] [--markdown]
+
+1,000 recipes in 60 rankings on 100 GPUs of four kinds and 19 nodes. What starts next is the
+product's own `qbench.run.order`, asked as `qbench run --ray` asks it; only the clock is made up.
+How long a run really takes differs from what the order thinks, and kinds differ in speed, of which
+it knows nothing before the first runs end. Nothing can be faster than the bound: all work spread
+evenly over all GPUs, each kind at its speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import random
+from dataclasses import dataclass
+
+from qbench.run.order import Load, Order, Site
+
+RECIPES, RANKINGS = 1000, 60
+NODES = {"H200": (3, 8), "H100": (6, 8), "A100": (2, 8), "L40S": (3, 4)}  # nodes, GPUs of each
+SPEEDS = {"H200": 1.1, "H100": 1.0, "A100": 0.45, "L40S": 0.3}
+SPREAD = 0.25  # of the logarithm of the time that a run takes over what the order thinks
+START_S = 20.0  # of a run or a part of one, whatever its work: a process, and loading
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a simulated sweep came to. Seconds."""
+
+    took: float
+    bound: float
+    busy: float  # of all GPUs, until the end
+    idle_share: float
+    waited: int  # runs that started before their reference had ended
+    mixed: int  # rankings whose runs were on more than one kind
+    most_at_once: int
+
+    @property
+    def over_bound(self) -> float:
+        return self.took / self.bound - 1
+
+
+def recipes(source: random.Random) -> list[Load]:
+    """Rankings of very different sizes; runs of minutes to hours; some on 2 or 4 GPUs at once."""
+    sizes = [1 + int(20 * source.paretovariate(1.5)) for _ in range(RANKINGS)]
+    total = sum(sizes)
+    sizes = [max(2, round(size * RECIPES / total)) for size in sizes]
+    sizes[0] += RECIPES - sum(sizes)
+    loads = []
+    for ranking, size in enumerate(sizes):
+        video = source.lognormvariate(2.0, 0.7)  # seconds on an H100
+        videos = source.choice((16, 32, 64, 256))
+        for number in range(size):
+            each = video * (1 if number == 0 else source.uniform(0.35, 1.0))
+            units = 1 if number == 0 else source.choices((1, 2, 4), (90, 7, 3))[0]
+            loads.append(
+                Load(
+                    name=f"{ranking}/{number}",
+                    group=str(ranking),
+                    reference=number == 0,
+                    device="cuda",
+                    units=units,
+                    fixed=each * (14 + 0.1 * videos) / units,
+                    shared=each * videos / units,
+                    least=each * 8 / units,
+                )
+            )
+    return loads
+
+
+def simulate(seed: int, known: bool = False, together: bool = False) -> Outcome:
+    """One sweep. known: speeds and times are what the order thinks. together: runs in no parts."""
+    source = random.Random(seed)
+    loads, order = recipes(source), Order()
+    if together:
+        loads = [
+            Load(x.name, x.group, x.reference, x.device, x.units, x.fixed + x.shared) for x in loads
+        ]
+    real = {x.name: 1.0 if known else source.lognormvariate(0, SPREAD) for x in loads}
+    thought = {
+        kind: speed * (1 if known else source.lognormvariate(0, SPREAD))
+        for kind, speed in SPEEDS.items()
+    }
+    kinds: dict[str, str] = {}
+    for kind, (nodes, each) in NODES.items():
+        for number in range(nodes):
+            name = f"{kind}-{number}"
+            kinds[name] = kind
+            order.join(Site(name, kind, "cuda", each, each), thought[kind])
+    order.add(*loads)
+    gpus = sum(nodes * each for nodes, each in NODES.values())
+    power = sum(nodes * each * SPEEDS[kind] for kind, (nodes, each) in NODES.items())
+    bound = sum((x.work * real[x.name] + START_S) * x.units for x in loads) / power
+    events: list[tuple[float, str]] = []  # when each of what runs ends
+    now = busy = 0.0
+    most = running = waited = 0
+    ended: set[str] = set()
+    used: dict[str, set[str]] = {}
+    started: dict[str, Load] = {}
+    while order.left():
+        while (start := order.start(now)) is not None:
+            load, kind = start.load, kinds[start.site]
+            waited += not load.reference and f"{load.group}/0" not in ended
+            used.setdefault(load.group, set()).add(kind)
+            seconds = START_S + load.work * real[load.whole or load.name] / SPEEDS[kind]
+            heapq.heappush(events, (now + seconds, load.name))
+            started[load.name] = load
+            running += load.units
+            busy += load.units * seconds
+            most = max(most, running)
+        now, name = heapq.heappop(events)
+        running -= started[name].units
+        order.ended(name, now)
+        if started[name].part is None:
+            ended.add(name)
+    assert len(ended) == len(loads)
+    mixed = sum(len(kinds_) > 1 for kinds_ in used.values())
+    return Outcome(now, bound, busy, 1 - busy / (gpus * now), waited, mixed, most)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    seeds = range(parser.parse_args().seeds)
+    print("| sweep | hours | bound | over bound | GPUs idle | before reference | mixed |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for label, known, together in (
+        ("times and speeds known", True, False),
+        ("times and speeds unknown", False, False),
+        ("the same, runs in no parts", False, True),
+    ):
+        found = [simulate(seed, known, together) for seed in seeds]
+        worst = max(found, key=lambda one: one.over_bound)
+        mean = sorted(found, key=lambda one: one.over_bound)[len(found) // 2]
+        for name, one in (("median", mean), ("worst", worst)):
+            print(
+                f"| {label}, {name} of {len(found)} | {one.took / 3600:.2f} | "
+                f"{one.bound / 3600:.2f} | {100 * one.over_bound:.1f} % | "
+                f"{100 * one.idle_share:.1f} % | {one.waited} | {one.mixed} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

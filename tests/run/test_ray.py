@@ -1,0 +1,229 @@
+"""A sweep on a small Ray cluster leaves the records of one without, whatever is lost on the way."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import RECIPES, ROOT, SMALL
+
+from qbench.errors import InputError
+from qbench.results import store
+from qbench.results.record import Record
+from qbench.run import cluster, spread, sweep
+from qbench.run.cluster import Asked
+from qbench.run.events import StageEntered
+from qbench.run.plan import plan
+
+SECONDS = "seconds"  # what differs from run to run, and says nothing about what was computed
+TIMES = (
+    "run", "started", "ended", "first_call_s", "latency_s", "latency", "step_s", "step", "gauges",
+    "ceilings", "stages", "facts", "notes", "reference",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of one node with two CPUs."""
+    if importlib.util.find_spec("ray") is None:  # its import would read the variables below
+        pytest.skip("Ray is not installed: pip install 'qbench[ray]'")
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}
+    from ray.cluster_utils import Cluster
+
+    sizes = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=sizes)
+    yield made.address
+    made.shutdown()
+
+
+def _planned(*names: str, **changes: str) -> list[sweep.Planned]:
+    settings = dict(word.removeprefix("--set=").split("=", 1) for word in SMALL)
+    paths = [RECIPES / f"{name}.yaml" for name in names]
+    return plan(paths, settings | {"device": "cpu"} | changes)
+
+
+def _measured(record: Record) -> dict[str, object]:
+    """All of a record that is not a time."""
+    return record.model_dump(exclude=set(TIMES))
+
+
+def _records(out: Path) -> dict[str, Record]:
+    found, unreadable = store.read_all(store.find([out]))
+    assert not unreadable
+    assert len({record.recipe.name for _, record in found}) == len(found)
+    return {record.recipe.name: record for _, record in found}
+
+
+def _left_behind() -> list[str]:
+    """Processes and folders of runs, once they have had time to go."""
+    import psutil
+
+    for _ in range(50):
+        folders = Path(tempfile.gettempdir()), Path(os.environ["TMPDIR"])
+        own = f"qbench-{os.getpid()}-"
+        found = [
+            str(path)
+            for folder in folders
+            for path in folder.glob("qbench-[0-9]*-*")
+            if not path.name.startswith(own)
+        ]
+        found += [p.name() for p in psutil.process_iter() if p.name().startswith("ray::Node")]
+        if not found:
+            return []
+        time.sleep(0.2)
+    return found
+
+
+class _Watcher(sweep.Silent):
+    """Kills the process of a seat once a run, or a part of one, has come to a stage."""
+
+    def __init__(self, name: str = "", stage: str = "") -> None:
+        self.killed, self.notes = 0, list[str]()
+        self._name, self._stage = name, stage
+
+    def event(self, recipe: object, event: object) -> None:
+        here = isinstance(event, StageEntered) and event.stage == self._stage
+        if here and not self.killed and getattr(recipe, "name", "") == self._name:
+            self.killed = _seats()[0]
+            os.kill(self.killed, signal.SIGKILL)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def _seats() -> list[int]:
+    import psutil
+
+    return [p.pid for p in psutil.process_iter() if p.name().startswith("ray::Node")]
+
+
+@pytest.mark.slow
+def test_records_are_those_of_a_sweep_without_ray(
+    address: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that a run reads are brought to its node, as if that had a file system of its own."""
+    plain = cluster.listed
+    monkeypatch.setattr(
+        cluster,
+        "listed",
+        lambda *words: {name: (size, 0) for name, (size, _) in plain(*words).items()},
+    )
+    watcher = _Watcher()
+    swept = spread.run(_planned("int8", "tensorrt"), tmp_path, watcher, Asked(address))
+    assert not swept.interrupted
+    assert not swept.stopped, swept.stopped
+    ours, theirs = _records(tmp_path), _records(finished)
+    assert {name: record.status for name, record in ours.items()} == {
+        "fp32": "ok", "int8": "ok", "tensorrt": "skipped",
+    }  # fmt: skip
+    for name, record in ours.items():
+        assert _measured(record) == _measured(theirs[name])
+        assert sorted(record.stages) == sorted(theirs[name].stages)
+    assert ours["int8"].reference is not None
+    assert ours["int8"].reference.run == ours["fp32"].run
+    names = [
+        {p.relative_to(out).as_posix() for p in out.glob("*/*/**/*") if p.is_file()}
+        for out in (tmp_path, finished)
+    ]
+    assert {n for n in names[0] if ".locks" not in n} == {n for n in names[1] if ".locks" not in n}
+    again = sweep.run(_planned("int8", "tensorrt"), tmp_path, sweep.Silent())
+    assert [r.run for _, r in again.finished][:2] == [ours["fp32"].run, ours["int8"].run]
+    assert _left_behind() == []
+
+
+@pytest.mark.slow
+def test_videos_made_in_parts_are_those_of_one_device_though_a_part_is_lost(
+    address: str, tmp_path: Path
+) -> None:
+    many = {"prompts.count": "17", "generation.frames": "9", "quality.trajectories": "0"}
+    watcher = _Watcher("fp32, part 2/2", "more videos")
+    swept = spread.run(_planned("fp32", **many), tmp_path / "ray", watcher, Asked(address))
+    assert watcher.killed
+    assert [record.status for _, record in swept.finished] == ["ok"]
+    sweep.run(_planned("fp32", **many), tmp_path / "plain", sweep.Silent())
+    ours, theirs = (_records(tmp_path / name)["fp32"] for name in ("ray", "plain"))
+    assert ours.videos == 17
+    assert ours.outputs_sha256 == theirs.outputs_sha256
+    assert _measured(ours) == _measured(theirs)
+
+
+@pytest.mark.slow
+def test_run_whose_process_is_lost_is_run_again_and_an_interrupt_leaves_nothing(
+    address: str, tmp_path: Path
+) -> None:
+    swept = spread.run(
+        _planned("fp32"), tmp_path, watcher := _Watcher("fp32", "steady"), Asked(address)
+    )
+    assert watcher.killed
+    ((_, record),) = swept.finished
+    assert record.status == "ok"
+    assert any(note.startswith("run again: ") for note in record.notes)
+    assert _left_behind() == []
+    words = [
+        "run",
+        str(RECIPES / "int8.yaml"),
+        "--fresh",
+        *SMALL,
+        "--device=cpu",
+        f"--out={tmp_path}",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qbench", *words, f"--ray={address}"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "int8" in line and "quantize" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out
+    assert _records(tmp_path)["int8"].status == "interrupted"
+    assert "Traceback" not in out
+    assert _left_behind() == []
+
+
+def test_what_cannot_be_is_said_in_one_line(address: str, tmp_path: Path) -> None:
+    planned = _planned("fp32")
+    for asked, says in (
+        (Asked(address, ("H1000",)), "no node has it"),
+        (Asked("127.0.0.1:1"), "no cluster answers there"),
+        (Asked("nowhere"), "HOST:PORT"),
+        (Asked("ray://here:10001"), "on a machine of the cluster"),
+    ):
+        with pytest.raises(InputError, match=says):
+            spread.run(planned, tmp_path, sweep.Silent(), asked)
+    on_gpus = _planned("fp32", device="cuda")
+    with pytest.raises(InputError, match="GPU"):
+        spread.run(on_gpus, tmp_path, sweep.Silent(), Asked(address))
+    assert list(tmp_path.iterdir()) == []
+    assert threading.active_count() < 50
+
+
+def test_without_ray_it_is_said_how_to_install_it(tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text("raise ImportError('no ray')\n")
+    command = [
+        sys.executable,
+        "-m",
+        "qbench",
+        "run",
+        "fp32",
+        "--ray=local",
+        f"--out={tmp_path}/out",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        "qbench: --ray: Ray is not installed: pip install 'qbench[ray]'"
+    ]
