@@ -65,8 +65,6 @@ def _records(out: Path) -> dict[str, Record]:
 
 def _left_behind() -> list[str]:
     """Processes and folders of runs, once they have had time to go."""
-    import psutil
-
     for _ in range(50):
         folders = Path(tempfile.gettempdir()), Path(os.environ["TMPDIR"])
         own = f"qbench-{os.getpid()}-"
@@ -76,7 +74,7 @@ def _left_behind() -> list[str]:
             for path in folder.glob("qbench-[0-9]*-*")
             if not path.name.startswith(own)
         ]
-        found += [p.name() for p in psutil.process_iter() if p.name().startswith("ray::Node")]
+        found += map(str, _seats())
         if not found:
             return []
         time.sleep(0.2)
@@ -103,7 +101,8 @@ class _Watcher(sweep.Silent):
 def _seats() -> list[int]:
     import psutil
 
-    return [p.pid for p in psutil.process_iter() if p.name().startswith("ray::Node")]
+    found = psutil.process_iter(["name"])
+    return [p.pid for p in found if str(p.info["name"]).startswith("ray::Node")]
 
 
 @pytest.mark.slow
