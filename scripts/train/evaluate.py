@@ -69,7 +69,8 @@ def contact_sheet(videos: torch.Tensor, path: Path, columns: int = 6) -> None:
     times = torch.linspace(0, videos.shape[1] - 1, columns).round().long()
     strips = [torch.cat(list(video[times]), dim=2) for video in videos]
     half = (len(strips) + 1) // 2
-    sheet = torch.cat([torch.cat(strips[:half], 1), torch.cat(strips[half : 2 * half], 1)], dim=2)
+    strips += [torch.zeros_like(strips[0])] * (2 * half - len(strips))
+    sheet = torch.cat([torch.cat(strips[:half], 1), torch.cat(strips[half:], 1)], dim=2)
     pixels = (sheet * 255).round().byte().permute(1, 2, 0).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

@@ -54,7 +54,11 @@ def fit(
     `module.parameters()`; what it takes is part of the time.
     """
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=weight_decay
+        module.parameters(),
+        lr=peak_lr,
+        betas=(0.9, 0.99),
+        weight_decay=weight_decay,
+        fused=next(module.parameters()).is_cuda,
     )
     average = Average(module, ema) if ema else None
     steps, spent = 0, 0.0

@@ -19,6 +19,7 @@ from qbench.quality.metrics.probe import load_probe
 from scripts.train.evaluate import following, generate, test_scenes
 from scripts.train.frame_vae import LATENT_CHANNELS
 from scripts.train.loop import fit
+from scripts.train.short_attention import ShortAttention, agrees
 from scripts.train.text import TEXT_TOKENS, clip_tokenizer
 
 TEXT_WIDTH = 64
@@ -147,10 +148,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.999)
-    parser.add_argument("--clips-a-scene", type=int, default=16)
+    parser.add_argument("--clips-a-scene", type=int, default=8)
     parser.add_argument("--scenes", type=int, default=0, help="use the first N scenes (a trial)")
     parser.add_argument("--start", type=Path, help="weights that an earlier call kept")
     parser.add_argument("--compile", action="store_true")
@@ -187,6 +188,8 @@ def main() -> None:
     empty = len(captions) - 1
 
     unet, text = for_training(unet_model()).to(device), text_model(tokenizer).to(device)
+    if agrees(device):
+        unet.set_attn_processor(ShortAttention())
     both = nn.ModuleList([unet, text])
     if arguments.start:
         both.load_state_dict(load_file(arguments.start, device=device))
