@@ -1,13 +1,14 @@
 """Turn finished runs into what results/published/ holds: packed records, profiles, and the report.
 
-    python -m scripts.publish RUNS... results/published/NAME [--sheets] [--page]
+    python -m scripts.publish RUNS... results/published/NAME [--charts] [--sheets] [--page]
     python -m scripts.publish --rewrite [FOLDER...]
 
 The records and profiles go into one compressed file, `NAME/records.jsonl.xz`, which qbench reads as
 the folders that it was made from. Runs that were interrupted are left out; videos and raw outputs
-stay behind, and so do charts as SVG, for what is published travels with every clone. Of shards,
-each with a run of the reference, all are kept: the report pairs a variant with its own. To add runs
-to what is published already, name its folder among RUNS.
+stay behind, and so do charts where they are not asked for, and results.csv: what is published
+travels with every clone, and `qbench report` makes them anew. Of shards, each with a run of the
+reference, all are kept: the report pairs a variant with its own. To add runs to what is published
+already, name its folder among RUNS.
 
 `--rewrite` writes the reports of all published matrices anew from their records, or of those named.
 """
@@ -36,13 +37,14 @@ def main() -> None:
     )
     parser.add_argument("places", type=Path, nargs="*", metavar="RUNS... TARGET")
     parser.add_argument("--sheets", action="store_true", help="contact sheets side by side too")
+    parser.add_argument("--charts", action="store_true", help="charts too, where a document links")
     parser.add_argument("--page", action="store_true", help="the page that a browser opens too")
     parser.add_argument("--rewrite", action="store_true", help="only the reports, anew")
     args = parser.parse_args()
     if args.rewrite:
         for path in store.find(args.places or [PUBLISHED]):
             if archive.named(path.name):
-                _report(path.parent, store.read_all([path])[0], args.page)
+                _report(path.parent, store.read_all([path])[0], args.page, args.charts)
         return
     if len(args.places) < 2:
         parser.error("name the runs, then the folder to publish them in")
@@ -53,7 +55,8 @@ def main() -> None:
     kept = [(path, record) for path, record in found if record.status not in UNFINISHED]
     made = archive.write(list(_entries(kept)), target / archive.FILE)
     # The sheets are drawn from the runs' own; without them they would be missing from the report.
-    _report(target, kept if args.sheets else store.read_all([made])[0], args.page)
+    found = kept if args.sheets else store.read_all([made])[0]
+    _report(target, found, args.page, args.charts or args.sheets)
 
 
 def _entries(kept: list[tuple[Path, Record]]) -> Iterator[tuple[str, bytes]]:
@@ -69,14 +72,17 @@ def _entries(kept: list[tuple[Path, Record]]) -> Iterator[tuple[str, bytes]]:
             yield f"{folder}/{PROFILE}", profile
 
 
-def _report(target: Path, found: list[tuple[Path, Record]], page: bool = False) -> None:
-    """The report anew; contact sheets stay where the runs' own are gone."""
+def _report(
+    target: Path, found: list[tuple[Path, Record]], page: bool = False, charts: bool = False
+) -> None:
+    """The report anew, with what it had; contact sheets stay where the runs' own are gone."""
     out = target / "report"
     options = Options() if page or (out / FILE).is_file() else None
-    for old in out.glob("*.png"):
+    before = list(out.glob("*.png"))
+    for old in before:
         old.unlink()
-    print(writer.write(rankings(found), [], out, options))
-    for left in (*out.glob("*.svg"), out / writer.MANIFEST):
+    print(writer.write(rankings(found), [], out, options, charts or bool(before)))
+    for left in (*out.glob("*.svg"), out / "results.csv", out / writer.MANIFEST):
         left.unlink()
 
 

@@ -18,9 +18,15 @@ MANIFEST = ".qbench-report.json"  # the names of the files that a report consist
 
 
 def write(
-    made: list[Ranking], unreadable: list[str], out: Path, page: Options | None = DEFAULT
+    made: list[Ranking],
+    unreadable: list[str],
+    out: Path,
+    page: Options | None = DEFAULT,
+    pictured: bool = True,
 ) -> Path:
     """Everything into `out`, the page among it unless that is None. Returns the path of report.md.
+
+    pictured: with charts and contact sheets.
 
     Charts that an earlier report left there and this one does not have are removed; files that no
     report wrote are left alone. Raises InputError where `out` cannot be written.
@@ -32,7 +38,7 @@ def write(
         pictures: list[list[Path]] = []
         for i, ranking in enumerate(made):
             suffix = f"-{i + 1}" if len(made) > 1 else ""
-            charted = i < markdown.CHARTED
+            charted = pictured and i < markdown.CHARTED
             drawn = charts.draw(ranking, out, suffix) if charted else []
             sheet = out / f"contact-sheets{suffix}.webp"
             side_by_side = sheets.side_by_side(ranking, sheet) if charted else None
