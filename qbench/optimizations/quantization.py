@@ -1,4 +1,4 @@
-"""Quantizing the denoiser's linears in place, by torchao, optimum-quanto or qbench itself.
+"""Quantizing the denoiser's layers in place, by torchao, optimum-quanto or qbench itself.
 
 `SCHEMES` is the one table of schemes; docs/extending/scheme.md says how to add one.
 """
@@ -64,17 +64,19 @@ def apply(
     video: VideoPipeline | None = None,
     occasion: Occasion | None = None,
 ) -> tuple[dict[str, float], Changes]:
-    """Quantize the chosen linears of `module`, and say which share of its parameters they hold.
+    """Quantize the chosen layers of `module`, and say which share of its parameters they hold.
 
     video, occasion: the pipeline that `module` is the denoiser of and what will be served, for
-    calibration. Raises InputError where `include` and `exclude` leave no linear, Unsupported where
+    calibration. Raises InputError where `include` and `exclude` leave nothing, Unsupported where
     a package is missing.
     """
-    linears = chosen(module, wanted)
-    if not linears:
+    import torch
+
+    layers = chosen(module, wanted)
+    if not layers:
         raise InputError(
             f"variant.quantize: include {wanted.include} and exclude {wanted.exclude} "
-            "leave no linear to quantize"
+            "leave nothing to quantize"
         )
     _check_layers(module, wanted)
     build = scheme(wanted).build
@@ -84,14 +86,17 @@ def apply(
             f"choose engine {wanted.backend}"
         )
     total = sum(p.numel() for p in module.parameters())
-    share = sum(layer.weight.numel() for layer in linears.values()) / total
-    facts = {"quantized_linears": float(len(linears)), "quantized_parameter_share": share}
+    share = sum(layer.weight.numel() for layer in layers.values()) / total
+    linears = sum(isinstance(layer, torch.nn.Linear) for layer in layers.values())
+    facts = {"quantized_linears": float(linears), "quantized_parameter_share": share}
+    if wanted.convolutions:
+        facts["quantized_convolutions"] = float(len(layers) - linears)
     if wanted.calibration:
         if video is None or occasion is None:
             raise InputError("variant.quantize.calibration: there is no pipeline to calibrate on")
-        facts |= _calibrated(video, wanted, set(linears), occasion)
+        facts |= _calibrated(video, wanted, set(layers), occasion)
     else:
-        for one, names in by_scheme(wanted, linears):
+        for one, names in by_scheme(wanted, layers):
             build = scheme(one).build
             assert build is not None  # of the same backend
             build(module, one, names)
@@ -189,9 +194,13 @@ def schemes(wanted: Quantize) -> list[Scheme]:
     return [SCHEMES[wanted.backend, name] for name in named if name != AS_IT_IS]
 
 
-def chosen(module: nn.Module, wanted: Quantize) -> dict[str, nn.Linear]:
-    """The linears of `module` that `include` and `exclude` leave, by name."""
+def chosen(module: nn.Module, wanted: Quantize) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers of `module` that `include` and `exclude` leave, by name."""
     import torch
+
+    kinds: tuple[type[nn.Linear | nn.Conv2d], ...] = (torch.nn.Linear,)
+    if wanted.convolutions:
+        kinds = (torch.nn.Linear, torch.nn.Conv2d)
 
     skips = scheme(wanted).skips
     # What diffusers keeps in FP32 whatever the module's dtype, such as Wan's time embedding, stays.
@@ -199,7 +208,7 @@ def chosen(module: nn.Module, wanted: Quantize) -> dict[str, nn.Linear]:
     return {
         name: layer
         for name, layer in module.named_modules()
-        if isinstance(layer, torch.nn.Linear)
+        if isinstance(layer, kinds)
         and picks(wanted, name)
         and wanted.layers.get(name) != AS_IT_IS
         and layer.weight.dtype == dtype

@@ -116,7 +116,7 @@ class Calibration(Strict):
 
 
 class Quantize(Strict):
-    """Which linear layers are quantized, and how."""
+    """Which layers are quantized, and how: linears, and convolutions where that is said."""
 
     backend: Backend
     """The library that quantizes."""
@@ -133,6 +133,9 @@ class Quantize(Strict):
     """Weights that share a scale, in schemes of few bits; null is torchao's 32 and qbench's 64."""
     calibration: Calibration | None = None
     """Fit to activations; null rounds weights as they are."""
+    convolutions: bool = False
+    """Those over two dimensions too, of which a UNet is made for the most part. By optimum-quanto
+    alone; convolutions over three dimensions, as over time, no library here quantizes."""
     tune: bool = False
     """torchao's autotuning, which its published recipes use and which holds for the whole process:
     the first call then takes minutes."""
@@ -149,6 +152,8 @@ class Quantize(Strict):
         chosen = (self.backend, self.scheme)
         if self.group is not None and chosen not in GROUPED:
             raise ValueError(f"@group: weights of {self.backend} {self.scheme} have no groups")
+        if self.convolutions and self.backend != "quanto":
+            raise ValueError(f"@convolutions: {self.backend} quantizes linears alone, quanto both")
         if self.calibration is None:
             if chosen in FIXED:
                 raise ValueError(f"@scheme: {self.scheme} needs 'calibration: {{method: ...}}'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import sys
@@ -91,7 +92,7 @@ def test_exclude_leaves_modules_untouched_and_the_share_says_so() -> None:
 
 
 def test_excluding_everything_is_an_error() -> None:
-    with pytest.raises(InputError, match="leave no linear"):
+    with pytest.raises(InputError, match="leave nothing to quantize"):
         _quantized("torchao", "int8_weight_only", include=["nowhere"])
 
 
@@ -341,3 +342,36 @@ def test_quantos_extensions_are_built_in_the_cache_folder(
     assert built.build_directory == str(stamp.parent)
     assert Path(missing.build_directory).is_relative_to(tmp_path / "cache")
     assert Path(missing.build_directory).is_dir()
+
+
+def test_convolutions_are_quantized_where_the_recipe_says_so_and_over_time_never() -> None:
+    from diffusers import UNet3DConditionModel
+
+    def made(**more: Any) -> tuple[Any, dict[str, float]]:
+        module = copy.deepcopy(plain)
+        return module, quantization.apply(module, Quantize(**quanto, **more))[0]
+
+    quanto: Any = {"backend": "quanto", "scheme": "int8_weight_only"}
+    plain = UNet3DConditionModel(
+        block_out_channels=(32,), down_block_types=("DownBlock3D",), up_block_types=("UpBlock3D",),
+        layers_per_block=1, norm_num_groups=8, cross_attention_dim=32, attention_head_dim=8,
+    )  # fmt: skip
+    linears, both = made(), made(convolutions=True)
+    for name, layer in plain.named_modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            assert torch.equal(linears[0].get_submodule(name).weight, layer.weight)
+            stored = both[0].get_submodule(name).weight
+            assert stored._data.dtype == torch.int8
+            error = (stored.dequantize() - layer.weight).norm() / layer.weight.norm()
+            assert 0 < error < 0.02
+        if isinstance(layer, torch.nn.Conv3d):
+            assert torch.equal(both[0].get_submodule(name).weight, layer.weight)
+    count = sum(isinstance(layer, torch.nn.Conv2d) for layer in plain.modules())
+    assert both[1]["quantized_convolutions"] == count
+    assert both[1]["quantized_linears"] == linears[1]["quantized_linears"]
+    assert both[1]["quantized_parameter_share"] > linears[1]["quantized_parameter_share"] + 0.2
+
+
+def test_convolutions_are_quantos_alone() -> None:
+    with pytest.raises(ValueError, match="torchao quantizes linears alone"):
+        Quantize(backend="torchao", scheme="int8_weight_only", convolutions=True)
