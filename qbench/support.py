@@ -13,7 +13,14 @@ import shutil
 from typing import TYPE_CHECKING
 
 from qbench import engines
-from qbench.optimizations import attention, caching, compilation, memory, quantization
+from qbench.optimizations import (
+    attention,
+    caching,
+    compilation,
+    memory,
+    parallel,
+    quantization,
+)
 from qbench.optimizations.rules import Machine, ModelFacts, Rule
 from qbench.optimizations.vae import patch
 from qbench.recipe.schema import Variant
@@ -30,6 +37,7 @@ RULES: tuple[Rule, ...] = (
     *caching.RULES,
     *memory.RULES,
     *patch.RULES,
+    *parallel.RULES,
     *engines.rules(),
 )
 PACKAGES: tuple[str, ...] = (
@@ -65,6 +73,7 @@ def this_machine(device: str = "auto") -> Machine:
         device="cuda" if cuda else "cpu",
         capability=torch.cuda.get_device_capability() if cuda else (0, 0),
         packages=frozenset(packages),
+        devices=torch.cuda.device_count() if cuda else 1,
         compiler=any(map(shutil.which, ("g++", "clang++", "c++"))),
     )
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from qbench.optimizations.parallel.tokens import Attention
     from qbench.pipelines.base import VideoPipeline
 
 
@@ -42,19 +43,34 @@ class Kernel:
     arithmetic: str | None = None
 
 
-def apply(video: VideoPipeline, kernel: str) -> Changes:
-    """Have the denoiser compute attention by this kernel alone, and nothing around it."""
+def apply(video: VideoPipeline, kernel: str, over: Attention | None = None) -> Changes:
+    """Have the denoiser compute attention by this kernel alone, and nothing around it.
+
+    over: attention over tokens of several GPUs, each of which computes by the kernel.
+    """
     changes = Changes("attention")
-    if kernel == "auto":
+    module, backend = video.denoiser, None
+    if kernel != "auto":
+        backend = KERNELS[kernel].backend
+    if backend:
+        _only(module, backend, changes)
+    by_torch = kernel == "auto" or backend is not None
+    if over is not None:
+        from qbench.optimizations.parallel import tokens
+
+        rings = over.ranks.ring.size > 1
+        partial = tokens.with_lse(kernel) if rings else None
+        attend = over.around(tokens.plain if by_torch else load(kernel), partial)
+    elif by_torch:
         return changes
-    module, chosen = video.denoiser, KERNELS[kernel]
-    if chosen.backend:
-        _only(module, chosen.backend, changes)
-        return changes
-    attend = load(kernel)
+    else:
+        attend = load(kernel)
     for layer in module.modules():
         if hasattr(layer, "set_processor") and hasattr(layer, "processor"):
-            changes.on_undo(functools.partial(layer.set_processor, layer.processor))
+            processor = layer.processor
+            changes.on_undo(functools.partial(layer.set_processor, processor))
+            if hasattr(processor, "_attention_backend"):  # what diffusers' dispatcher goes by
+                changes.replace(processor, "_attention_backend", processor._attention_backend)
     video.set_attention(attend)
     return changes
 

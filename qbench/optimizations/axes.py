@@ -5,22 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qbench.optimizations import attention, caching, compilation, memory, quantization
+from qbench.optimizations import (
+    attention,
+    caching,
+    compilation,
+    memory,
+    parallel,
+    quantization,
+)
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.vae import patch
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
     from qbench.optimizations.calibration import Occasion
+    from qbench.optimizations.parallel.groups import Ranks
     from qbench.pipelines.base import Module, VideoPipeline
 
 
 @dataclass(frozen=True)
 class Applied:
-    """facts: figures for the record. changes: what was done, in order, to be undone in reverse."""
+    """facts: figures for the record. changes: what was done, in order, to be undone in reverse.
+
+    ranks: that the denoiser's calls are split over.
+    """
 
     facts: dict[str, float]
     changes: tuple[Changes, ...]
+    ranks: Ranks | None = None
 
     def undo(self) -> list[str]:
         """Take back what can be taken back; a sentence for each axis that cannot be."""
@@ -44,6 +56,7 @@ def apply(
     """
     facts: dict[str, float] = {}
     changes: list[Changes] = []
+    shared: parallel.Shared | None = None
     try:
         if variant.fault:
             from qbench.optimizations import faults
@@ -58,18 +71,24 @@ def apply(
                 if earlier.of_weights:  # the very ones that are now rounded
                     earlier.keep(quantization.ROUNDED)
             changes.append(change)
-        changes.append(attention.apply(video, variant.attention))
+        if variant.parallel:
+            shared = parallel.join(variant.parallel, video, device)
+        over = shared.attention if shared else None
+        changes.append(attention.apply(video, variant.attention, over))
         if variant.compile:
-            hooked = variant.cache is not None or variant.memory.offload == "group"
+            hooked = variant.cache is not None or variant.memory.offload == "group" or bool(over)
             changes.append(compilation.apply(video, variant.compile, hooked))
         if variant.cache:
-            changes.append(caching.apply(video, variant.cache, steps))
-        changes.append(patch.apply(video.pipe, variant.decode))
+            agree = shared.total if shared else None
+            changes.append(caching.apply(video, variant.cache, steps, agree))
+        changes.append(patch.apply(video.pipe, variant.decode, shared.rows if shared else None))
+        if shared:
+            changes.append(parallel.apply(video, shared))
         changes.append(memory.apply(video, variant.memory, device))
     except Exception:
         Applied(facts, tuple(changes)).undo()
         raise
-    return Applied(facts, tuple(filter(None, changes)))
+    return Applied(facts, tuple(filter(None, changes)), shared.ranks if shared else None)
 
 
 def arithmetic(variant: Variant) -> set[str]:

@@ -16,7 +16,11 @@ from qbench.optimizations.rules import ModelFacts, Rule, always
 from qbench.recipe.schema import Cache, Variant
 
 if TYPE_CHECKING:
-    from qbench.pipelines.base import VideoPipeline
+    from torch import Tensor
+
+    from qbench.pipelines.base import Module, VideoPipeline
+
+    Total = Callable[[Tensor], Tensor]  # the sum of everybody's
 
 # Timesteps, of 1000, in which work may be reused: the first steps change fastest (PAB, Zhao 2024,
 # figure 2; FasterCache, Lv 2024). The last step is always computed in full, whatever the method's
@@ -59,11 +63,12 @@ class Method:
     one_batch: bool = False
 
 
-def apply(video: VideoPipeline, wanted: Cache, steps: int) -> Changes:
+def apply(video: VideoPipeline, wanted: Cache, steps: int, agree: Total | None = None) -> Changes:
     """Put the hooks on the denoiser, for videos of so many denoise steps.
 
-    The pipeline resets them at the end of each video. Raises Unsupported where diffusers' hooks do
-    not know the denoiser's blocks.
+    The pipeline resets them at the end of each video. agree: adds up over the GPUs that share a
+    batch, where what is skipped depends on what the latents are. Raises Unsupported where
+    diffusers' hooks do not know the denoiser's blocks.
     """
     module, pipe = video.denoiser, video.pipe
     if not hasattr(module, "enable_cache"):
@@ -76,7 +81,36 @@ def apply(video: VideoPipeline, wanted: Cache, steps: int) -> Changes:
             changes.on_undo(functools.partial(vars(layer).pop, "forward", None))
     module.enable_cache(CACHES[wanted.kind].config(wanted, schedule))
     changes.on_undo(module.disable_cache)
+    if agree is not None and wanted.by_content:
+        _decide_together(module, agree)
     return changes
+
+
+def _decide_together(module: Module, total: Total) -> None:
+    """Have the first-block cache compare the residual of the whole batch and of all its tokens.
+
+    Each GPU has a part of them, and all must skip the same steps: those that one GPU would.
+    """
+    import torch
+    from diffusers.hooks import first_block_cache
+
+    name = first_block_cache._FBC_LEADER_BLOCK_HOOK
+    registries = [getattr(layer, "_diffusers_hook", None) for layer in module.modules()]
+    (hook,) = (one.get_hook(name) for one in registries if one and one.get_hook(name))
+
+    @torch.compiler.disable
+    def should_compute(residual: Tensor) -> bool:
+        before = hook.state_manager.get_state().head_block_residual
+        if before is None:
+            return True
+        sums = [x.abs().sum(dtype=torch.float32) for x in (residual - before, before)]
+        count = torch.full_like(sums[0], residual.numel())
+        moved, was, values = total(torch.stack([*sums, count]))
+        # Means are rounded as diffusers' are: a step near the threshold is decided as on one GPU.
+        share = (moved / values).to(residual.dtype) / (was / values).to(residual.dtype)
+        return bool(share.item() > hook.threshold)
+
+    hook._should_compute_remaining_blocks = should_compute
 
 
 def _first_block(wanted: Cache, _: Schedule) -> object:

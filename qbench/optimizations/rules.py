@@ -39,6 +39,7 @@ class Machine:
     device: str  # cpu or cuda
     capability: tuple[int, int] = (0, 0)  # CUDA compute capability
     packages: frozenset[str] = frozenset()
+    devices: int = 1  # GPUs that a run may use
     compiler: bool = True  # a C++ compiler, which inductor needs on a CPU
     model: ModelFacts | None = None
 
@@ -58,6 +59,7 @@ class Rule:
     applies: which variants it is about.
     holds: whether the machine has what they need.
     fits: whether the model has; asked only where the model is known.
+    room: whether the machine has as much as this variant needs, where that is for it to say.
     reason: what a skipped row shows where one of the two is false.
     fails: whether a variant that is run all the same fails; if not, it would run but be something
         else than its recipe says.
@@ -69,10 +71,11 @@ class Rule:
     reason: str
     fails: bool = True
     fits: Callable[[Variant, ModelFacts], bool] = always
+    room: Callable[[Variant, Machine], bool] = always
 
     def refuses(self, variant: Variant, machine: Machine) -> bool:
         if not self.applies(variant):
             return False
-        if not self.holds(machine):
+        if not self.holds(machine) or not self.room(variant, machine):
             return True
         return machine.model is not None and not self.fits(variant, machine.model)

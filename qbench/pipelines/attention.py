@@ -88,7 +88,8 @@ def dispatch(module: Module, kernel: Kernel) -> None:
 
     name = _backend_name(AttentionBackendName)
     _AttentionBackendRegistry.register(name)(attend)  # type: ignore[arg-type]
-    processors = [getattr(layer, "processor", None) for layer in module.modules()]
+    layers = [x for x in module.modules() if not getattr(x, "is_cross_attention", False)]
+    processors = [getattr(layer, "processor", None) for layer in layers]
     found = [one for one in processors if one and hasattr(one, "_attention_backend")]
     if not found:
         raise Unsupported(

@@ -178,9 +178,14 @@ class VideoPipeline(ABC):
 
     def keep_denoiser_alone(self) -> None:
         """Let go of the VAE and the text encoders: a denoise step needs none of them."""
-        encoders = [name for name in self.pipe.components if name.startswith("text_encoder")]
-        for name in ("vae", *encoders):
-            setattr(self.pipe, name, None)
+        self.keep_no_text()
+        self.pipe.vae = None
+
+    def keep_no_text(self) -> None:
+        """Let go of the text encoders: what they make is handed over."""
+        for name in self.pipe.components:
+            if name.startswith("text_encoder"):
+                setattr(self.pipe, name, None)
 
     def configs(self) -> dict[str, Config]:
         """The configurations of the live parts."""
@@ -194,6 +199,20 @@ class VideoPipeline(ABC):
     def compiled_parts(self) -> list[Module]:
         """What regional compilation compiles: the blocks, all alike, so one program serves all."""
         return self.repeated_blocks()
+
+    def context_plan(self) -> dict[str, object] | None:
+        """Which inputs and outputs are split over GPUs by tokens, and which are put together again.
+
+        In diffusers' own form (`_cp_plan`); None where neither it nor the family has one.
+        """
+        return getattr(self.denoiser, "_cp_plan", None)
+
+    def heads(self) -> int:
+        """Heads of each self-attention. Raises Unsupported where blocks have different numbers."""
+        heads = self.denoiser.config.get("num_attention_heads")
+        if not isinstance(heads, int):
+            raise Unsupported(f"a {type(self.denoiser).__name__} has no one number of heads")
+        return heads
 
     def rescalings(self) -> list[Rescaling]:
         """Activations whose channels earlier layers can scale; none where a family knows none.

@@ -130,6 +130,24 @@ class CogVideoX(VideoPipeline):
     def set_attention(self, kernel: Kernel) -> None:
         set_attention(self.denoiser, kernel)
 
+    def context_plan(self) -> dict[str, object]:
+        """Text and video are each split over all GPUs, behind the embedding of their positions.
+
+        Every part of a block but attention works on single tokens.
+        """
+        from diffusers.models._modeling_parallel import (
+            ContextParallelInput,
+            ContextParallelOutput,
+        )
+
+        tokens = ContextParallelInput(split_dim=1, expected_dims=3)
+        table = ContextParallelInput(split_dim=0, expected_dims=2)
+        return {
+            "": {"image_rotary_emb": [table, table]},
+            "transformer_blocks.0": {"hidden_states": tokens, "encoder_hidden_states": tokens},
+            "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+        }
+
     def rescalings(self) -> list[Rescaling]:
         rotary = bool(self.denoiser.config.use_rotary_positional_embeddings)
         found = []

@@ -255,6 +255,42 @@ class Decode(Strict):
         return self
 
 
+class Parallel(Strict):
+    """One video on several GPUs, a process on each; on CPUs, several processes.
+
+    The numbers multiply: `{cfg: 2, ulysses: 3}` takes six. Weights are held once a GPU.
+    """
+
+    cfg: Literal[1, 2] = 1
+    """At 2 each half of classifier-free guidance has GPUs of its own, which exchange their
+    predictions once a step."""
+    ulysses: Annotated[int, Field(ge=1, le=64)] = 1
+    """Tokens are split over so many GPUs, which trade them for heads around each self-attention.
+    The number of heads must divide by it."""
+    ring: Annotated[int, Field(ge=1, le=64)] = 1
+    """Tokens are split over so many GPUs, between which keys and values go round; any number of
+    heads, and more to send than with `ulysses`."""
+    decode: bool = False
+    """Split the VAE's decode over the same GPUs by rows. Convolutions get the rows around their
+    own and group norms the moments of whole frames, so unlike with tiles the video is the same."""
+
+    @model_validator(mode="after")
+    def _several(self) -> Parallel:
+        if self.ranks < 2:
+            raise ValueError("@cfg: 'cfg', 'ulysses' and 'ring' are all 1, which is one GPU")
+        return self
+
+    @property
+    def ranks(self) -> int:
+        """The processes that make a video together."""
+        return self.cfg * self.tokens
+
+    @property
+    def tokens(self) -> int:
+        """The parts that the tokens are split into."""
+        return self.ulysses * self.ring
+
+
 class EngineOptions(Strict):
     """How an engine is built and run."""
 
@@ -300,6 +336,8 @@ class Variant(Strict):
     """What is traded for memory."""
     decode: Decode = Decode()
     """How the VAE decodes."""
+    parallel: Parallel | None = None
+    """One video on several GPUs; null makes it on one."""
     step_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """This share of the reference's denoise steps: the control that every cache has to beat."""
     seed_offset: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -325,6 +363,8 @@ class Variant(Strict):
         if self.engine and (self.fuse_qkv or self.cache or self.fault):
             field = "fuse_qkv" if self.fuse_qkv else "cache" if self.cache else "fault"
             raise ValueError(f"@{field}: an engine replaces the modules that this one changes")
+        if self.engine and self.parallel:
+            raise ValueError("@parallel: an engine computes whole steps, which cannot be split")
         if self.engine and self.memory.offload:
             raise ValueError("@memory: an engine's weights cannot be offloaded by diffusers")
         backend = self.quantize.backend if self.quantize else None

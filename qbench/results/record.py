@@ -24,8 +24,8 @@ from qbench.quality.ratios import Ratio
 from qbench.quality.statistics import Metric, Summary
 from qbench.recipe.schema import RENAMED, Recipe
 
-SCHEMA = 4
-READABLE = (1, 2, 3, SCHEMA)  # each added fields with defaults, and changed none
+SCHEMA = 5
+READABLE = (1, 2, 3, 4, SCHEMA)  # each added fields with defaults, and changed none
 
 Status = Literal[
     "ok",  # ran, and its videos are videos
@@ -72,6 +72,24 @@ class Stage(Strict):
 
     seconds: Annotated[list[Seconds], Field(min_length=1, max_length=10_000)]
     peak: Peak
+
+
+class RankFigures(Strict):
+    """One of the processes that made each video together, over the timed units.
+
+    exchange_s: of each timed video, or of all timed steps together, what this rank spent in
+    exchanges: sending, and waiting for others. So the slowest rank has the least.
+    """
+
+    rank: Count
+    peaks: Annotated[dict[Word, Peak], Field(max_length=10)] = {}  # denoise, and decode if shared
+    # Each denoise step of each timed video, by this rank's own device.
+    step_s: Annotated[
+        list[Annotated[list[Seconds], Field(min_length=1, max_length=10_000)]],
+        Field(max_length=10_000),
+    ] = []
+    exchange_s: Annotated[list[Seconds], Field(max_length=10_000)] = []
+    gauges: Gauges | None = None
 
 
 class Reference(Strict):
@@ -125,6 +143,8 @@ class Record(Strict):
     paired_speed_up: Ratio | None = None  # over the reference, of the interleaved pairs
     interleaved: Interleaved = ""
     gauges: Gauges | None = None  # power, energy, clocks, temperature over the timed units
+    # Of every process, the first included, where several made each video.
+    ranks: Annotated[list[RankFigures], Field(max_length=1000)] = []
     work: Work | None = None  # FLOP and bytes of one denoise step
     ceilings: Ceilings | None = None  # what the machine can do at most
     weights_bytes: Bytes | None = None  # of the denoiser, as stored

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from qbench.results.record import Status
+
 
 @dataclass(frozen=True)
 class StageEntered:
@@ -77,6 +79,21 @@ class FirstCallDone:
 
 
 @dataclass(frozen=True)
+class Beat:
+    """A rank of several is alive, and has begun so many collectives."""
+
+    begun: int
+
+
+@dataclass(frozen=True)
+class RankFailed:
+    """A rank other than the first has ended on an error."""
+
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
 class RunEnded:
     """The run's process has written its record."""
 
@@ -93,6 +110,8 @@ Event = (
     | TurnTaken
     | ServerFailed
     | FirstCallDone
+    | Beat
+    | RankFailed
     | RunEnded
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import signal
@@ -13,7 +14,8 @@ from typing import Protocol
 from qbench.recipe.schema import Recipe
 from qbench.results import store
 from qbench.results.record import Record, Status
-from qbench.run import folders, recorder, worker
+from qbench.run import crew, folders, recorder, worker
+from qbench.run.crew import Crew, Lost
 from qbench.run.events import Event, FirstCallDone, StageEntered, TurnAsked
 from qbench.run.interrupts import Interrupts
 from qbench.run.job import Job
@@ -77,11 +79,11 @@ def execute(
     Where the user interrupts the run, its record says so and KeyboardInterrupt is not raised.
     """
     draft, folder = job.draft, job.folder
-    child: Child | None = None
+    child: Child | Crew | None = None
     try:
         keep(draft, folder)
         with interrupts.held():  # a process that was started is a process that is ended
-            child = Child(worker.run, job.model_dump_json(), folder / folders.LOG)
+            child = _started(job)
         for event in child.events(limits.deadline):
             if isinstance(event, StageEntered):
                 limits.enter(event.stage)
@@ -89,6 +91,10 @@ def execute(
                 seconds = server.turn(event.number, limits.deadline) if server else math.nan
                 child.answer(seconds)
             listener.event(draft.recipe, event)
+        if isinstance(child, Crew) and child.lost:
+            with interrupts.held():
+                child.end()
+                return _without_rank(draft, folder, child.lost, limits.stage)
         code = child.wait()
     except TimeoutError:
         with interrupts.held():
@@ -110,7 +116,26 @@ def execute(
             return _ended(draft, folder, "crashed", str(error), limits.stage)
         if record.status != "running":
             return record
-        return _ended(draft, folder, "crashed", _how(code), limits.stage)
+        how = _how(code)
+        if job.ranks > 1:
+            how = f"rank 0 of {job.ranks}: {how}"
+        return _ended(draft, folder, "crashed", how, limits.stage)
+
+
+def _started(job: Job) -> Child | Crew:
+    """The run's process, or those of its ranks."""
+    if job.ranks > 1:
+        return Crew(job)
+    return Child(worker.run, job.model_dump_json(), job.folder / folders.LOG)
+
+
+def _without_rank(draft: Record, folder: Path, lost: Lost, stage: str) -> Record:
+    """The record of a run that a rank ended, unless the first rank had found a better reason."""
+    with contextlib.suppress(store.Unreadable):
+        record = store.read(folder / store.FILE)
+        if record.status not in ("running", "failed"):
+            return record
+    return _ended(draft, folder, lost.status, lost.reason, stage)
 
 
 def warm_first_call(
@@ -152,6 +177,10 @@ def keep(record: Record, folder: Path) -> None:
 
 def _ended(draft: Record, folder: Path, status: Status, reason: str, stage: str) -> Record:
     record = recorder.ended(draft, status, reason, stage)
+    shared = draft.recipe.variant.parallel
+    if shared:
+        more = crew.logs(folder, shared.ranks)
+        record = recorder.changed(record, files={**record.files, **more})
     keep(record, folder)
     return record
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -73,8 +73,13 @@ class Here:
     def run(self, task: Task, work: Path) -> Record:
         """Run in this folder, which is empty, once no timed run has the device."""
         draft, recipe = task.draft, task.draft.recipe
-        device = locks.of_device(draft.environment.device)
-        with locked(device, recipe, self._listener, shared=not recipe.measure.timing):
+        parallel = recipe.variant.parallel
+        with ExitStack() as held:
+            for device in locks.of_devices(
+                draft.environment.device, parallel.ranks if parallel else 1
+            ):
+                shared = not recipe.measure.timing
+                held.enter_context(locked(device, recipe, self._listener, shared))
             record = self._measured(task, work)
         if record.beats_peak():
             self._machines.calibrate_again(recipe.device)
@@ -121,7 +126,8 @@ class Here:
         record = execution.execute(job, limits, self._listener, server, self._interrupts)
         measure = draft.recipe.measure
         try:
-            if record.status == "ok" and measure.timing and measure.warm_start and _builds(record):
+            again = measure.timing and measure.warm_start and job.ranks == 1
+            if record.status == "ok" and again and _builds(record):
                 warm = execution.warm_first_call(job, limits, self._listener, self._interrupts)
                 if warm is not None:
                     record = recorder.changed(record, first_call_warm_s=warm)
@@ -136,6 +142,8 @@ class Here:
         if not task.paired or task.reference is None:
             return None, ""
         folder, record = task.reference
+        if record.recipe.variant.parallel:
+            return None, "the reference itself takes several processes"
         known = self._servers.get(record.run)
         if known and known.failure and known.failure.out_of_memory:
             return None, "the reference's process ran out of memory beside another"

@@ -21,3 +21,11 @@ class Job(BaseModel):
     part: tuple[int, int] | None = None  # of the videos to make: its number, of how many
     made: Path | None = None  # videos that others have made of it, to be used as they are
     interleaved: bool = False  # the sweep has the reference take its turns beside this run
+    rank: int = 0  # of the processes that make one video together; the first leads
+    devices: tuple[str, ...] = ()  # what CUDA_VISIBLE_DEVICES calls the GPUs of all ranks
+
+    @property
+    def ranks(self) -> int:
+        """Processes that make one video together."""
+        shared = self.draft.recipe.variant.parallel
+        return shared.ranks if shared else 1

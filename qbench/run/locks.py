@@ -52,11 +52,19 @@ def of_folder(folder: Path) -> Path:
     return folder.parent / FOLDER / folder.name
 
 
-def of_device(device: str) -> Path:
-    """The lock of a device, of all sweeps on this machine: of the CPU, or of the GPU in use."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
-    name = "cpu" if device == "cpu" else f"gpu-{visible}"
-    plain = "".join(c if c.isalnum() else "-" for c in name)
+def of_devices(device: str, count: int = 1) -> list[Path]:
+    """The locks of devices, of all sweeps on this machine: of the CPU, or of the GPUs in use."""
+    if device == "cpu":
+        return [_of("cpu")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(number) for number in range(count)]
+    if visible is not None:
+        names = [name.strip() or "0" for name in visible.split(",")][:count]
+    return [_of(f"gpu-{name}") for name in names]
+
+
+def _of(device: str) -> Path:
+    plain = "".join(c if c.isalnum() else "-" for c in device)
     return Path(tempfile.gettempdir()) / f"qbench-{plain}.lock"
 
 

@@ -153,7 +153,7 @@ class Node:
         work = self._work()
 
         def make() -> Done:
-            device = locks.of_device(task.draft.environment.device)
+            (device,) = locks.of_devices(task.draft.environment.device)
             with locked(device, task.draft.recipe, self._listener, shared=True):
                 return self._made(task, (number, of), work)
 

@@ -138,6 +138,21 @@ class Child:
             except (EOFError, ConnectionError):
                 return
 
+    @property
+    def connection(self) -> Connection:
+        """Where its events come from, to wait for several processes at once."""
+        return self._connection
+
+    def receive(self) -> Event:
+        """Its next event. Raises EOFError or ConnectionError where it has ended."""
+        event: Event = self._connection.recv()
+        return event
+
+    def code(self) -> int | None:
+        """Its exit code, negative for a signal, where it ends within a second."""
+        self._process.join(1.0)
+        return self._process.exitcode
+
     def answer(self, value: float) -> None:
         """What its `recv` returns. Raises OSError where it has died."""
         self._connection.send(value)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from qbench.errors import InputError, Unsupported
 from qbench.quality.outputs import FOLDER, Outputs, video_bytes
+from qbench.run import together
 from qbench.run.events import StepsDone
 from qbench.run.job import Job
 from qbench.run.stages import Stages
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     import torch
 
     from qbench.meters.flops import Work
+    from qbench.optimizations.parallel.groups import Ranks
+    from qbench.optimizations.rules import Machine
     from qbench.pipelines.base import Conditioning, Resolved, VideoPipeline
     from qbench.pipelines.specs import Model
+    from qbench.run.together import Lead
 
 RANDOM_NOTE = (
     "weights: random: latency and memory only, which hardly depend on the values of weights (1 % "
@@ -62,6 +66,7 @@ class Session:
         self.pipeline, self.generation = pipeline, generation
         self.prompts = list(job.prompts)
         self.outputs = Outputs(job.folder / FOLDER)
+        self.lead: Lead | None = None  # of other ranks, which share the work of each video
 
     def seeds(self, numbers: list[int]) -> list[int]:
         """The seeds of the videos with these numbers: the same for every variant."""
@@ -87,8 +92,21 @@ class Session:
         on_step: Callable[[int], None] = lambda _: None,
         steps: int | None = None,
         exchange: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+        steady: int | None = None,
     ) -> torch.Tensor:
-        """Final latents of the videos with these numbers, from their own noise."""
+        """Final latents of the videos with these numbers, from their own noise.
+
+        steady: steps after which figures count, where steps are timed one by one.
+        """
+        said, lead = on_step, self.lead
+        if lead:
+            conditioning = lead.denoise(conditioning, numbers, steps, exchange is not None, steady)
+            exchange = lead.exchange(exchange) if exchange else None
+
+            def on_step(step: int) -> None:
+                said(step)
+                lead.stepped(step, steady)
+
         return self.pipeline.denoise(
             self.generation,
             conditioning,
@@ -117,10 +135,28 @@ class Session:
         latents = self.denoise(conditioning, numbers, on_step)
         seconds["denoise"] = stages.end_part("denoise")
         stages.name = "decode"
+        if self.lead:
+            self.lead.figures.denoised()
+        if self.lead and self.shares_decode:
+            latents = self.lead.decode(latents)
         frames = self.pipeline.decode(self.generation, latents)
         seconds["decode"] = stages.end_part("decode")
+        if self.lead:
+            self.lead.figures.decoded()
         stages.name = outer
         return Video(frames.cpu(), latents.float().cpu(), seconds, steps.seconds())
+
+    @property
+    def shares_decode(self) -> bool:
+        """Whether other ranks decode parts of each video."""
+        shared = self.recipe.variant.parallel
+        return shared is not None and shared.decode
+
+    def forget(self) -> None:
+        """What came before is not steady, on any rank."""
+        self.stages.forget_peaks()
+        if self.lead:
+            self.lead.forget()
 
     @property
     def compared(self) -> bool:
@@ -141,8 +177,16 @@ class Session:
 
     def release(self) -> None:
         """Give the pipeline's memory back. Nothing can be generated after this."""
+        self.end_ranks()
         del self.pipeline
         self._emptied()
+
+    def end_ranks(self) -> None:
+        """Let the other ranks go, if there are any."""
+        if self.lead:
+            self.lead.end()
+            self.lead = None
+            together.part(self.job)
 
     def _emptied(self) -> None:
         gc.collect()
@@ -162,19 +206,46 @@ def prepare(job: Job, stages: Stages) -> Session:
     _check_model(session)
     _check_disk(session)
     work = _count_work(session)
-    _quantize(session, work)
+    ranks = _quantize(session, work)
+    if ranks:
+        session.lead = together.Lead(ranks)
     _compile(session)
     return session
+
+
+def prepare_beside(job: Job, stages: Stages) -> tuple[Session, Ranks]:
+    """The same on a rank other than the first, which then does as the first says."""
+    _check_support(job)
+    session = _load(job, stages)
+    _check_model(session)
+    ranks = _quantize(session, None)
+    assert ranks is not None
+    if session.shares_decode and session.recipe.measure.unit == "video":
+        session.pipeline.keep_no_text()
+        session._emptied()
+    else:
+        session.keep_denoiser_alone()
+    return session, ranks
 
 
 def _check_support(job: Job) -> None:
     from qbench import support
     from qbench.engines import exported
 
-    recipe, device = job.draft.recipe, job.draft.environment.device
-    reason = support.why_not(exported.outside(recipe.variant), support.this_machine(device))
+    recipe = job.draft.recipe
+    reason = support.why_not(exported.outside(recipe.variant), _machine(job))
     if reason:
         raise Unsupported(reason)
+
+
+def _machine(job: Job) -> Machine:
+    """This machine, with the GPUs of all ranks: each process sees only its own."""
+    from dataclasses import replace
+
+    from qbench import support
+
+    found = support.this_machine(job.draft.environment.device)
+    return replace(found, devices=max(found.devices, len(job.devices)))
 
 
 def _load(job: Job, stages: Stages) -> Session:
@@ -277,7 +348,7 @@ def _check_model(session: Session) -> None:
     from qbench.engines import exported
 
     model = support.model_facts(session.pipeline, session.generation.guided)
-    machine = replace(support.this_machine(session.device), model=model)
+    machine = replace(_machine(session.job), model=model)
     reason = support.why_not(exported.outside(session.recipe.variant), machine)
     if reason:
         raise Unsupported(reason)
@@ -298,8 +369,11 @@ def _count_work(session: Session) -> Work | None:
     return work
 
 
-def _quantize(session: Session, work: Work | None) -> None:
-    """Put every axis of the recipe in effect but for what the compiler, or an engine, does."""
+def _quantize(session: Session, work: Work | None) -> Ranks | None:
+    """Put every axis of the recipe in effect but for what the compiler, or an engine, does.
+
+    Returns the ranks that share the work, where there are several.
+    """
     from qbench.engines import exported
     from qbench.optimizations import axes, quantization
     from qbench.optimizations.calibration import Occasion
@@ -316,12 +390,16 @@ def _quantize(session: Session, work: Work | None) -> None:
         )
     occasion = Occasion(session.generation, session.model, tuple(session.prompts))
     outside, steps = exported.outside(variant), session.generation.steps
+    together.meet(session.job)
     applied = axes.apply(session.pipeline, outside, session.device, steps, occasion)
     recorder.facts(applied.facts)
     if variant.decode.fused and not patch.fuses(session.pipeline.pipe.vae):
         recorder.note(NOT_FUSED_NOTE)
+    if applied.ranks:
+        stages.traffic = applied.ranks.traffic
     gc.collect()
     stages.leave("quantize")
+    return applied.ranks
 
 
 def _compile(session: Session) -> None:

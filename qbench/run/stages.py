@@ -10,6 +10,7 @@ from qbench.run.recorder import Recorder
 
 if TYPE_CHECKING:
     from qbench.meters.memory import Peak
+    from qbench.optimizations.parallel.groups import Traffic
 
 
 class Stages:
@@ -19,6 +20,7 @@ class Stages:
         self.recorder, self.link = recorder, link
         self.name = "start"
         self._peaks: dict[str, Peak] = {}
+        self.traffic: Traffic | None = None  # between the ranks of a run on several GPUs
 
     def start(self, device: str) -> None:
         """Meters touch the device, so what has to be set before it wakes up is set by then."""

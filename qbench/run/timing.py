@@ -143,7 +143,7 @@ def _videos(session: Session) -> Timings:
     warm_up(session)
     gauges, turns = GaugeMeter(session.device), Turns(session)
     typical = mean if session.recipe.variant.cache else median  # cached steps are of two kinds
-    stages.forget_peaks()
+    session.forget()
     session.outputs.clear()
     samples: dict[str, list[float]] = {"text_encode": [], "denoise": [], "decode": []}
     latency, steps = [], []
@@ -223,7 +223,7 @@ def _steps(session: Session) -> Timings:
     conditioning = session.encode([0])
     session.keep_denoiser_alone()
     timer.begin()
-    session.denoise(conditioning, [0], on_step, steps=count)
+    session.denoise(conditioning, [0], on_step, steps=count, steady=1 + measured.warmup)
     return Timings(
         first_call_s=first_call[0],
         stages={"denoise": Stage(seconds=host, peak=stages.peak_since())},

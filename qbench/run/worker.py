@@ -7,9 +7,11 @@ that record. `serve` is the process of the reference of interleaved runs, which 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time as clock
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TypeAlias
 
@@ -17,8 +19,10 @@ from qbench.results.record import Record, Status
 from qbench.results.store import FILE, Unreadable, read, write
 from qbench.run import failures, processes, recorder
 from qbench.run.events import (
+    Beat,
     Event,
     FirstCallDone,
+    RankFailed,
     RunEnded,
     ServerFailed,
     StageEntered,
@@ -35,6 +39,7 @@ CACHES = {
     "TRITON_CACHE_DIR": "triton",
     "CUDA_CACHE_PATH": "driver",
 }
+BEAT_S = 1.0
 STEPS_EVERY_S = 0.2  # a run must not spend its time on saying how far it is
 Ends: TypeAlias = "Connection[Event, float]"  # of a pipe: answers in, events out
 
@@ -49,6 +54,7 @@ class Line:
     def __init__(self, connection: Ends) -> None:
         self._connection = connection
         self._steps, self._last = 0, 0.0
+        self._sending = threading.Lock()
 
     def emit(self, event: Event) -> None:
         now = clock.monotonic()
@@ -71,9 +77,21 @@ class Line:
 
     def _send(self, event: Event) -> None:
         try:
-            self._connection.send(event)
+            with self._sending:
+                self._connection.send(event)
         except OSError as error:
             raise SweepGone from error
+
+    def beat(self, begun: Callable[[], int]) -> None:
+        """Give a sign of life every second, in a thread of its own, for as long as there is one."""
+
+        def beats() -> None:
+            with contextlib.suppress(SweepGone):
+                while True:
+                    self._send(Beat(begun()))
+                    clock.sleep(BEAT_S)
+
+        threading.Thread(target=beats, daemon=True, name="beat").start()
 
     def _receive(self) -> float:
         try:
@@ -110,8 +128,11 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     session = prepare(job, stages)
     timings = time(session)
     results.put(**timings.fields(), stages={**results.record.stages, **timings.stages})
+    if session.lead:
+        results.put(ranks=session.lead.report(timings))
     generate.profile(session)
     if not session.compared:
+        session.end_ranks()
         return "ok", ""
     outputs = generate.generate(session)
     results.put(error_growth=generate.error_by_step(session))
@@ -153,6 +174,8 @@ def run(job: str, connection: Ends) -> None:
     stages = Stages(Recorder(parsed.draft), line)
     leaving = _Leaving(parsed, stages)
     processes.end_with_parent(leaving.interrupted)
+    if parsed.ranks > 1:
+        line.beat(lambda: stages.traffic.begun if stages.traffic else 0)
     line.emit(StageEntered("start"))
     try:
         record = execute(parsed, stages)
@@ -160,6 +183,27 @@ def run(job: str, connection: Ends) -> None:
         line.emit(RunEnded(record.status))
     except SweepGone:
         leaving.interrupted()
+
+
+def follow(job: str, connection: Ends) -> None:
+    """Be a rank beside the first, which tells it what to do; see `together`. Leaves no record."""
+    from qbench.run import together
+    from qbench.run.session import prepare_beside
+
+    parsed, line = _begun(job, connection)
+    stages = Stages(Recorder(parsed.draft), line)
+    processes.end_with_parent()
+    line.beat(lambda: stages.traffic.begun if stages.traffic else 0)
+    try:
+        together.follow(*prepare_beside(parsed, stages))
+        together.part(parsed)
+        line.emit(RunEnded("ok"))
+    except SweepGone:
+        return
+    except Exception as error:
+        failure = failures.understood(error)
+        line.emit(RankFailed(failure.status, failure.reason))
+        raise
 
 
 def serve(job: str, connection: Ends) -> None:
@@ -208,6 +252,9 @@ def first_call(job: str, connection: Ends) -> None:
 def _begun(job: str, connection: Ends) -> tuple[Job, Line]:
     """The job, with compilers told where to keep what they make before any of them is asked."""
     parsed = Job.model_validate_json(job)
+    if parsed.devices:
+        # Each rank sees its own GPU alone, which is then the one that all code takes.
+        os.environ["CUDA_VISIBLE_DEVICES"] = parsed.devices[parsed.rank]
     if parsed.cache is not None:
         for name, part in CACHES.items():
             os.environ[name] = str(parsed.cache / part)

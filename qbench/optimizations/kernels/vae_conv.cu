@@ -115,13 +115,17 @@ __device__ __forceinline__ Tile tile_of(
 // are written `copies` (1 or 2) times, but for the first where `once`. `residual` is added where
 // `has_residual`.
 //
+// `border` rows above and below those that are written come with the input, as they do where a frame
+// lies on several GPUs; without them there are zeros.
+//
 // Where `grow` is 2 this is a convolution of 3 x 3 taps of the input enlarged by the nearest: what
 // an output pixel sees of it are 2 x 2 of the input's, so each of the four kinds of pixels (`down`,
 // `right`) has weights of its own for 2 x 2 taps, and no enlarged input exists.
 extern "C" __global__ void __launch_bounds__(384, 1) convolve(
     const u8* map, const u8* before_map, const u8* weights, const u16* bias, const u16* residual,
     u16* out, int batch, int chunks, int planes_out, int frames, int height, int width, int taps_t,
-    int taps, int grow, int copies, int once, int out_frames, int has_before, int has_residual) {
+    int taps, int grow, int copies, int once, int out_frames, int has_before, int has_residual,
+    int border) {
     extern __shared__ __align__(128) u8 memory[];
     __shared__ __align__(8) u64 barriers[2 * (A_STAGES + B_STAGES)];
     __shared__ u32 bias_words[CHANNELS / 2];
@@ -166,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) convolve(
                         if (round) barrier_wait(a_empty + 8 * stage, (round - 1) & 1);
                         barrier_expect(a_full + 8 * stage, plane_bytes * (CHUNK / 8));
                         copy_box(a_at + stage * A_BYTES, from, (tile.column - left) * 8,
-                                 tile.row - above, frame, chunk * (CHUNK / 8), tile.batch,
+                                 tile.row - above + border, frame, chunk * (CHUNK / 8), tile.batch,
                                  a_full + 8 * stage);
                     }
                 }

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
 from qbench.optimizations.kernels import HOPPER, Kernel, build
 from qbench.optimizations.vae import causal
+from qbench.optimizations.vae import group_norm as group_norm_of
+
+if TYPE_CHECKING:
+    from qbench.optimizations.parallel.rows import Rows as Whole
 
 EACH = 8  # channels a plane
 CHUNK = 64  # input channels of one GEMM, as in the source
@@ -46,13 +50,15 @@ FOLDED = [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]
 class Weights:
     """How a convolution's weights lie in memory, and what it needs to know of them besides.
 
-    `grow` is 2 for a 3 x 3 convolution after 2x nearest-neighbour upsampling.
+    `grow` is 2 for a 3 x 3 convolution after 2x nearest-neighbour upsampling. `border` rows above
+    and below come with every input, and no output is made for them.
     """
 
-    def __init__(self, conv: torch.nn.Module, grow: int = 1) -> None:
+    def __init__(self, conv: torch.nn.Module, grow: int = 1, border: int = 0) -> None:
         weight: Any = conv.weight
         self.outputs, self.inputs = weight.shape[:2]
         self.grow = grow
+        self.border = border
         self.taps = 2 if grow == 2 else weight.shape[-1]
         self.taps_t = weight.shape[2] if weight.dim() == 5 else 1
         self.wide = EACH if self.outputs <= EACH else 128  # output channels a block makes
@@ -101,7 +107,7 @@ def convolve(
 
     Each output frame sees its own and earlier input frames. Ahead of the first come those of
     `before`, or else the first again. Every output frame is given `copies` times, but for the first
-    of an odd number.
+    of an odd number. Rows of the weights' border are seen, and nothing is made of them.
     """
     frames = x.shape[2]
     once = int(copies > 1 and frames % 2 == 1)
@@ -110,7 +116,8 @@ def convolve(
         return _convolved(x, weights, packed, bias, before, residual, copies, out_frames)
     if weights.outputs > CHANNELS:
         raise ValueError(f"at most {CHANNELS} output channels, not {weights.outputs}")
-    batch, height, width, grow = x.shape[0], *x.shape[3:5], weights.grow
+    batch, width, grow = x.shape[0], x.shape[4], weights.grow
+    height = x.shape[3] - 2 * weights.border
     out = x.new_empty(batch, weights.planes, out_frames, grow * height, grow * width, EACH)
     if x.is_meta:
         return out
@@ -125,7 +132,7 @@ def convolve(
             *(out if residual is None else residual, out),
             *(batch, weights.chunks, weights.planes, frames, height, width),
             *(weights.taps_t, weights.taps, grow, copies, once, out_frames),
-            *(int(before is not None), int(residual is not None)),
+            *(int(before is not None), int(residual is not None), weights.border),
         ],
         shared_mem=_shared(weights.wide),
     )
@@ -156,6 +163,8 @@ def _convolved(
     if weights.grow == 2:
         rows = [torch.stack(pair, dim=-1).flatten(-2) for pair in (made[:2], made[2:])]
         out = torch.stack(rows, dim=-2).flatten(-3, -2)
+    if rows := weights.border * weights.grow:
+        out = out[:, :, :, rows:-rows]
     if copies > 1:
         out = out.repeat_interleave(copies, dim=2)[:, :, -out_frames:]
     planes = to_planes(out)
@@ -168,28 +177,35 @@ def group_norm(
     scale: torch.Tensor,
     shift: torch.Tensor,
     in_place: bool = False,
+    whole: Whole | None = None,
 ) -> torch.Tensor:
-    """silu(norm(x) * scale + shift); scale and shift are upsampled by nearest neighbour."""
+    """silu(norm(x) * scale + shift); scale and shift are upsampled by nearest neighbour.
+
+    whole: of a frame of which `x` has only some rows.
+    """
     if x.is_cpu:
-        made = _normed(layer, x, scale, shift)
+        made = _normed(layer, x, scale, shift, whole)
         return x.copy_(made) if in_place else made
     out = x if in_place else torch.empty_like(x)
     if x.is_meta:
         return out
     batch, planes, frames, height, width, _ = x.shape
     pixels = frames * height * width
-    most = max(1, min(PARTS, pixels // PART))
-    parts = next(n for n in range(most, 0, -1) if pixels % n == 0)
+    alike, blocks = (pixels, 1) if whole is None else whole.common(frames * width, height)
+    most = max(1, min(PARTS // blocks, alike // PART))
+    parts = next(n for n in range(most, 0, -1) if alike % n == 0) * (pixels // alike)
     moments = x.new_empty(batch * planes, parts, 2, EACH, dtype=torch.float32)
     factors = x.new_empty(batch, planes * EACH, 2, dtype=torch.float32)
     part_moments, affine, modulate = _others(x.device.index or 0, x.dtype)
     part_moments((parts, batch * planes, 1), (256, 1, 1), [x, moments, pixels, pixels // parts])
+    if whole is not None:
+        moments = whole.parts(moments, parts, height)
     affine(
         (batch * layer.num_groups, 1, 1),
         (32, 1, 1),
         [
             *(moments, layer.weight, layer.bias, factors),
-            *(planes * EACH, layer.num_groups, parts, layer.eps),
+            *(planes * EACH, layer.num_groups, moments.shape[1], layer.eps),
         ],
     )
     modulate(
@@ -201,10 +217,17 @@ def group_norm(
 
 
 def _normed(
-    layer: torch.nn.GroupNorm, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
+    layer: torch.nn.GroupNorm,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    whole: Whole | None,
 ) -> torch.Tensor:
     plain = from_planes(x, layer.num_channels)
-    plain = functional.group_norm(plain, layer.num_groups, layer.weight, layer.bias, layer.eps)
+    if whole is not None:
+        plain = group_norm_of.normed(layer, plain, *whole.moments(layer, plain))
+    else:
+        plain = functional.group_norm(plain, layer.num_groups, layer.weight, layer.bias, layer.eps)
     normed = to_planes(plain)
     times, rows, columns = causal.latents_of(x.shape[2:5], scale.shape[2:5])
     scale, shift = (z[:, :, times][:, :, :, rows][:, :, :, :, columns] for z in (scale, shift))

@@ -22,11 +22,16 @@ from qbench.optimizations.kernels import vae_conv
 from qbench.optimizations.vae import causal
 
 if TYPE_CHECKING:
+    from qbench.optimizations.parallel.rows import Rows
     from qbench.pipelines.base import Module
 
 
-def apply(vae: Module, changes: Changes) -> None:
-    """Change the decoder in place. Raises Unsupported unless channels come in eights."""
+def apply(vae: Module, changes: Changes, rows: Rows | None = None) -> None:
+    """Change the decoder in place. Raises Unsupported unless channels come in eights.
+
+    rows: of several GPUs, between which frames are split.
+    """
+    border = 0 if rows is None else 1
     decoder = vae.decoder
     norms = [x for x in decoder.modules() if isinstance(x, torch.nn.GroupNorm)]
     if any(norm.num_channels % vae_conv.EACH for norm in norms):
@@ -34,30 +39,30 @@ def apply(vae: Module, changes: Changes) -> None:
     for layer in decoder.modules():
         if isinstance(layer, kinds.CogVideoXSpatialNorm3D):
             changes.compute(layer, _normed)
-            changes.compute(layer.norm_layer, vae_conv.group_norm)
+            changes.compute(layer.norm_layer, functools.partial(vae_conv.group_norm, whole=rows))
         elif isinstance(layer, kinds.CogVideoXResnetBlock3D):
             changes.compute(layer, _resnet)
             for conv in (layer.conv1, layer.conv2):
-                _pack(changes, conv.conv)
+                _pack(changes, conv.conv, border=border)
                 changes.compute(conv, _causal)
             if hasattr(layer, "conv_shortcut"):
                 _pack(changes, layer.conv_shortcut)
         elif isinstance(layer, CogVideoXUpsample3D):
-            _pack(changes, layer.conv, grow=2)
+            _pack(changes, layer.conv, grow=2, border=border)
             changes.compute(layer, _upsampled)
         elif isinstance(layer, torch.nn.SiLU):
             changes.compute(layer, lambda _, x: x)  # done with the norm before it
     for conv, forward in ((decoder.conv_in, _entered), (decoder.conv_out, _left)):
-        _pack(changes, conv.conv)
+        _pack(changes, conv.conv, border=border)
         changes.compute(conv, forward)
 
 
-def _pack(changes: Changes, conv: Module, grow: int = 1) -> None:
+def _pack(changes: Changes, conv: Module, grow: int = 1, border: int = 0) -> None:
     """Lay the weights out as the kernel reads them; undone, they are what they were, bit for bit.
 
     Folded weights (`grow`) cannot be unfolded, so those of the few upsamplers are kept aside.
     """
-    weights = vae_conv.Weights(conv, grow)
+    weights = vae_conv.Weights(conv, grow, border)
     shape, kept = conv.weight.shape, None
     if grow > 1 and not conv.weight.is_meta:
         kept = conv.weight.data.cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,19 +15,21 @@ from qbench.optimizations.changes import Changes
 from qbench.optimizations.vae import causal, group_norm
 
 Layer = Any  # of diffusers, which types none of them
+Moments = Callable[[torch.nn.GroupNorm, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 STRIP_BYTES = 2**27  # of a layer's input, a strip: enough work for any GPU
 
 
-def apply(vae: Layer, changes: Changes) -> None:
+def apply(vae: Layer, changes: Changes, moments: Moments = group_norm.moments) -> None:
     """Have the decoder's layers work through their rows in strips; what they compute is the same.
 
     An untiled decode holds a layer's input and output, and up to ten more short-lived tensors of
     their size: padded inputs, norms, scales. Tiles avoid that and change the video: convolutions
-    pad with zeros at the edges of tiles, and group norms see only a part of the frame.
+    pad with zeros at the edges of tiles, and group norms see only a part of the frame. `moments`
+    are of whole frames, also where those are split between GPUs.
     """
     ours: dict[type, Callable[..., object]] = {
         kinds.CogVideoXCausalConv3d: _convolved,
-        kinds.CogVideoXSpatialNorm3D: _spatially_normed,
+        kinds.CogVideoXSpatialNorm3D: functools.partial(_spatially_normed, moments=moments),
         CogVideoXUpsample3D: _upsampled,
     }
     for layer in vae.decoder.modules():
@@ -66,13 +69,13 @@ def _convolved(
 
 
 def _spatially_normed(
-    layer: Layer, f: torch.Tensor, zq: torch.Tensor, conv_cache: Layer = None
+    layer: Layer, f: torch.Tensor, zq: torch.Tensor, conv_cache: Layer = None, *, moments: Moments
 ) -> tuple[torch.Tensor, dict[str, Layer]]:
     """CogVideoXSpatialNorm3D: a group norm, scaled and shifted by what the latents say there.
 
     Both are convolutions of one latent each, so they come before the latents are enlarged.
     """
-    of_whole = group_norm.moments(layer.norm_layer, f)
+    of_whole = moments(layer.norm_layer, f)
     times, rows, columns = causal.latents_of(f.shape[2:], zq.shape[2:], f.device)
     scale, shift = (conv.conv(zq)[:, :, times] for conv in (layer.conv_y, layer.conv_b))
     out = torch.empty_like(f)

@@ -1,0 +1,293 @@
+"""Attention over tokens that lie on several ranks: Ulysses, ring, and both together.
+
+Outside of attention a transformer works on each token by itself, so each rank has a share of them.
+Ulysses (Jacobs 2023): around attention the ranks trade their shares of all heads for all tokens of
+a share of the heads. Ring (Liu 2023): keys and values go round, and what a rank's queries find in
+each part is merged by the parts' log-sum-exp. Together, ranks form rows of Ulysses, between which
+keys and values go round.
+
+Attention without a mask does not ask in which order keys come. So text and video may each be split
+over all ranks, evenly or not: their order then differs from that on one GPU, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from qbench.errors import Unsupported
+from qbench.optimizations.changes import Changes
+
+if TYPE_CHECKING:
+    from qbench.optimizations.parallel.groups import Ranks
+    from qbench.pipelines.attention import Kernel
+    from qbench.pipelines.base import Module, VideoPipeline
+    from qbench.recipe.schema import Parallel
+
+# q, k, v -> result in their shape (batch, tokens, heads, channels), and the logarithm of each
+# query's sum of exponentials, (batch, heads, tokens), FP32.
+Partial = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Shapes = tuple[tuple[int, ...], ...]
+
+
+def check(video: VideoPipeline, wanted: Parallel) -> None:
+    """Raise Unsupported where the family has no plan, or heads do not divide, with what does."""
+    if video.context_plan() is None:
+        raise Unsupported(
+            f"variant.parallel: the tokens of a {type(video.denoiser).__name__} cannot be split: "
+            "diffusers has no plan for it, nor has qbench; 'cfg: 2' splits guidance"
+        )
+    check_heads(video.heads(), wanted.ulysses)
+
+
+def apply(video: VideoPipeline, attention: Attention, changes: Changes) -> None:
+    """Split the denoiser's tokens by the family's plan, and have `attention` hear of its calls.
+
+    The plan is in diffusers' own form, and so are the hooks that follow it.
+    """
+    from diffusers import ContextParallelConfig
+    from diffusers.hooks import context_parallel
+
+    module, plan, ranks = video.denoiser, video.context_plan(), attention.ranks
+    assert plan is not None
+    config = ContextParallelConfig(ulysses_degree=ranks.tokens.size, ulysses_anything=True)
+    config._flattened_mesh = ranks.over_tokens  # all that the hooks read of it
+    inputs = {name: wanted for name, wanted in plan.items() if isinstance(wanted, dict)}
+    context_parallel.apply_context_parallel(module, config, inputs)  # type: ignore[arg-type]
+    changes.on_undo(lambda: context_parallel.remove_context_parallel(module, inputs))  # type: ignore[arg-type]
+    for name in plan.keys() - inputs.keys():
+        # Not by diffusers' hook: it asks for sizes at every step, and gloo takes no uneven ones.
+        dim = plan[name].gather_dim  # type: ignore[attr-defined]
+        part = module.get_submodule(name)
+        changes.replace(part, "forward", _Gathered(part.forward, attention, name, dim))
+    inner = module.forward
+
+    def forward(_: Module, *args: object, **kwargs: object) -> object:
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        attention.begin(tuple(tuple(x.shape) for x in tensors))
+        return inner(*args, **kwargs)
+
+    changes.compute(module, forward)
+
+
+def check_heads(heads: int, wanted: int) -> None:
+    """Raise Unsupported, naming the nearest that do, where heads do not divide by `wanted`."""
+    if heads % wanted == 0:
+        return
+    fitting = [n for n in range(2, heads + 1) if heads % n == 0]
+    near = sorted(sorted(fitting, key=lambda n: abs(n - wanted))[:2])
+    raise Unsupported(
+        f"variant.parallel.ulysses: {heads} heads do not divide by {wanted}; the nearest that do: "
+        f"{', '.join(map(str, near)) or 'none'}; 'ring' takes any"
+    )
+
+
+class Attention:
+    """Self-attention over the tokens of all ranks, whichever kernel computes it on each."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._known: dict[tuple[str, Shapes], list[int]] = {}
+        self._shapes: Shapes = ()
+
+    def begin(self, shapes: Shapes) -> None:
+        """A call of the denoiser begins, on inputs of these shapes: the same on every rank."""
+        self._shapes = shapes
+
+    def around(self, kernel: Kernel, partial: Partial | None) -> Kernel:
+        """`kernel` over the tokens of all ranks. `partial` is the same with what ring needs."""
+        number = len(_LIVE)
+        _LIVE.append(Live(self, kernel, partial))
+        return lambda q, k, v: _operator(q, k, v, number)
+
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, live: Live) -> Tensor:
+        """Of this rank's share of the tokens, (batch, tokens, heads, channels) in and out."""
+        lengths = self.sizes("attention", q.shape[1], q.device)
+        across, ring = self.ranks.ulysses, self.ranks.ring
+        rows = [lengths[i : i + across.size] for i in range(0, len(lengths), across.size)]
+        own = rows[ring.index]
+        if across.size > 1:
+            q, k, v = self._heads_for_tokens(q, k, v, own)
+        if ring.size > 1:
+            assert live.partial is not None
+            out = self._round(q, k, v, [sum(row) for row in rows], live.partial)
+        else:
+            out = live.kernel(q, k, v)
+        return self._tokens_for_heads(out, own) if across.size > 1 else out
+
+    def sizes(self, name: str, own: int, device: torch.device) -> list[int]:
+        """What of every rank is `own` on this one. Asked for once for inputs of these shapes.
+
+        All ranks see the same shapes, so either all of them ask or none does.
+        """
+        key = name, self._shapes
+        if key not in self._known:
+            found = torch.cat(self.ranks.tokens.gather(torch.tensor([own], device=device)))
+            self._known[key] = [int(size) for size in found.tolist()]
+        return self._known[key]
+
+    def _heads_for_tokens(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All tokens of the group and this rank's heads, for all heads of this rank's tokens."""
+        group = self.ranks.ulysses
+        batch, _, heads, channels = q.shape
+        starts = [sum(lengths[:i]) for i in range(group.size)]
+        part = heads // group.size
+        made = q.new_empty(3, batch, sum(lengths), part, channels)
+        # What arrives for each of q, k and v and each video lies in one piece where it belongs.
+        sends, receives = [], []
+        for peer in range(group.size):
+            cut = [x[:, :, peer * part : (peer + 1) * part] for x in (q, k, v)]
+            place = made[:, :, starts[peer] : starts[peer] + lengths[peer]]
+            if peer == group.index:
+                for to, one in zip(place, cut, strict=True):
+                    to.copy_(one)
+                continue
+            packed = torch.stack(cut)
+            sends += [(peer, x) for x in packed.flatten(0, 1)]
+            receives += [(peer, x) for of in place for x in of]
+        group.trade(sends, receives)
+        return made[0], made[1], made[2]
+
+    def _tokens_for_heads(self, out: Tensor, lengths: list[int]) -> Tensor:
+        """The way back."""
+        group = self.ranks.ulysses
+        batch, _, part, channels = out.shape
+        out = out.contiguous()
+        starts = [sum(lengths[:i]) for i in range(group.size)]
+        tokens = lengths[group.index]
+        made = out.new_empty(batch, group.size, tokens, part, channels)
+        sends, receives = [], []
+        for peer in range(group.size):
+            place = out[:, starts[peer] : starts[peer] + lengths[peer]]
+            if peer == group.index:
+                made[:, peer].copy_(place)
+                continue
+            sends += [(peer, x) for x in place]
+            receives += [(peer, x) for x in made[:, peer]]
+        group.trade(sends, receives)
+        return made.transpose(1, 2).reshape(batch, tokens, -1, channels)
+
+    def _round(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int], part: Partial) -> Tensor:
+        """Attention over the keys and values of all of the ring, merged in FP32."""
+        group = self.ranks.ring
+        to, source = (group.index + 1) % group.size, (group.index - 1) % group.size
+        merged: Tensor | None = None
+        total: Tensor | None = None
+        held = torch.stack([k, v])
+        for turn in range(group.size):
+            last = turn + 1 == group.size
+            if not last:
+                tokens = lengths[(group.index - turn - 1) % group.size]
+                coming = held.new_empty(2, held.shape[1], tokens, *held.shape[3:])
+                group.trade([(to, held)], [(source, coming)])
+            out, lse = part(q, held[0], held[1])
+            lse = lse.transpose(1, 2)[..., None]
+            if merged is None or total is None:
+                merged, total = out.float(), lse
+            else:
+                both = torch.logaddexp(total, lse)
+                merged = merged * (total - both).exp() + out.float() * (lse - both).exp()
+                total = both
+            if not last:
+                held = coming
+        assert merged is not None
+        return merged.to(q.dtype)
+
+
+class _Gathered:
+    """A layer whose output is that of all tokens, from every rank's share."""
+
+    def __init__(
+        self, inner: Callable[..., Tensor], attention: Attention, name: str, dim: int
+    ) -> None:
+        self._inner, self._attention = inner, attention
+        self._name, self._dim = name, dim
+
+    def __call__(self, *args: object, **kwargs: object) -> Tensor:
+        own = self._inner(*args, **kwargs)
+        sizes = self._attention.sizes(self._name, own.shape[self._dim], own.device)
+        group = self._attention.ranks.tokens
+        return torch.cat(group.gather_uneven(own, sizes, self._dim), self._dim)
+
+
+class Live(NamedTuple):
+    """What an operator's number stands for: operators take tensors and numbers alone."""
+
+    attention: Attention
+    kernel: Kernel
+    partial: Partial | None
+
+
+_LIVE: list[Live] = []
+
+
+# One node for torch.compile, which therefore traces none of the exchanges.
+@custom_op("qbench::attention_over_ranks", mutates_args=())
+def _operator(q: Tensor, k: Tensor, v: Tensor, number: int) -> Tensor:
+    live = _LIVE[number]
+    return live.attention.compute(q, k, v, live).contiguous()
+
+
+@_operator.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, number: int) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+# Kernels of torch's that tell the log-sum-exp -----------------------------------------------------
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """torch's attention, of (batch, tokens, heads, channels)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def with_lse(kernel: str) -> Partial:
+    """The kernel of this name as ring needs it. Raises KeyError for one that tells no more."""
+    return {
+        "auto": _auto, "math": _math, "flash": _flash, "efficient": _efficient, "cudnn": _cudnn,
+    }[kernel]  # fmt: skip
+
+
+def _auto(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    if not q.is_cuda:
+        return _flash(q, k, v)
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    if not half:
+        return _efficient(q, k, v)
+    return (_cudnn if torch.cuda.get_device_capability() >= (9, 0) else _flash)(q, k, v)
+
+
+def _math(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    lse = scores.logsumexp(-1)
+    return ((scores - lse[..., None]).exp().to(v.dtype) @ v).transpose(1, 2), lse
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    ops = torch.ops.aten
+    if q.is_cuda:
+        out, lse = ops._scaled_dot_product_flash_attention(q, k, v)[:2]
+    else:
+        out, lse = ops._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    return out.transpose(1, 2), lse
+
+
+def _efficient(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    found = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
+    return found[0].transpose(1, 2), found[1][..., : q.shape[2]]  # padded to blocks
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)
+    return found[0].transpose(1, 2), found[1].reshape(q.shape[:3])
