@@ -163,8 +163,8 @@ def _convolved(
     if weights.grow == 2:
         rows = [torch.stack(pair, dim=-1).flatten(-2) for pair in (made[:2], made[2:])]
         out = torch.stack(rows, dim=-2).flatten(-3, -2)
-    if rows := weights.border * weights.grow:
-        out = out[:, :, :, rows:-rows]
+    if lent := weights.border * weights.grow:
+        out = out[:, :, :, lent:-lent]
     if copies > 1:
         out = out.repeat_interleave(copies, dim=2)[:, :, -out_frames:]
     planes = to_planes(out)

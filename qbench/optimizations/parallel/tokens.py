@@ -55,10 +55,10 @@ def apply(video: VideoPipeline, attention: Attention, changes: Changes) -> None:
     module, plan, ranks = video.denoiser, video.context_plan(), attention.ranks
     assert plan is not None
     config = ContextParallelConfig(ulysses_degree=ranks.tokens.size, ulysses_anything=True)
-    config._flattened_mesh = ranks.over_tokens  # all that the hooks read of it
+    vars(config)["_flattened_mesh"] = ranks.over_tokens  # all that the hooks read of it
     inputs = {name: wanted for name, wanted in plan.items() if isinstance(wanted, dict)}
-    context_parallel.apply_context_parallel(module, config, inputs)  # type: ignore[arg-type]
-    changes.on_undo(lambda: context_parallel.remove_context_parallel(module, inputs))  # type: ignore[arg-type]
+    context_parallel.apply_context_parallel(module, config, inputs)
+    changes.on_undo(lambda: context_parallel.remove_context_parallel(module, inputs))
     for name in plan.keys() - inputs.keys():
         # Not by diffusers' hook: it asks for sizes at every step, and gloo takes no uneven ones.
         dim = plan[name].gather_dim  # type: ignore[attr-defined]
