@@ -1,13 +1,14 @@
 """Run every choice of every axis, alone and in pairs, and hold `support.py` against what happened.
 
     python -m scripts.combinations OUT.json [--device auto] [--jobs 2] [--only quantize,memory]
+        [--without PUBLISHED.json]
 
 Each combination is one process: the bundled model in BF16 makes latents in eight denoise steps,
 twice, with the support rules put aside, and they are compared with those of the plain BF16 model;
 where it is about the decode, the frames are. Where it fails, or what it makes has nothing to do
 with the plain model's, the rules must have refused it, and the other way round: what is printed
 last are those that disagree. tests/test_support.py holds the rules against the published files.
-What OUT.json has already is not run again.
+What OUT.json has already is not run again, nor what another machine's file has that is named.
 """
 
 from __future__ import annotations
@@ -234,13 +235,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="axes, with commas between; all by default")
+    parser.add_argument("--without", type=Path, help="leave out what is in this file")
     args = parser.parse_args()
     environment = sweep.read_environment(args.device)
     machine = support.this_machine(environment.device)
     processes.prepare()
     made = begun(args.out, environment, machine)
     rows = made["rows"]
-    done = [row["variant"] for row in rows]
+    others = json.loads(args.without.read_text())["rows"] if args.without else []
+    done = [row["variant"] for row in [*rows, *others]]
     asked = combinations(set(filter(None, args.only.split(","))))
     wanted = [fields for fields in asked if fields not in done]
     args.out.parent.mkdir(parents=True, exist_ok=True)

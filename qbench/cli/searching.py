@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,14 @@ def search(
             help="Confirm by whole videos: the worst verdict that will do, such as drift."
         ),
     ] = None,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--every",
+            help="Try every scheme at every layer; else the recipe's own, and the others by what "
+            "they do to the layer's output.",
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for recipe, figures and chart.")] = Path(
         "search"
     ),
@@ -57,7 +66,8 @@ def search(
     shared.writable(out)
     console = shared.console()
     try:
-        found = mixed.search(planned[0].recipe, amount, out, lambda line: shared.say(console, line))
+        tell = functools.partial(shared.say, console)
+        found = mixed.search(planned[0].recipe, amount, out, tell, every)
     except Unsupported as error:
         shared.say(console, f"qbench: {one_line(error)}")
         raise SystemExit(1) from None

@@ -10,6 +10,7 @@ from qbench.run.events import WorkPlanned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import torch
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from qbench.run.session import Session
 
 SAMPLE_VIDEOS = 6  # kept as mp4 and on the contact sheet
+VIDEOS = "videos"
 PROFILE = "profile.json"
 PROMPTS = "prompts.json"  # of all videos, in their order
 
@@ -137,16 +139,29 @@ def save_samples(session: Session, outputs: Outputs) -> None:
     folder = session.job.folder
     kept = min(SAMPLE_VIDEOS, len(session.prompts))
     frames, _ = outputs.read(0, kept)
-    (folder / "videos").mkdir(exist_ok=True)
-    for number in range(kept):
-        media.write_mp4(frames[number], folder / "videos" / f"{number:03d}.mp4", fps=8)
+    if save_videos(frames, folder / VIDEOS):
+        session.recorder.files(videos=VIDEOS)
+    else:
+        session.recorder.note("no videos to look at were saved: av is not installed")
     sheet = folder / "contact.png"
     media.contact_sheet(frames, session.prompts[:kept], sheet)
     (folder / PROMPTS).write_text(json.dumps(list(session.prompts), ensure_ascii=False))
-    session.recorder.files(
-        outputs=FOLDER, contact_sheet=sheet.name, videos="videos", prompts=PROMPTS
-    )
+    session.recorder.files(outputs=FOLDER, contact_sheet=sheet.name, prompts=PROMPTS)
     session.stages.leave("save")
+
+
+def save_videos(frames: torch.Tensor, folder: Path) -> bool:
+    """Write (n, f, 3, h, w) frames as mp4; False where there is no codec, which no figure needs."""
+    from qbench import media
+
+    folder.mkdir(exist_ok=True)
+    try:
+        for number, video in enumerate(frames):
+            media.write_mp4(video, folder / f"{number:03d}.mp4", fps=8)
+    except ImportError:
+        folder.rmdir()
+        return False
+    return True
 
 
 def profile(session: Session) -> None:

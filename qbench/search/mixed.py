@@ -102,8 +102,16 @@ def budget_of(text: str) -> Budget:
     return Budget(kind, amount=float(number) * UNITS[letter or ""])
 
 
-def search(recipe: Recipe, budget: Budget, out: Path, tell: Tell = lambda _: None) -> Found:
+def search(
+    recipe: Recipe,
+    budget: Budget,
+    out: Path,
+    tell: Tell = lambda _: None,
+    every: bool = False,
+) -> Found:
     """Choose a scheme for every layer of the recipe's denoiser, and write `out`.
+
+    every: try each scheme at each layer, and not the recipe's own alone; see `sensitivity`.
 
     `out` gets the recipe, what was measured, and a chart. A search that was ended goes on where it
     stopped. Raises InputError where there is nothing to choose or the budget is too small.
@@ -127,8 +135,10 @@ def search(recipe: Recipe, budget: Budget, out: Path, tell: Tell = lambda _: Non
     tell(f"trajectories of {len(texts)} prompts, {min(STEPS, run.steps)} steps of each")
     seen, unseen = (_walked(video, run, some) for some in (texts[:PROMPTS], texts[PROMPTS:]))
     bench = sensitivity.Bench.of(video.denoiser, seen)
-    key = _key(recipe, model, names, schemes)
-    table = sensitivity.measure(bench, names, schemes, wanted, out / "sensitivity.json", key, tell)
+    key = _key(recipe, model, names, schemes, every)
+    table = sensitivity.measure(
+        bench, names, schemes, wanted, out / "sensitivity.json", key, tell, every
+    )
     tell("what each layer costs in each scheme")
     costs = _costs(video.denoiser, names, wanted, schemes, recipe, budget, seen)
     amount = budget.amount or budget.share * sum(costs[name][wanted.scheme] for name in names)
@@ -226,7 +236,9 @@ def _walked(video: VideoPipeline, run: Resolved, texts: Sequence[str]) -> list[C
     return observe.walk(video, run, texts, settings, at_once=PROMPTS if small else 1)
 
 
-def _key(recipe: Recipe, model: Model, names: Sequence[str], schemes: Sequence[str]) -> str:
+def _key(
+    recipe: Recipe, model: Model, names: Sequence[str], schemes: Sequence[str], every: bool
+) -> str:
     """What sensitivities depend on."""
     from qbench.recipe.schema import digest
 
@@ -242,6 +254,7 @@ def _key(recipe: Recipe, model: Model, names: Sequence[str], schemes: Sequence[s
             "names": list(names),
             "schemes": list(schemes),
             "walk": [PROMPTS, STEPS, SEED],
+            "every": every,
         }
     )
 

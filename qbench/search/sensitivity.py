@@ -3,6 +3,10 @@
 Every evaluation begins from the plain denoiser's own trajectory (a forced step), so errors are
 those of the layer and nothing accumulates. What is measured is kept after every layer, and not
 measured again.
+
+A layer is tried in one scheme, the probe. What its other schemes cause goes as what they do to the
+layer's own output, on sampled tokens, which takes no evaluation: the layers behind it hardly care
+where an error came from. `measure` can try every scheme instead.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 Table = dict[str, dict[str, list[float]]]  # layer -> scheme -> squared relative errors
+TOKENS = 256  # of each linear's inputs, to compare its schemes on
 
 
 @dataclass(frozen=True)
@@ -125,18 +130,33 @@ def _is_fp8(wanted: Quantize) -> bool:
     return quantization.scheme(wanted).weights == "fp8"
 
 
-def inputs_of(
-    bench: Bench, names: Sequence[str], settings: Quantize
-) -> Iterator[tuple[list[str], Tensor | None]]:
-    """Linears that share an input, with its second moments where GPTQ rounds."""
+@dataclass(frozen=True)
+class Input:
+    """The linears that share an input, a sample of its tokens, and what GPTQ rounds by."""
+
+    readers: list[str]
+    tokens: Tensor
+    hessian: Tensor | None = None
+
+
+def inputs_of(bench: Bench, names: Sequence[str], settings: Quantize) -> Iterator[Input]:
+    """Every input, with its second moments where GPTQ rounds."""
+    seen = observe.moments(bench.module, names, bench.calls, TOKENS, 0)
     if settings.calibration is None:
-        yield from (([name], None) for name in names)
+        yield from (Input(one.readers, one.tokens) for one in seen)
         return
     from qbench.optimizations.calibration import HESSIANS_BYTES
 
-    seen = observe.moments(bench.module, names, bench.calls, 16, 0)
     for one, hessian in observe.hessians(bench.module, seen, bench.calls, HESSIANS_BYTES):
-        yield one.readers, hessian
+        yield Input(one.readers, one.tokens, hessian)
+
+
+def own_error(layer: nn.Linear, tokens: Tensor, weight: Tensor, inputs: Activations) -> float:
+    """Squared error of the linear's outputs on the tokens, with these weights, relative to them."""
+    x, plain = tokens.float(), layer.weight.detach().float()
+    expected = x @ plain.t()
+    wrong = inputs.rounded(x) @ weight.float().t() - expected
+    return float(wrong.square().sum() / expected.square().sum().clamp_min(1e-30))
 
 
 def measure(
@@ -147,28 +167,50 @@ def measure(
     file: Path,
     key: str,
     tell: Tell,
+    every: bool = False,
 ) -> Table:
     """The error that each scheme causes at each layer alone.
 
     file: where results are kept as they come; those of the same `key` are used again.
+    every: try every scheme, and not the recipe's own alone.
     """
     table = kept(file, key)
     done = sum(name in table for name in names)
-    for readers, hessian in inputs_of(bench, names, wanted):
-        for name in readers:
+    if done == len(names):
+        return {name: table[name] for name in names}
+    for one in inputs_of(bench, names, wanted):
+        for name in one.readers:
             if name in table:
                 continue
-            layer = bench.module.get_submodule(name)
-            row: dict[str, list[float]] = {}
-            for scheme in schemes:
-                one = wanted.model_copy(update={"scheme": scheme, "layers": {}})
-                with rounded(layer, *weights_of(layer, one, hessian)):
-                    row[scheme] = bench.errors()
-            table[name] = row
+            table[name] = _tried(bench, name, one, schemes, wanted, every)
             _keep(table, file, key)
             done += 1
             tell(f"sensitivity: {done} of {len(names)} layers ({name})")
     return {name: table[name] for name in names}
+
+
+def _tried(
+    bench: Bench,
+    name: str,
+    seen: Input,
+    schemes: Sequence[str],
+    wanted: Quantize,
+    every: bool,
+) -> dict[str, list[float]]:
+    """Errors by scheme of one layer."""
+    layer = bench.module.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    row: dict[str, list[float]] = {}
+    own: dict[str, float] = {}
+    for scheme in schemes:
+        one = wanted.model_copy(update={"scheme": scheme, "layers": {}})
+        weight, inputs = weights_of(layer, one, seen.hessian)
+        own[scheme] = own_error(layer, seen.tokens, weight, inputs)
+        if every or scheme == wanted.scheme:
+            with rounded(layer, weight, inputs):
+                row[scheme] = bench.errors()
+    probed, least = row[wanted.scheme], max(own[wanted.scheme], 1e-30)
+    return {s: row.get(s) or [error * own[s] / least for error in probed] for s in schemes}
 
 
 def kept(file: Path, key: str) -> Table:
@@ -200,12 +242,12 @@ def together(
 
     with ExitStack() as stack:
         plan = []
-        for readers, hessian in inputs_of(basis or bench, list(layers), wanted):
-            for name in readers:
+        for seen in inputs_of(basis or bench, list(layers), wanted):
+            for name in seen.readers:
                 if layers[name] != AS_IT_IS:
                     one = wanted.model_copy(update={"scheme": layers[name], "layers": {}})
                     layer = bench.module.get_submodule(name)
-                    plan.append((layer, *weights_of(layer, one, hessian)))
+                    plan.append((layer, *weights_of(layer, one, seen.hessian)))
         for layer, weight, inputs in plan:
             stack.enter_context(rounded(layer, weight, inputs))
         return bench.errors()

@@ -7,11 +7,13 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import RECIPES
 from pydantic import ValidationError
 from rich.console import Console
@@ -23,7 +25,17 @@ from qbench.progress import Progress
 from qbench.recipe import files
 from qbench.results import store
 from qbench.results.record import Record
-from qbench.run import events, failures, floors, folders, locks, machines, processes, recorder
+from qbench.run import (
+    events,
+    failures,
+    floors,
+    folders,
+    generate,
+    locks,
+    machines,
+    processes,
+    recorder,
+)
 from qbench.run.execution import Limits
 from qbench.run.interrupts import Interrupts
 from qbench.run.timing import Turns
@@ -33,6 +45,17 @@ from qbench.run.timing import Turns
 def record(finished: Path) -> Record:
     (path,) = finished.glob("*/fp32-*/record.json")
     return store.read(path)
+
+
+def test_without_a_codec_a_run_goes_on_and_has_no_videos_to_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = torch.rand(2, 3, 3, 16, 16)
+    assert generate.save_videos(frames, tmp_path / "videos")
+    assert len(list((tmp_path / "videos").glob("*.mp4"))) == 2
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert not generate.save_videos(frames, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_unknown_field_and_wrong_status_are_errors_where_they_are_made(record: Record) -> None:

@@ -14,9 +14,10 @@ from conftest import RECIPES
 from qbench.errors import InputError
 from qbench.meters.memory import stored_bytes
 from qbench.optimizations import quantization
+from qbench.optimizations.calibration import observe
 from qbench.pipelines import specs
 from qbench.recipe import files
-from qbench.recipe.schema import Quantize, Recipe
+from qbench.recipe.schema import Calibration, Quantize, Recipe
 from qbench.search import choice, mixed, sensitivity
 
 # Attention that matters much, and some that matters little.
@@ -142,6 +143,89 @@ def test_a_budget_of_latency_is_that_of_layers_as_they_are_called(tmp_path: Path
 def _quantize(recipe: Recipe) -> Quantize:
     assert recipe.variant.quantize is not None
     return recipe.variant.quantize
+
+
+def test_one_probe_a_layer_chooses_almost_as_well_as_every_scheme(tmp_path: Path) -> None:
+    """Sums of measured errors of the two choices."""
+    include = ["transformer_blocks.0.attn1", "transformer_blocks.7.attn1"]
+    recipe = _recipe(include=include)
+    table = {
+        every: _sensitivity(recipe, tmp_path / f"{every}.json", every) for every in (True, False)
+    }
+    plain = "int4_weight_only"
+    assert {name: row[plain] for name, row in table[True].items()} == {
+        name: row[plain] for name, row in table[False].items()
+    }
+    bits = {f"int{n}_weight_only": float(n) for n in (2, 3, 4, 5, 6, 8)}
+    sums = {}
+    for every, found in table.items():
+        options = {
+            name: {s: choice.Option(bits[s], sum(row[s])) for s in bits}
+            for name, row in found.items()
+        }
+        chosen = choice.choose(options, 4.0 * len(found)).schemes
+        sums[every] = sum(sum(table[True][name][chosen[name]]) for name in chosen)
+    uniform = sum(sum(row[plain]) for row in table[True].values())
+    assert sums[True] <= sums[False] < 0.5 * (sums[True] + uniform)
+
+
+def _sensitivity(recipe: Recipe, file: Path, every: bool) -> sensitivity.Table:
+    model, wanted = specs.find("tiny-cogvideox"), _quantize(recipe)
+    video = specs.load(model, "fp32", "cpu")
+    calls = observe.walk(
+        video,
+        video.resolve(model, recipe.generation),
+        ["a small blue ring circles around over a black background"],
+        Calibration(method="gptq", steps=1),
+    )
+    names = sorted(quantization.chosen(video.denoiser, wanted))
+    schemes = sensitivity.candidates(wanted)
+    bench = sensitivity.Bench.of(video.denoiser, calls)
+    return sensitivity.measure(
+        bench, names, schemes, wanted, file, "key", lambda _: None, every=every
+    )
+
+
+def test_a_mixed_recipe_is_what_torchao_makes_of_its_names_and_loads_in_diffusers(
+    tmp_path: Path,
+) -> None:
+    """torchao's FqnToConfig, written by hand, against the recipe; then saved and loaded."""
+    import torchao.quantization as ao
+    from diffusers import CogVideoXTransformer3DModel
+
+    from qbench.engines import checkpoint
+
+    schemes = dict(zip(FOUR, ["int8_weight_only", "int4_weight_only"] * 2, strict=True))
+    names = {name: f"{name}.0" if name.endswith("to_out") else name for name in FOUR}
+    chosen = choice.Choice({names[n]: s for n, s in schemes.items()}, 0.0, 0.0, 0.0)
+    recipe = _recipe(backend="torchao", scheme="int8_weight_only")
+    mixed.write_recipe(recipe, chosen, mixed.Budget("bytes"), tmp_path / "recipe.yaml")
+    wanted = _quantize(files.load(tmp_path / "recipe.yaml"))
+
+    video = specs.load(specs.find("tiny-cogvideox"), "bf16", "cpu")
+    quantization.apply(video.denoiser, wanted)
+    expected = specs.load(specs.find("tiny-cogvideox"), "bf16", "cpu").denoiser
+    configs = {
+        "int8_weight_only": ao.Int8WeightOnlyConfig(set_inductor_config=False),
+        "int4_weight_only": ao.IntxWeightOnlyConfig(
+            weight_dtype=torch.int4, granularity=ao.PerGroup(32)
+        ),
+    }
+    by_name = {name: configs[scheme] for name, scheme in chosen.schemes.items()}
+    ao.quantize_(expected, ao.FqnToConfig(by_name), filter_fn=None)
+    checkpoint._declare(video.denoiser, wanted)
+    video.denoiser.save_pretrained(str(tmp_path / "saved"))
+    loaded = CogVideoXTransformer3DModel.from_pretrained(
+        str(tmp_path / "saved"), dtype=torch.bfloat16
+    )
+    for module in (video.denoiser, loaded):
+        for name, layer in expected.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+                ours = module.get_submodule(name).weight
+                assert type(ours.data) is type(layer.weight.data), name
+                assert (ours.dequantize() if name in by_name else ours).equal(
+                    layer.weight.dequantize() if name in by_name else layer.weight
+                ), name
 
 
 def test_methods_that_share_scales_have_nothing_to_search() -> None:
