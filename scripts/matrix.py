@@ -1,14 +1,15 @@
 """The published matrices, part by part, within a time limit; what is complete is not run again.
 
     python -m scripts.matrix PART [--out FOLDER] [--limit 540] [--only RECIPE...] [--shard 1/2]
-        [--device cuda] [--set FIELD=VALUE] [--dry]
+        [--device cuda] [--set FIELD=VALUE] [--no-floors] [--dry]
 
 Parts are below. After `--limit` seconds the sweep is stopped as Ctrl-C does: the run under way
 leaves an `interrupted` record, finished ones stay, and the same command goes on where it stopped.
 Recipes stand in the order of interest. `python -m scripts.publish` makes of the runs what
 results/published/ holds. `--shard` takes every n-th recipe, for a part whose latency nobody reads:
 start one on each GPU (CUDA_VISIBLE_DEVICES), each into a FOLDER of its own, then publish both. On
-one GPU shards may share a FOLDER, once the reference is there: `--only fp32` first.
+one GPU shards may share a FOLDER, once the reference is there: `--only fp32 bf16 --no-floors`
+first. Noise floors that a part does not name are measured by its first shard.
 """
 
 from __future__ import annotations
@@ -230,13 +231,18 @@ PARTS = {
 
 
 def command(
-    part: Part, out: Path, device: str, recipes: Sequence[str], more: Sequence[str]
+    part: Part,
+    out: Path,
+    device: str,
+    recipes: Sequence[str],
+    more: Sequence[str],
+    floors: bool = True,
 ) -> list[str]:
     settings = [f"--set={setting}" for setting in [*part.settings, *more]]
     named = [RECIPES / name for name in recipes]
     files = [path.with_name(f"{path.name}.yaml") for path in named]
     paths = [str(a if a.is_file() else b) for a, b in zip(files, named, strict=True)]
-    words = [f"--out={out}", f"--device={device}", "--quiet"]
+    words = [f"--out={out}", f"--device={device}", "--quiet", *([] if floors else ["--no-floors"])]
     return [sys.executable, "-m", "qbench", "run", *paths, *settings, *words]
 
 
@@ -266,6 +272,7 @@ def main() -> None:
     parser.add_argument("--shard", type=_shard, default=(1, 1), help="such as 1/2")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", action="append", default=[], help="besides the part's own")
+    parser.add_argument("--no-floors", action="store_true", help="measure no floors besides")
     parser.add_argument("--dry", action="store_true", help="only print the command")
     args = parser.parse_args()
     began, code, name = time.monotonic(), 0, args.part
@@ -273,7 +280,8 @@ def main() -> None:
     while name:
         part = PARTS[name]
         if recipes := chosen(part, args.only, args.shard):
-            words = command(part, out, args.device, recipes, args.set)
+            floors = args.shard[0] == 1 and not args.no_floors
+            words = command(part, out, args.device, recipes, args.set, floors)
             if args.dry:
                 print(" ".join(words))
             else:
