@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from qbench.quality.statistics import CONFIDENCE, Moments, difference, mean_interval, moments
+from qbench.quality.statistics import CONFIDENCE, Moments, difference, interval_of, moments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ STEP = 2.0**-29  # of a share, to which its interval is computed
 Better = Literal["higher", "lower", "zero"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Paired tests of one figure. A loss is below 0; where 0 is best, either sign is one.
 
@@ -62,7 +62,7 @@ def compare(
         return _of_shares(metric, a, b, better, margin)
     gaps = b - a if better == "lower" else a - b
     found = moments(gaps)
-    low, high = mean_interval(gaps)
+    low, high = interval_of(found)
     tests = (_two_sided if better == "zero" else _one_sided)(found, margin)
     return Comparison(metric, better, found.n, found.mean, low, high, margin, *tests)
 

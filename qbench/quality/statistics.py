@@ -142,7 +142,7 @@ def moments(values: Sequence[float] | NDArray[np.float64]) -> Moments:
     second = float(centred @ centred)
     if n < 2 or not math.isfinite(second):
         return Moments(n, mean, math.inf, 0.0)
-    if second <= n * (1e-12 * float(np.abs(x).max())) ** 2:  # no more than rounding
+    if second <= n * (1e-12 * float(np.maximum.reduce(np.abs(x)))) ** 2:  # no more than rounding
         return Moments(n, mean, 0.0, 0.0)
     third = float((centred * centred) @ centred) / n
     skew = third / (second / n) ** 1.5
@@ -195,7 +195,11 @@ def difference(a: Moments, b: Moments) -> Moments:
 
 def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
     """95 % interval of the mean; (None, None) for too few samples or samples all the same."""
-    found = moments(values)
+    return interval_of(moments(values))
+
+
+def interval_of(found: Moments) -> Interval:
+    """As `mean_interval`, of samples whose moments are known."""
     if not found.known:
         return None, None
     half = (1 - CONFIDENCE) / 2
@@ -259,7 +263,7 @@ def freedom(effective: float) -> float:
     return max(effective - 1, 2.0)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)
 def resampled_medians(samples: tuple[float, ...], seed: int) -> NDArray[np.float64]:
     """Medians of resamples; kept, because every row of a table asks for the reference's."""
     import numpy as np

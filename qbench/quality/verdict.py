@@ -56,7 +56,7 @@ class Candidate:
     older: bool = False  # of a version that had no figures of picture and motion
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tested:
     """One comparison with its p values corrected for the comparisons of the ranking.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import itertools
+import tempfile
 from pathlib import Path
 
 from qbench import escape
@@ -53,25 +53,23 @@ def write(
 def _write_csv(made: list[Ranking], path: Path) -> None:
     """Every record as a row of numbers. No cell begins a formula: names come from records."""
     columns: dict[str, None] = {}
-    body = io.StringIO(newline="")
-    writer = csv.writer(body, lineterminator="\n")
-    ends: list[tuple[int, int]] = []  # of each row, and how many columns were known by then
-    for ranking in made:
-        for row in frame.rows(ranking):
-            columns.update(dict.fromkeys(row))
-            cells = map(row.get, itertools.islice(columns, COLUMNS))
-            writer.writerow([escape.csv(c) if isinstance(c, str) else c for c in cells])
-            ends.append((body.tell(), len(columns)))
-    names = list(columns)[:COLUMNS]
-    with path.open("w", encoding="utf-8", newline="") as file:
+    known: list[int] = []  # columns by the time of each row
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", newline="", dir=path.parent) as body,
+        path.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(body, lineterminator="\n")
+        for ranking in made:
+            for row in frame.rows(ranking):
+                columns.update(dict.fromkeys(row))
+                cells = map(row.get, itertools.islice(columns, COLUMNS))
+                writer.writerow([escape.csv(c) if isinstance(c, str) else c for c in cells])
+                known.append(min(len(columns), COLUMNS))
+        names = list(columns)[:COLUMNS]
         csv.writer(file, lineterminator="\n").writerow([escape.csv(name) for name in names])
         body.seek(0)
-        start = 0
-        for end, known in ends:
-            file.write(
-                body.read(end - start)[:-1] + "," * (len(names) - min(known, COLUMNS)) + "\n"
-            )
-            start = end
+        for count, line in zip(known, body, strict=True):  # no cell has two lines
+            file.write(line[:-1] + "," * (len(names) - count) + "\n")
 
 
 def how(ranking: Ranking) -> str:

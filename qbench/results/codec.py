@@ -12,8 +12,8 @@ import hashlib
 import json
 import typing
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NewType
+from collections.abc import Callable
+from typing import NewType
 
 from pydantic import BaseModel
 
@@ -22,10 +22,7 @@ from qbench.meters.flops import Work
 from qbench.meters.roofline import Ceilings
 from qbench.recipe.schema import Generation, Measure, Prompts, Quality, Recipe, Variant
 from qbench.results.record import Record
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import DTypeLike, NDArray
+from qbench.results.samples import Samples
 
 # What lists and rankings are made by; the rest of a record is looked at where it is shown.
 HEAD = ("run", "recipe", "status", "started", "reference", "fingerprints", "environment")
@@ -36,6 +33,7 @@ _PARTS = frozenset(
 )
 _LEFT_OUT = {"by_frame"}  # figures by frame, which no report of many runs reads
 _PLAIN = frozenset({str, float, int, bool, type(None)})
+MET = 2000  # parts that are recognised
 UNSET: set[str] = set()
 Key = NewType("Key", str)
 
@@ -47,47 +45,6 @@ class Encoded(typing.NamedTuple):
     rest: bytes
     numbers: bytes
     parts: dict[Key, bytes]
-
-
-class Samples(Sequence[float]):
-    """A list of numbers that is read when it is used."""
-
-    __slots__ = ("_n", "_read", "_start")
-
-    def __init__(self, read: Callable[[], bytes], start: int, n: int) -> None:
-        self._read, self._start, self._n = read, start, n
-
-    def _all(self) -> array[float]:
-        found = array("d")
-        found.frombytes(self._read()[8 * self._start : 8 * (self._start + self._n)])
-        return found
-
-    def __len__(self) -> int:
-        return self._n
-
-    def __iter__(self) -> Iterator[float]:
-        return iter(self._all())
-
-    @typing.overload
-    def __getitem__(self, place: int) -> float: ...
-
-    @typing.overload
-    def __getitem__(self, place: slice) -> array[float]: ...
-
-    def __getitem__(self, place: int | slice) -> float | array[float]:
-        return self._all()[place]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __array__(
-        self, dtype: DTypeLike | None = None, copy: bool | None = None
-    ) -> NDArray[np.float64]:
-        import numpy as np
-
-        return np.array(self._all(), dtype=dtype)
 
 
 @functools.cache
@@ -173,7 +130,7 @@ class Encoder:
             text = _text(made)
             key = key_of(text)
             self._parts[key] = text
-            if type(value) is not Recipe:  # which differ by their names
+            if len(self._met) < MET:
                 self._met[known] = key
         return {"p": key}
 
@@ -192,6 +149,13 @@ def key_of(part: bytes) -> Key:
 # Reading ------------------------------------------------------------------------------------------
 
 
+Read = Callable[[int, int], bytes]
+
+
+def _nothing(start: int, n: int) -> bytes:
+    raise ValueError("numbers where there are none")
+
+
 class Decoder:
     """Makes records again. part: the JSON of a part, which raises KeyError where it has none."""
 
@@ -199,13 +163,13 @@ class Decoder:
         self._part = part
         self._parts: dict[str, object] = {}
         self._texts: dict[str, str] = {}
-        self._read: Callable[[], bytes] = bytes
+        self._read: Read = _nothing
         self._fields = [tuple(kind.model_fields) for kind in _classes()]
         self._json = json.JSONDecoder(object_hook=self._hook)
 
-    def values(self, text: bytes, read: Callable[[], bytes] = bytes) -> list[object]:
+    def values(self, text: bytes, read: Read | None = None) -> list[object]:
         """The values in `text`. read: its numbers, when they are asked for."""
-        outer, self._read = self._read, read
+        outer, self._read = self._read, read or _nothing
         try:
             found: list[object] = self._json.decode(text.decode())
         finally:

@@ -132,11 +132,14 @@ class Kept:
 
     def _rest(self, key: bytes, path: Path) -> list[object]:
         row = self._row("select head, rest, digest from entries where key = ?", key)
-        read = functools.partial(self._numbers, key, path)
+        read = functools.partial(self._some, key, path)
         with contextlib.suppress(KeyError, ValueError):
             if row is not None and _digest(key, row[0], row[1]) == row[2]:
                 return self._decoder.values(row[1], read)
         return self._decoder.values(self._again(key, path).rest, read)
+
+    def _some(self, key: bytes, path: Path, start: int, n: int) -> bytes:
+        return self._numbers(key, path)[8 * start : 8 * (start + n)]
 
     def _read_numbers(self, key: bytes, path: Path) -> bytes:
         row = self._row("select numbers, digest from numbers where key = ?", key)

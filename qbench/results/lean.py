@@ -8,8 +8,11 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from qbench.results.record import Record
+from qbench.results.samples import Spool
 
 M = TypeVar("M", bound=BaseModel)
+MET = 2000  # parts that are recognised
+FEW = 8  # numbers that are no fewer bytes elsewhere
 _UNSET: set[str] = set()
 _NONE: dict[str, BaseModel] = {}
 # What many records have in common is held once; of the recipe its parts, for names differ.
@@ -20,19 +23,24 @@ _LEFT_OUT = {"by_frame"}  # figures by frame, which no report of many runs reads
 
 
 class Shared:
-    """What several records have in common (machine, settings, ceilings) is held once."""
+    """What several records have in common (machine, settings, ceilings) is held once.
 
-    def __init__(self) -> None:
+    spool: where lists of numbers go; None for those that stay in memory.
+    """
+
+    def __init__(self, spool: Spool | None = None) -> None:
         self._known: dict[tuple[type, str], BaseModel] = {}
         self._texts: dict[str, str] = {}
+        self._spool = spool
 
     def compact(self, record: Record) -> Record:
         """The same record for reading: numbers as arrays, figures by frame left out."""
         recipe = record.recipe
-        common = {name: part for name in _COMMON if (part := getattr(record, name)) is not None}
-        own = self._light(record, {name: self._one(part) for name, part in common.items()})
+        known = {name: self._one(part) for name in _COMMON if (part := getattr(record, name))}
         parts = {name: self._one(getattr(recipe, name)) for name in _PARTS}
-        object.__setattr__(own, "recipe", self._light(recipe, parts))
+        own = self._light(record, {**known, "recipe": self._light(recipe, parts)})
+        if self._spool is not None:
+            self._spool.write()
         return own
 
     def _light(self, model: M, known: dict[str, BaseModel]) -> M:
@@ -61,7 +69,9 @@ class Shared:
             return self._texts.setdefault(value, value)
         if isinstance(value, list):
             if value and type(value[0]) is float:  # the schema has no list of floats and others
-                return array("d", value)
+                numbers = array("d", value)
+                spooled = self._spool is not None and len(numbers) >= FEW
+                return self._spool.add(numbers) if spooled and self._spool else numbers
             return [self._small(item) for item in value]
         if isinstance(value, dict):
             texts = self._texts
@@ -73,6 +83,10 @@ class Shared:
 
     def _one(self, part: M) -> M:
         key = (type(part), part.model_dump_json())
-        known = self._known.setdefault(key, part)
+        known = self._known.get(key)
+        if known is None:
+            known = self._light(part, _NONE)
+            if len(self._known) < MET:
+                self._known[key] = known
         assert isinstance(known, type(part))
         return known

@@ -21,14 +21,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from qbench.results import archive, kept, lean
+from qbench.results import archive, kept, lean, samples
 from qbench.results.derive import derived
 from qbench.results.record import READABLE, Record
 
 FILE = "record.json"
 LARGEST = 64 * 2**20  # bytes of a record; one of 2,048 videos has 1 MiB
 NEIGHBOURS = 10_000  # folders beside a run that are looked into
-FEW = 1000  # records up to which the garbage collector may run as it likes
+FEW = 1000  # records that are held in memory without further ado
+MANY = 20_000  # records from which on it pays to keep what was read
 
 
 def write(record: Record, folder: Path) -> Path:
@@ -192,14 +193,13 @@ def read_all(
     """All readable records with their paths, and a line for each that is not.
 
     With `compact` they take little memory: what reports do not read is left out, what is equal is
-    held once, and many records are kept on disk (see `kept`), so that the next call need not parse
-    them. Such records are for reading only.
+    held once, numbers stay on disk, and so does the rest of very many records, so that the next
+    call need not parse them (see `kept`). Such records are for reading only.
     """
     good, bad = [], []
-    many = len(paths) > FEW
-    share = lean.Shared()
-    earlier = kept.Kept(_anew) if compact and many else None
-    for path, text in _held(_texts(paths), many):
+    share = lean.Shared(_spool() if len(paths) > FEW else None)
+    earlier = kept.Kept(_anew) if compact and len(paths) > MANY else None
+    for path, text in _held(_texts(paths), len(paths) > FEW):
         if isinstance(text, str):
             bad.append(text)
             continue
@@ -217,6 +217,14 @@ def read_all(
     if earlier:
         earlier.commit()
     return good, bad
+
+
+def _spool() -> samples.Spool | None:
+    """None where no temporary file can be made."""
+    try:
+        return samples.Spool()
+    except OSError:
+        return None
 
 
 def _anew(path: Path) -> tuple[bytes, Record]:

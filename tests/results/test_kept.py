@@ -7,6 +7,7 @@ import json
 import os
 import random
 import sqlite3
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from qbench.report.page import data, write
 from qbench.report.page.model import Page
 from qbench.results import archive, kept, store
 from qbench.results.ranking import rankings
+from qbench.results.samples import Spool
 
 PACKED = ROOT / "results/published/amd-epyc-2t" / archive.FILE
 RUNS = 5
@@ -29,7 +31,7 @@ RUNS = 5
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Real records as folders, as many as are worth keeping, and a cache of their own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "FEW", 3)
+    monkeypatch.setattr(store, "MANY", 3)
     (tmp_path / "cache").mkdir()
     for name, content in itertools.islice(archive.records(PACKED), RUNS):
         folder = tmp_path / "runs" / name.parent.name
@@ -57,9 +59,11 @@ def file_of(runs: Path) -> Path:
 def test_a_report_is_the_same_without_what_is_kept_when_it_is_kept_and_from_it(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "FEW", 10**6)
+    monkeypatch.setattr(store, "MANY", 10**6)
     plain = report(runs)
     monkeypatch.setattr(store, "FEW", 3)
+    assert report(runs) == plain
+    monkeypatch.setattr(store, "MANY", 3)
     monkeypatch.setattr(kept, "HELD", 2)  # fetched again and again
     assert report(runs) == plain
     monkeypatch.setattr(store, "parse", refused)  # and nothing is parsed again
@@ -193,3 +197,15 @@ def test_a_history_is_the_same_from_what_is_kept(runs: Path) -> None:
     made = history([runs], None, None)
     assert len(made.series) > 1
     assert history([runs], None, None) == made
+
+
+def test_numbers_for_which_a_disk_has_no_room_stay_in_memory() -> None:
+    spool = Spool()
+    first = spool.add(array("d", [1.0, 2.0]))
+    spool.write()
+    spool._file.close()
+    spool._file = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115  (the spool closes it)
+    second = spool.add(array("d", [3.0]))
+    spool.write()
+    third = spool.add(array("d", [4.0, 5.0, 6.0]))
+    assert (len(first), list(second), third[1:].tolist()) == (2, [3.0], [5.0, 6.0])
