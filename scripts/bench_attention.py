@@ -1,7 +1,7 @@
 """Attention alone, at the shape that a model gives it: every kernel that this machine has.
 
-    python -m scripts.bench_attention [--tokens 17776] [--heads 30] [--repeats 10]
-        [--out results/published/MACHINE/attention.json]
+    python -m scripts.bench_attention [--tokens 17776] [--keys 512] [--heads 30] [--channels 64]
+        [--repeats 10] [--out results/published/MACHINE/attention.json]
 
 Kernels take turns, so that drift of the clock hits all alike. Prints for each the median, FLOP/s
 (quantizing the inputs included), and its relative error to attention in FP32 over the first
@@ -82,13 +82,18 @@ def main() -> None:
     )
     for name, value in (("batch", 2), ("tokens", 17776), ("heads", 30), ("channels", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--keys", type=int, help="where there are not as many as queries")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path, help="write the samples as JSON")
     args = parser.parse_args()
     shape = (args.batch, args.tokens, args.heads, args.channels)
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(shape, generator=generator).bfloat16().to(args.device) for _ in "qkv")
+    keys = (args.batch, args.keys or args.tokens, args.heads, args.channels)
+    q, k, v = (
+        torch.randn(size, generator=generator).bfloat16().to(args.device)
+        for size in (shape, keys, keys)
+    )
     exact, errors, failed, kept = _exact(q, k, v), {}, [], {}
     for name, run in runs(q, k, v).items():
         try:
@@ -104,7 +109,7 @@ def main() -> None:
             (seconds,) = sample(run, args.device, warmup=0, repeats=1)
             if turn:  # the first warms up
                 times[name].append(seconds)
-    flop = 4 * args.batch * args.heads * args.tokens**2 * args.channels
+    flop = 4 * args.batch * args.heads * args.tokens * keys[1] * args.channels
     rows = []
     for name, taken in sorted(times.items(), key=lambda item: statistics.median(item[1])):
         rate = flop / statistics.median(taken)
@@ -117,7 +122,8 @@ def main() -> None:
     if args.out:
         facts = {
             "environment": environment.read(args.device).model_dump(),
-            "shape": dict(zip(("batch", "tokens", "heads", "channels"), shape, strict=True)),
+            "shape": dict(zip(("batch", "tokens", "heads", "channels"), shape, strict=True))
+            | {"keys": keys[1]},
             "rows": rows,
             "failed": failed,
         }

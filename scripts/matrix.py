@@ -192,7 +192,8 @@ PARTS = {
         "one denoise step of Wan 2.1 1.3B, two calls of its denoiser, at 81x480x832",
         ("model=wan2.1-1.3b", *RANDOM, *INTERLEAVED),
         (
-            "bf16", "attention/fast-flash-3", "fp8-dynamic", "attention/flash-3-compile", "compile",
+            "bf16", "fast", "attention/fast-flash-3", "fp8-dynamic", "attention/flash-3-compile",
+            "compile",
         ),
     ),
     "quality": Part(

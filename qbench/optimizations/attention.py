@@ -212,8 +212,8 @@ def _hopper(machine: Machine) -> bool:
     return machine.cuda and machine.capability == (9, 0)
 
 
-def _heads_of_64(_: Variant, model: ModelFacts) -> bool:
-    return model.head_dim == 64
+def _heads_of_64_or_128(_: Variant, model: ModelFacts) -> bool:
+    return model.head_dim in (64, 128)
 
 
 PACKAGES = (
@@ -244,8 +244,8 @@ RULES: tuple[Rule, ...] = (
         "FP8 attention's heads",
         _is("fp8"),
         always,
-        "qbench's FP8 attention takes heads of 64 channels, and this model has others",
-        fits=_heads_of_64,
+        "qbench's FP8 attention takes heads of 64 or 128 channels, and this model has others",
+        fits=_heads_of_64_or_128,
     ),
     Rule(
         "FlashAttention 3's GPU",

@@ -226,9 +226,10 @@ def picks(wanted: Quantize, name: str) -> bool:
 
 
 def _qbench(module: nn.Module, _: Quantize, names: Collection[str]) -> None:
-    from qbench.optimizations.kernels import fp8_linear
+    from qbench.optimizations.kernels import fp8_blocks, fp8_linear
 
     fp8_linear.replace(module, names)
+    fp8_blocks.fuse(module)
 
 
 def _packed(module: nn.Module, wanted: Quantize, names: Collection[str]) -> None:

@@ -76,9 +76,10 @@ def into_packed(
 
 def into_fp8(module: nn.Module, found: Mapping[str, Fitted]) -> None:
     """qbench's own FP8 linears, with these codes and scales."""
-    from qbench.optimizations.kernels import fp8_linear
+    from qbench.optimizations.kernels import fp8_blocks, fp8_linear
 
     made = {
         name: (one.codes.to(torch.float8_e4m3fn), one.scales.float()) for name, one in found.items()
     }
     fp8_linear.replace(module, list(found), made)
+    fp8_blocks.fuse(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +24,19 @@ COMPILED: dict[str, Code] = {}
 
 
 def build(
-    file: str, *names: str, capability: str | None = None, defines: dict[str, int] | None = None
+    file: str,
+    *names: str,
+    capability: str | None = None,
+    defines: dict[str, int] | None = None,
+    after: Sequence[str] = (),
 ) -> list[Kernel]:
     """The kernels of these names in a source beside this file, for the current device.
 
-    `capability` where the source needs a certain target, and `defines` what it is compiled for.
+    `capability` where the source needs a certain target, `defines` what it is compiled for, and
+    `after` the sources that stand before it.
     """
     here = Path(__file__).parent
-    files = ["common.cu", *(["hopper.cu"] if capability == HOPPER else []), file]
+    files = ["common.cu", *(["hopper.cu"] if capability == HOPPER else []), *after, file]
     lines = [f"#define {name} {value}\n" for name, value in (defines or {}).items()]
     source = "".join([*lines, *((here / name).read_text() for name in files)])
     return [_kernel(source, name, capability) for name in names]

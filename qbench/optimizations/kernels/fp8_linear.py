@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +29,16 @@ ACTIVATIONS = ("none", "gelu_tanh", "geglu")  # as the source numbers them
 PARTS = 4  # a feed-forward layer's rows are worked through in so many parts
 Quantized = tuple[torch.Tensor, torch.Tensor]  # (out, in) e4m3 codes, (out, 1) FP32 scales
 SMALL = 16  # rows or fewer are not worth FP8 arithmetic: only the weights are FP8 then
+
+
+class Rows(NamedTuple):
+    """Activations that an earlier kernel has quantized: (..., columns) e4m3 codes, (rows, 1) FP32
+    scales, and the dtype that a GEMM of them gives.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    dtype: torch.dtype
 
 
 class Fp8Linear(nn.Module):
@@ -51,17 +61,19 @@ class Fp8Linear(nn.Module):
         # Let go now, not with the last reference to the old layer: weights would be held twice.
         linear.weight.data = linear.weight.data.new_empty(0)
 
-    def forward(self, x: torch.Tensor, pieces: int = 1) -> torch.Tensor | list[torch.Tensor]:
+    def forward(self, x: torch.Tensor | Rows, pieces: int = 1) -> torch.Tensor | list[torch.Tensor]:
         """The output; or cut into so many `pieces` along its last axis, each a tensor of its own.
 
         Views of one would keep all of it alive: query and key beside what they are normed to.
         """
+        weights = self.weight, self.scale, self.bias
+        codes, *of_rows = x if isinstance(x, Rows) else (x,)
         if pieces > 1:
-            return _pieces(x, self.weight, self.scale, self.bias, pieces)
-        if x.numel() // self.in_features <= SMALL:
-            weight = self.weight.to(x.dtype) * self.scale.to(x.dtype)
-            return functional.linear(x, weight, self.bias)
-        return _linear(x, self.weight, self.scale, self.bias)
+            return _pieces(codes, *weights, pieces, *of_rows)
+        if not of_rows and codes.numel() // self.in_features <= SMALL:
+            weight = self.weight.to(codes.dtype) * self.scale.to(codes.dtype)
+            return functional.linear(codes, weight, self.bias)
+        return _linear(codes, *weights, *of_rows)
 
 
 class Fp8FeedForward(nn.Module):
@@ -85,10 +97,11 @@ class Fp8FeedForward(nn.Module):
         self.wide, self.wide_scale = first.weight, first.scale
         self.narrow, self.narrow_scale = second.weight, second.scale
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Rows) -> torch.Tensor:
         first = self.wide, self.wide_scale, self.wide_bias
         second = self.narrow, self.narrow_scale, self.narrow_bias
-        return _feed_forward(x, *first, *second, self.activation)
+        codes, *of_rows = x if isinstance(x, Rows) else (x,)
+        return _feed_forward(codes, *first, *second, self.activation, *of_rows)
 
 
 @torch.no_grad()  # or the codes would keep every step of their making alive for a backward pass
@@ -156,20 +169,35 @@ def product(
     return torch._scaled_mm(codes, weight.t(), *scales, **arguments, out=out)
 
 
+def _rows(x: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of flattened `x`, which has been quantized where there is a scale."""
+    flat = x.flatten(0, -2)
+    return quantize_rows(flat) if scale is None else (flat, scale)
+
+
 @custom_op("qbench::fp8_linear", mutates_args=())  # one node for torch.compile
 def _linear(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    rows_scale: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    codes, rows_scale = quantize_rows(x.flatten(0, -2))
-    y = product(codes, rows_scale, weight, scale, bias, x.dtype)
+    y = product(*_rows(x, rows_scale), weight, scale, bias, dtype or x.dtype)
     return y.view(*x.shape[:-1], -1)
 
 
 @_linear.register_fake
 def _(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    rows_scale: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype or x.dtype)
 
 
 @custom_op("qbench::fp8_pieces", mutates_args=())
@@ -179,11 +207,13 @@ def _pieces(
     scale: torch.Tensor,
     bias: torch.Tensor | None,
     count: int,
+    rows_scale: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> list[torch.Tensor]:
-    codes, rows_scale = quantize_rows(x.flatten(0, -2))
+    rows = _rows(x, rows_scale)
     biases = [None] * count if bias is None else bias.chunk(count)
     parts = zip(weight.chunk(count), scale.chunk(count), biases, strict=True)
-    made = [product(codes, rows_scale, *part, x.dtype) for part in parts]
+    made = [product(*rows, *part, dtype or x.dtype) for part in parts]
     return [y.view(*x.shape[:-1], -1) for y in made]
 
 
@@ -194,9 +224,11 @@ def _(
     scale: torch.Tensor,
     bias: torch.Tensor | None,
     count: int,
+    rows_scale: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> list[torch.Tensor]:
-    size = weight.shape[0] // count
-    return [x.new_empty(*x.shape[:-1], size) for _ in range(count)]
+    shape = (*x.shape[:-1], weight.shape[0] // count)
+    return [x.new_empty(shape, dtype=dtype or x.dtype) for _ in range(count)]
 
 
 @custom_op("qbench::fp8_feed_forward", mutates_args=())
@@ -209,15 +241,19 @@ def _feed_forward(
     narrow_scale: torch.Tensor,
     narrow_bias: torch.Tensor | None,
     activation: str,
+    rows_scale: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    flat = x.flatten(0, -2)
-    out = flat.new_empty(flat.shape[0], narrow.shape[0])
+    flat, made = x.flatten(0, -2), dtype or x.dtype
+    out = flat.new_empty(flat.shape[0], narrow.shape[0], dtype=made)
     size = max(SMALL, -(-flat.shape[0] // (PARTS * 128)) * 128)
-    for rows, place in zip(flat.split(size), out.split(size), strict=True):
-        hidden = product(*quantize_rows(rows), wide, wide_scale, wide_bias, x.dtype)
+    parts = flat.split(size)
+    scales = [None] * len(parts) if rows_scale is None else rows_scale.split(size)
+    for rows, one, place in zip(parts, scales, out.split(size), strict=True):
+        hidden = product(*_rows(rows, one), wide, wide_scale, wide_bias, made)
         codes, scale = quantize_rows(hidden, activation)
         del hidden
-        product(codes, scale, narrow, narrow_scale, narrow_bias, x.dtype, out=place)
+        product(codes, scale, narrow, narrow_scale, narrow_bias, made, out=place)
     return out.view(*x.shape[:-1], -1)
 
 
@@ -231,8 +267,10 @@ def _(
     narrow_scale: torch.Tensor,
     narrow_bias: torch.Tensor | None,
     activation: str,
+    rows_scale: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    return x.new_empty(*x.shape[:-1], narrow.shape[0])
+    return x.new_empty(*x.shape[:-1], narrow.shape[0], dtype=dtype or x.dtype)
 
 
 def replace(
