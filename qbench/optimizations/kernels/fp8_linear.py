@@ -213,7 +213,7 @@ def _pieces(
     rows = _rows(x, rows_scale)
     biases = [None] * count if bias is None else bias.chunk(count)
     parts = zip(weight.chunk(count), scale.chunk(count), biases, strict=True)
-    made = [product(*rows, *part, dtype or x.dtype) for part in parts]
+    made = [product(*rows, w, s, b, dtype or x.dtype) for w, s, b in parts]
     return [y.view(*x.shape[:-1], -1) for y in made]
 
 
