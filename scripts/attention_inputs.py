@@ -1,7 +1,7 @@
 """FP8 attention on inputs that are hard to quantize: its error beside plain FP8's and BF16's.
 
     python -m scripts.attention_inputs [--channels 128] [--tokens 2222] [--device cuda]
-        [--out results/published/MACHINE/attention-inputs.json]
+        [--lengths 1 512 32760] [--out results/published/MACHINE/attention-inputs.json]
 
 Errors are relative to attention in FP64. Plain FP8 has true exponentials, and one scale a head for
 each of q, k and v, which is what FlashAttention 3 takes: what the format costs whatever the kernel.
@@ -23,6 +23,8 @@ from qbench.meters import environment
 from qbench.optimizations.kernels import fp8_attention
 
 CHECKED = 256  # queries
+# Tokens; the last three are of CogVideoX-2B, Wan 2.1 and CogVideoX1.5.
+LENGTHS = (1, 17, 226, 512, 2222, 17776, 32760, 45106)
 Three = tuple[Tensor, Tensor, Tensor]  # q, k, v: (batch, tokens, heads, channels), float32
 
 
@@ -127,6 +129,7 @@ def measured(name: str, queries: int, keys: int, channels: int, device: str) -> 
     half = [x.bfloat16() for x in (q, k, v)]
     attend = fp8_attention.attend if device == "cuda" else fp8_attention.emulated
     ours = attend(*half)
+    again = attend(*half)
     torchs = functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in half))
     return {
         "input": name,
@@ -137,6 +140,7 @@ def measured(name: str, queries: int, keys: int, channels: int, device: str) -> 
         "plain_fp8": error(plain(q, k, v)),
         "bf16": error(torchs.transpose(1, 2)),
         "not_finite": int((~ours.isfinite()).sum()),
+        "repeats": torch.equal(ours, again),
     }
 
 
@@ -152,6 +156,17 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join(lines)
 
 
+def lengths_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Markdown, from the JSON file's lengths: random inputs."""
+    lines = ["| tokens | channels | `fp8` | plain FP8 | repeats to the bit |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for row in rows:
+        again = "yes" if row["repeats"] else "no"
+        errors = f"{row['fp8']:.2g} | {row['plain_fp8']:.2g}"
+        lines.append(f"| {row['queries']:,} | {row['channels']} | {errors} | {again} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,6 +174,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--tokens", type=int, default=2222)
     parser.add_argument("--keys", type=int, help="where there are not as many as queries")
+    parser.add_argument("--lengths", type=int, nargs="*", default=LENGTHS)
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path, help="write the table as JSON")
     args = parser.parse_args()
@@ -168,9 +184,15 @@ def main() -> None:
         for channels in args.channels
         for name in INPUTS
     ]
-    print(table(rows))
+    lengths = [
+        measured("random", tokens, tokens, channels, args.device)
+        for channels in args.channels
+        for tokens in args.lengths
+    ]
+    print(table(rows), lengths_table(lengths), sep="\n\n")
     if args.out:
-        facts = {"environment": environment.read(args.device).model_dump(), "rows": rows}
+        where = environment.read(args.device).model_dump()
+        facts = {"environment": where, "rows": rows, "lengths": lengths}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(facts, indent=1) + "\n")
 

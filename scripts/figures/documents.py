@@ -75,7 +75,12 @@ class ScriptTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     script: Literal[
-        "separation", "confusion", "bench_attention", "bench_decode", "bench_weight_values"
+        "separation",
+        "confusion",
+        "attention_inputs",
+        "bench_attention",
+        "bench_decode",
+        "bench_weight_values",
     ]
     file: str  # below results/published
     of: str = "rows"
