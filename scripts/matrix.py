@@ -196,6 +196,14 @@ PARTS = {
             "compile",
         ),
     ),
+    "wan-14b": Part(
+        "one denoise step of Wan 2.1 14B at 81x480x832; few, for one in BF16 takes seven seconds",
+        (
+            "model=wan2.1-14b", *RANDOM, *INTERLEAVED, "measure.repeats=3", "measure.warmup=1",
+            "measure.timeout_s=600",
+        ),
+        ("bf16", "fast"),
+    ),
     "quality": Part(
         "quality on the bundled model, 256 videos; read no latency from it",
         (*BUNDLED, "prompts.count=256"),
