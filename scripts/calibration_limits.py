@@ -61,6 +61,30 @@ def linears(video: Any, bench: Any, occasion: Occasion, scheme: str, smooth: boo
         return float(mean(bench.errors()) ** 0.5)
 
 
+LABELS = {
+    "int8_dynamic": "INT8 weights and activations, a scale a row",
+    "int8_dynamic smoothed": "the same after SmoothQuant",
+    "fp8_dynamic_row": "FP8, a scale a row",
+    "fp8_dynamic_row smoothed": "the same after SmoothQuant",
+    "fp8_dynamic_tensor": "FP8, a scale a tensor",
+    "fp8_dynamic_tensor smoothed": "the same after SmoothQuant",
+    "fp8 attention": "FP8 attention",
+    "rotated": "the same with queries and keys rotated (Hadamard)",
+}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a column a factor."""
+    from qbench.report import tables
+
+    def cell(value: float | None) -> str:
+        return "NaN" if value is None else f"{value:.4f}" if value < 0.1 else f"{value:.3f}"
+
+    heads = [f"factor {row['factor']:,.0f}" if row["factor"] else "no outliers" for row in rows]
+    lines = [[words, *(cell(row[name]) for row in rows)] for name, words in LABELS.items()]
+    return tables.grid(["", *heads], lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -60,7 +60,8 @@ def search(
     if quality is not None and quality not in VERDICTS:
         raise InputError(f"--quality {quality}: no such verdict{nearest(quality, VERDICTS)}")
     amount = mixed.budget_of(budget)
-    planned = [item for item in _planned([recipe], set_, model, device, None) if not item.implied]
+    both = _planned([recipe], set_, model, device, None)
+    planned = [item for item in both if not item.implied]
     if len(planned) != 1:
         raise InputError(f"{recipe}: {len(planned)} recipes; a search is of one")
     shared.writable(out)
@@ -71,6 +72,9 @@ def search(
     except Unsupported as error:
         shared.say(console, f"qbench: {one_line(error)}")
         raise SystemExit(1) from None
+    for item in both:
+        if item.implied:
+            mixed.write_reference(item.recipe, out)
     for line in mixed.lines(found):
         shared.say(console, line)
     shared.say(console, f"recipe: {out / found.recipe}; chart: {out / found.chart}")

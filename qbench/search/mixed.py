@@ -298,8 +298,6 @@ def _compared(name: str, cost: float, mixed: Sequence[float], plain: Sequence[fl
 
 def write_recipe(recipe: Recipe, chosen: Choice, budget: Budget, path: Path) -> None:
     """The recipe with every layer's scheme, self-contained: it extends no other file."""
-    import yaml
-
     quantize = recipe.variant.quantize
     assert quantize is not None
     counts: dict[str, int] = {}
@@ -318,7 +316,21 @@ def write_recipe(recipe: Recipe, chosen: Choice, budget: Budget, path: Path) -> 
             ),
         }
     )
-    fields = made.model_dump(mode="json", exclude_defaults=True) | {"name": made.name}
+    _write(made, path)
+
+
+def write_reference(reference: Recipe, folder: Path) -> Path:
+    """The reference with the settings of the search, where the mixed recipe's runs will find it."""
+    path = folder / f"{reference.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(reference, path)
+    return path
+
+
+def _write(recipe: Recipe, path: Path) -> None:
+    import yaml
+
+    fields = recipe.model_dump(mode="json", exclude_defaults=True) | {"name": recipe.name}
     path.write_text(yaml.safe_dump(fields, sort_keys=False, width=100), "utf-8")
 
 

@@ -81,6 +81,7 @@ class ScriptTable(BaseModel):
         "bench_attention",
         "bench_decode",
         "bench_weight_values",
+        "calibration_limits",
     ]
     file: str  # below results/published
     of: str = "rows"

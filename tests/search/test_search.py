@@ -18,6 +18,7 @@ from qbench.optimizations.calibration import observe
 from qbench.pipelines import specs
 from qbench.recipe import files
 from qbench.recipe.schema import Calibration, Quantize, Recipe
+from qbench.run.plan import plan
 from qbench.search import choice, mixed, sensitivity
 
 # Attention that matters much, and some that matters little.
@@ -226,6 +227,22 @@ def test_a_mixed_recipe_is_what_torchao_makes_of_its_names_and_loads_in_diffuser
                 assert (ours.dequantize() if name in by_name else ours).equal(
                     layer.weight.dequantize() if name in by_name else layer.weight
                 ), name
+
+
+def test_a_mixed_recipe_is_compared_with_a_reference_of_its_settings(tmp_path: Path) -> None:
+    """Whatever the search was told, and whatever is shipped under the reference's name."""
+    settings = files.overrides(["generation.steps=5", "prompts.count=8", "outliers.factor=30"])
+    both = plan([RECIPES / "calibrated" / "packed-int4.yaml"], settings)
+    (reference,), (own,) = (
+        [item.recipe for item in both if item.implied == implied] for implied in (True, False)
+    )
+    chosen = choice.Choice({"transformer_blocks.0.attn1.to_q": "int8_weight_only"}, 0.0, 0.0, 0.0)
+    mixed.write_recipe(own, chosen, mixed.Budget("bytes"), tmp_path / "recipe.yaml")
+    mixed.write_reference(reference, tmp_path)
+    again = [item.recipe for item in plan([tmp_path / "recipe.yaml"], {})]
+    assert [recipe.name for recipe in again] == ["fp32", "calibrated/packed-int4-mixed"]
+    assert again[0].settings_fingerprint() == again[1].settings_fingerprint()
+    assert again[0].outliers == own.outliers
 
 
 def test_methods_that_share_scales_have_nothing_to_search() -> None:
