@@ -35,11 +35,13 @@ EXPORTS = {
     "tensorrt-bf16": ("engine/tensorrt-bf16", "tensorrt"),
     "onnx-fp16": ("engine/onnx-fp16", "onnx"),
     "aoti": ("aoti", "aoti"),
+    "aoti-blocks": ("engine/aoti-blocks", "aoti"),
+    "aoti-fp8": ("fp8-dynamic", "aoti"),
 }
 PYTHON = ("bf16", "compile", "fast", "fp8-dynamic")
 SETTINGS = (
     "reference=bf16", "measure.unit=step", "measure.interleave=true", "measure.repeats=10",
-    "measure.warmup=2", "measure.timeout_s=200", "measure.profile=false",
+    "measure.warmup=2", "measure.timeout_s=200", "measure.warm_start=false",
 )  # fmt: skip
 
 
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--python", nargs="*", default=list(PYTHON))
     parser.add_argument("--limit", type=float, default=200, help="seconds for one export")
     parser.add_argument("--at-once", type=int, default=1, help="exports side by side")
+    parser.add_argument("--profile", action="store_true", help="for qbench explain")
     parser.add_argument("--no-export", action="store_true", help="measure what lies there")
     parser.add_argument("--no-run", action="store_true", help="export, and measure nothing")
     parser.add_argument("--export", help=argparse.SUPPRESS)
@@ -74,6 +77,7 @@ def main() -> None:
     made = [str(args.folder / "engines" / name) for name in args.only]
     made = [path for path in made if Path(path).is_dir()]
     settings = [f"model={args.model}", f"weights={args.weights}", *SETTINGS]
+    settings.append(f"measure.profile={str(args.profile).lower()}")
     line = [sys.executable, "-m", "qbench", "run", *args.python, *made, "--trust"]
     line += ["--out", str(args.folder / "runs"), "--quiet"]
     for setting in settings:

@@ -6,7 +6,11 @@ The whole of it is one package; or its repeated block is one, which serves all o
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
+import subprocess
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "denoiser.pt2"
 MAX_METADATA_BYTES = 2**20
+COMPILERS = ("g++", "/usr/bin/g++", "clang++")  # in the place of one that links statically
+RUNTIMES = (b"libstdc++.so", b"libc++.so")
 
 
 def refuses(variant: Variant) -> str:
@@ -66,7 +72,8 @@ def write(
         else:
             positional, tensors, free = for_export(video.denoiser, signature, example)
             program = torch.export.export(positional, tensors, dynamic_shapes=free)
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        with torch._inductor.config.patch({"cpp.cxx": (None, compiler())}):
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     facts = metadata(path)
     return Bound(
         cpu_isa=facts.get("AOTI_CPU_ISA", ""),
@@ -95,6 +102,29 @@ def open(folder: Path, shell: Module, written: Interface) -> Run:
     return run
 
 
+@functools.cache
+def compiler() -> str:
+    """A C++ compiler that links libstdc++ dynamically: inductor's, or else another that is here.
+
+    Inductor's where none does.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    usual: str = get_cpp_compiler()
+    return next(filter(_links_dynamically, (usual, *COMPILERS)), usual)
+
+
+def _links_dynamically(cxx: str) -> bool:
+    if shutil.which(cxx) is None:
+        return False
+    with tempfile.TemporaryDirectory() as scratch:
+        source, made = Path(scratch) / "a.cpp", Path(scratch) / "a.so"
+        source.write_text("#include <locale>\nstd::locale held() { return std::locale(); }\n")
+        line = [cxx, "-shared", "-fPIC", str(source), "-o", str(made)]
+        done = subprocess.run(line, capture_output=True)
+        return done.returncode == 0 and any(name in made.read_bytes() for name in RUNTIMES)
+
+
 def metadata(path: Path) -> dict[str, str]:
     """What a package says of itself, read without loading it: platform, CPU and GPU.
 
@@ -106,7 +136,7 @@ def metadata(path: Path) -> dict[str, str]:
         if not names or archive.getinfo(names[0]).file_size > MAX_METADATA_BYTES:
             raise Wrong(f"{path}: not an AOTInductor package")
         for name in archive.namelist():
-            if name.endswith(".so") and b"libstdc++.so" not in archive.read(name):
+            if name.endswith(".so") and not any(one in archive.read(name) for one in RUNTIMES):
                 raise Unsupported(
                     "aoti: the C++ compiler links libstdc++ statically, and such a package dies "
                     "as it is loaded: set CXX to one that does not"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from qbench.engines.manifest import Bound, Description
 
 if TYPE_CHECKING:
+    from optimum.quanto import QuantizedDiffusersModel
     from torch import Tensor
 
     from qbench.engines.inputs import Signature
@@ -66,11 +67,12 @@ def by_quanto(variant: Variant) -> bool:
     return variant.quantize is not None and variant.quantize.backend == "quanto"
 
 
-def _loader(kind: type) -> type:
+def _loader(kind: type) -> type[QuantizedDiffusersModel]:
     """optimum-quanto's own, which has one class for each of diffusers'."""
     from optimum.quanto import QuantizedDiffusersModel
 
-    return type(f"Quantized{kind.__name__}", (QuantizedDiffusersModel,), {"base_class": kind})
+    made = type(f"Quantized{kind.__name__}", (QuantizedDiffusersModel,), {"base_class": kind})
+    return cast("type[QuantizedDiffusersModel]", made)
 
 
 def _declare(module: Module, wanted: Quantize) -> None:

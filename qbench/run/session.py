@@ -404,6 +404,7 @@ def _quantize(session: Session, work: Work | None) -> Ranks | None:
 
 def _compile(session: Session) -> None:
     """Build the engine, or compile; the compiler works at the first step, so one is made."""
+    from qbench.engines import exported
     from qbench.meters.memory import stored_bytes
 
     stages, variant = session.stages, session.recipe.variant
@@ -416,7 +417,7 @@ def _compile(session: Session) -> None:
         session.recorder.facts(
             engines.build(session.pipeline, session.generation, *first, session.recipe, folder)
         )
-    if variant.left_python or variant.compile:
+    if (variant.left_python or variant.compile) and not exported.holds_compiled(variant):
         session.denoise(session.encode([0]), [0], steps=1)
         stages.leave("compile")
     gc.collect()

@@ -99,7 +99,7 @@ def time(session: Session) -> Timings:
 def built_s(session: Session) -> float:
     """What compiling, or building an engine, took before the first call.
 
-    Of an exported folder, its very first call, which was made to check it.
+    Of an exported folder, what its very first call, made to check it, took longer than the next.
     """
     from qbench.engines.exported import FIRST_CALL
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from qbench.engines.verify import verify
 from qbench.errors import InputError, Unsupported
 from qbench.pipelines import specs
 from qbench.recipe.files import load
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +78,32 @@ def test_an_engine_makes_videos_in_a_pipeline_with_and_without_guidance(
             video.denoiser = specs.load(model, "fp32", "cpu").denoiser
         error = (made[1] - made[0]).norm() / made[0].norm()
         assert error < 1e-4
+
+
+def test_callbacks_change_the_latents_that_an_engine_is_given(graph: export.Exported) -> None:
+    """In the pipeline's own call, as a deployment makes it; two videos, guidance switched off."""
+    from diffusers import CogVideoXPipeline
+
+    def halved(_: object, step: int, __: object, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"latents": given["latents"] * (0.5 if step == 0 else 1)}
+
+    given = {
+        "prompt": ["a red star moves left"] * 2, "max_sequence_length": 24,
+        "num_inference_steps": 3, "num_frames": 17, "height": 64, "width": 64,
+        "output_type": "latent",
+    }  # fmt: skip
+    made: list[Tensor] = []
+    for engine in (False, True):
+        pipe = CogVideoXPipeline.from_pretrained(specs.BUNDLED / "tiny-cogvideox")
+        if engine:
+            pipe.transformer = loading.load_engine(graph.folder)
+        for guidance in (6.0, 1.0):
+            own = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+            more = {"generator": own, "guidance_scale": guidance, "callback_on_step_end": halved}
+            made.append(pipe(**given, **more).frames)
+    for ours, theirs in zip(made[2:], made[:2], strict=True):
+        assert ours.shape[0] == 2
+        assert (ours - theirs).norm() / theirs.norm() < 1e-4
 
 
 def test_a_wrong_engine_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +177,16 @@ def test_a_package_of_machine_code_computes_the_variant(tmp_path: Path) -> None:
     assert made.manifest.variant.relative_l2 < export.FAITHFUL
     assert made.manifest.target.bound.cpu_isa
     assert verify(made.folder).exit_code == 0
+
+
+def test_a_compiler_that_links_its_runtime_statically_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    static = tmp_path / "g++"
+    static.write_text('#!/bin/sh\nexec g++ "$@" -static-libstdc++\n')
+    static.chmod(0o755)
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: str(static))
+    assert aoti.compiler.__wrapped__() == "g++"
 
 
 def test_a_package_with_a_runtime_of_its_own_is_refused_unloaded(tmp_path: Path) -> None:
