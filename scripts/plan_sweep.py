@@ -1,6 +1,6 @@
 """How well the order of a sweep over many devices keeps them busy, by simulation.
 
-    python -m scripts.plan_sweep [--seeds 5] [--markdown]
+    python -m scripts.plan_sweep [--seeds 5] [--out FILE]
 
 1,000 recipes in 60 rankings on 100 GPUs of four kinds and 19 nodes. What starts next is the
 product's own `qbench.run.order`, asked as `qbench run --ray` asks it; only the clock is made up.
@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import json
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from qbench.run.order import Load, Order, Site
 
@@ -36,10 +40,6 @@ class Outcome:
     waited: int  # runs that started before their reference had ended
     mixed: int  # rankings whose runs were on more than one kind
     most_at_once: int
-
-    @property
-    def over_bound(self) -> float:
-        return self.took / self.bound - 1
 
 
 def recipes(source: random.Random) -> list[Load]:
@@ -120,26 +120,46 @@ def simulate(seed: int, known: bool = False, together: bool = False) -> Outcome:
     return Outcome(now, bound, busy, 1 - busy / (gpus * now), waited, mixed, most)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    seeds = range(parser.parse_args().seeds)
-    print("| sweep | hours | bound | over bound | GPUs idle | before reference | mixed |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for label, known, together in (
-        ("times and speeds known", True, False),
-        ("times and speeds unknown", False, False),
-        ("the same, runs in no parts", False, True),
-    ):
-        found = [simulate(seed, known, together) for seed in seeds]
-        worst = max(found, key=lambda one: one.over_bound)
-        mean = sorted(found, key=lambda one: one.over_bound)[len(found) // 2]
-        for name, one in (("median", mean), ("worst", worst)):
-            print(
-                f"| {label}, {name} of {len(found)} | {one.took / 3600:.2f} | "
-                f"{one.bound / 3600:.2f} | {100 * one.over_bound:.1f} % | "
-                f"{100 * one.idle_share:.1f} % | {one.waited} | {one.mixed} |"
+CASES = (  # label, times and speeds known, runs in no parts
+    ("known", True, False),
+    ("unknown", False, False),
+    ("unknown, runs in no parts", False, True),
+)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of each case the median sweep and the worst, by time over the bound."""
+    lines = [
+        "| times and speeds | sweeps | | hours | bound | over it | GPUs idle |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for label, _, _ in CASES:
+        found = [row for row in rows if row["case"] == label]
+        found.sort(key=lambda row: row["took"] / row["bound"])
+        for name, row in (("median", found[len(found) // 2]), ("worst", found[-1])):
+            lines.append(
+                f"| {label} | {len(found)} | {name} | {row['took'] / 3600:.2f} | "
+                f"{row['bound'] / 3600:.2f} | {100 * (row['took'] / row['bound'] - 1):.0f} % | "
+                f"{100 * row['idle_share']:.0f} % |"
             )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="JSON file for every sweep.")
+    asked = parser.parse_args()
+    rows = [
+        {"case": label, "seed": seed} | vars(simulate(seed, known, together))
+        for label, known, together in CASES
+        for seed in range(asked.seeds)
+    ]
+    print(table(rows))
+    wrong = sum(row["waited"] + row["mixed"] for row in rows)
+    print(f"before their reference, or on two kinds of device: {wrong}")
+    if asked.out:
+        asked.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

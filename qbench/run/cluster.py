@@ -332,10 +332,12 @@ def _machine(node: Mapping[str, object]) -> Machine:
         for name in resources
         if ":" not in name and "_group_" not in name and name not in _ORDINARY
     ]
-    name = str(node["NodeID"])
+    id_, named = str(node["NodeID"]), str(node.get("NodeName") or "")
+    if named in ("", node["NodeManagerAddress"]):  # as Ray names it where nobody has
+        named = f"{node['NodeManagerHostname']}/{id_[:6]}"
     return Machine(
-        id=name,
-        name=f"{node['NodeManagerHostname']}/{name[:6]}",
+        id=id_,
+        name=named,
         gpus=int(resources.get("GPU", 0)),
         cpus=int(resources.get("CPU", 0)),
         kinds=tuple(sorted(accelerators + own)),

@@ -82,6 +82,8 @@ class ScriptTable(BaseModel):
         "bench_decode",
         "bench_weight_values",
         "calibration_limits",
+        "plan_sweep",
+        "ray_faults",
     ]
     file: str  # below results/published
     of: str = "rows"
