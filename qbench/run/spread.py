@@ -41,9 +41,10 @@ BUILT = 4  # times as many where each part compiles or calibrates first
 JUDGED = 0.1  # of the time that a video takes to make: to compute its figures
 
 
-def gpus(recipe: Recipe) -> int:
-    """GPUs that a run of this recipe takes at once, all of one node."""
-    return 1
+def devices(recipe: Recipe) -> int:
+    """Devices that a run of this recipe takes at once, all of one node: one a rank."""
+    parallel = recipe.variant.parallel
+    return parallel.ranks if parallel else 1
 
 
 def run(
@@ -255,7 +256,7 @@ class _Spread:
         }
         for item in self._items.values():
             device = self._needed(item.recipe)
-            units = gpus(item.recipe) if device == "cuda" else 1
+            units = devices(item.recipe)
             if units > most[device]:
                 what = {"cuda": "GPU", "cpu": "CPU"}[device] + ("s of one node" * (units > 1))
                 have = f"the most is {most[device]}" if most[device] else "no node has one"
@@ -537,13 +538,13 @@ def _load(item: Planned, device: str) -> Load:
     variant = recipe.variant
     calibrated = variant.quantize is not None and variant.quantize.calibration is not None
     built = BUILT if variant.compile or calibrated else 1
-    split = not variant.left_python
+    split = not variant.left_python and variant.parallel is None
     return Load(
         name=recipe.name,
         group=recipe.name if recipe.is_reference else recipe.reference or recipe.name,
         reference=recipe.is_reference,
         device=device,
-        units=gpus(recipe) if device == "cuda" else 1,
+        units=devices(recipe),
         fixed=video * (1 + measure.warmup + turns * measure.repeats + judged + (not split) * rest),
         shared=video * rest * split,
         least=video * built * max(FEWEST, recipe.quality.batch),
