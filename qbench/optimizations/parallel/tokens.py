@@ -79,7 +79,8 @@ def check_heads(heads: int, wanted: int) -> None:
     if heads % wanted == 0:
         return
     fitting = [n for n in range(2, heads + 1) if heads % n == 0]
-    near = sorted(sorted(fitting, key=lambda n: abs(n - wanted))[:2])
+    below = [n for n in fitting if n < wanted]
+    near = below[-1:] + fitting[len(below) :][:1]
     raise Unsupported(
         f"variant.parallel.ulysses: {heads} heads do not divide by {wanted}; the nearest that do: "
         f"{', '.join(map(str, near)) or 'none'}; 'ring' takes any"

@@ -1,0 +1,152 @@
+"""One video on two ranks is the video of one process, whatever is split and whatever else is on."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from typing import Any
+
+import pytest
+from optimizations import two_ranks
+
+from qbench import support
+from qbench.errors import Unsupported
+from qbench.optimizations.parallel import tokens
+from qbench.optimizations.parallel.groups import Ranks
+from qbench.recipe.schema import Parallel, Variant
+
+Found = dict[str, Any]
+FULL = support.Machine("cuda", (9, 0), frozenset({*support.PACKAGES}), devices=8)
+ROUNDING = 1e-4  # of the spread, in FP32 over three steps; a token that is lost moves it by 1
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
+    """What each of two ranks found: one pair of processes for all that is checked here."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["optimizations.two_ranks"])
+    meeting = tmp_path_factory.mktemp("ranks") / "meeting"
+    pipes = [context.Pipe() for _ in range(2)]
+    started = [
+        context.Process(target=two_ranks.work, args=(rank, str(meeting), theirs))
+        for rank, (_, theirs) in enumerate(pipes)
+    ]
+    for process in started:
+        process.start()
+    found = []
+    for ours, _ in pipes:
+        assert ours.poll(300), "a rank says nothing"
+        found.append(ours.recv())
+    for process in started:
+        process.join(30)
+    for one in found:
+        assert "failed" not in one, one["failed"]
+    return found[0], found[1]
+
+
+def test_denoises_the_video_of_one_process_and_undoes_it(both: tuple[Found, Found]) -> None:
+    for name, splits in two_ranks.FAMILIES.items():
+        for split in splits:
+            for found in both:
+                error, undone = found[f"{name} {split}"]
+                assert error < ROUNDING, (name, split)
+                assert undone, (name, split)
+
+
+def test_two_calls_of_guidance_are_the_very_calls_of_one_process(
+    both: tuple[Found, Found],
+) -> None:
+    """Wan's halves are calls of their own, so nothing is even rounded otherwise."""
+    assert [found["wan {'cfg': 2}"][0] for found in both] == [0, 0]
+
+
+def test_caches_skip_the_same_steps_on_all_ranks(both: tuple[Found, Found]) -> None:
+    for cache, split in two_ranks.CACHES:
+        name = f"{cache['kind']} {split}"
+        for found in both:
+            one, two, error = found[name]
+            assert one == two, name
+            assert one < two_ranks.STEPS, name  # it did skip
+            # TaylorSeer keeps what it extrapolates from in BF16, whatever the model computes in.
+            assert error < (0.02 if cache["kind"] == "taylorseer" else 10 * ROUNDING), name
+
+
+def test_fp8_linears_and_fused_projections_on_two_ranks(both: tuple[Found, Found]) -> None:
+    """Rows are quantized one by one, so only attention's order of keys is rounded otherwise."""
+    assert both[0]["fast"] == both[1]["fast"] < 0.05
+
+
+def test_decodes_the_video_of_one_process(both: tuple[Found, Found]) -> None:
+    for found in both:
+        for way in two_ranks.WAYS:
+            assert found[f"decode {way}"] < 1e-5, way
+        assert found["decode undone"]
+
+
+def test_ring_merges_uneven_parts_to_the_softmax_over_all(both: tuple[Found, Found]) -> None:
+    for found in both:
+        for kernel in ("auto", "math", "flash"):
+            assert found[f"ring {kernel}"] < 1e-4, kernel
+
+
+def test_who_waits_has_the_longer_exchanges(both: tuple[Found, Found]) -> None:
+    first, second = both
+    assert first["waited"] > 0.3 > second["waited"]
+    assert first["begun"] == second["begun"] == 2
+
+
+def test_ranks_with_other_weights_make_no_video(both: tuple[Found, Found]) -> None:
+    for found in both:
+        assert "hold different weights" in found["other weights"]
+
+
+@pytest.mark.parametrize(
+    ("heads", "wanted", "near"),
+    [(30, 4, "3, 5;"), (30, 7, "6, 10;"), (12, 5, "4, 6;"), (4, 3, "2, 4;")],
+)
+def test_heads_that_do_not_divide_are_refused_with_the_nearest(
+    heads: int, wanted: int, near: str
+) -> None:
+    with pytest.raises(Unsupported, match=f"the nearest that do: {near}"):
+        tokens.check_heads(heads, wanted)
+    for fits in (1, 2, heads):
+        tokens.check_heads(heads, fits)
+
+
+def test_without_other_processes_it_says_how_to_start_them() -> None:
+    with pytest.raises(Unsupported, match="torchrun"):
+        Ranks(Parallel(cfg=2, ulysses=3), "cpu")
+
+
+def _why_not(parallel: dict[str, Any], machine: support.Machine = FULL, **fields: Any) -> str:
+    variant = Variant.model_validate({"dtype": "bf16", "parallel": parallel, **fields})
+    return support.why_not(variant, machine) or ""
+
+
+def test_rules_of_what_goes_together() -> None:
+    few = dataclasses.replace(FULL, devices=2)
+    assert "has fewer" in _why_not({"cfg": 2, "ulysses": 2}, few)
+    assert _why_not({"cfg": 2}, few) == ""
+    assert _why_not({"cfg": 2, "ulysses": 64}, support.Machine("cpu")) == ""
+    for offload in ("model", "sequential", "group"):
+        assert "same bus" in _why_not({"cfg": 2}, memory={"offload": offload})
+    tiles = {"vae_tiling": True}
+    assert "choose one" in _why_not({"cfg": 2, "decode": True}, memory=tiles)
+    assert _why_not({"cfg": 2}, memory=tiles) == ""
+    assert "scope blocks" in _why_not({"cfg": 2}, compile={"scope": "model"})
+    graphs = {"mode": "reduce-overhead"}
+    assert "captured graph" in _why_not({"ring": 2}, compile=graphs)
+    assert _why_not({"cfg": 2}, compile=graphs) == ""
+    assert "log-sum-exp" in _why_not({"ring": 2}, attention="fp8")
+    assert _why_not({"ulysses": 2}, attention="fp8") == ""
+    faster = {"kind": "faster", "interval": 2}
+    assert "FasterCache" in _why_not({"cfg": 2}, cache=faster)
+    assert _why_not({"ulysses": 2}, cache=faster) == ""
+
+
+def test_a_number_of_ranks_is_their_product_and_no_less_than_two() -> None:
+    assert Parallel(cfg=2, ulysses=3, ring=4).ranks == 24
+    with pytest.raises(ValueError, match="one GPU"):
+        Parallel(decode=True)
+    with pytest.raises(ValueError, match="whole steps"):
+        Variant.model_validate({"engine": "onnxruntime", "parallel": {"cfg": 2}})

@@ -1,0 +1,193 @@
+"""What two ranks do with tiny pipelines: run in two processes, for the tests in test_parallel."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pipelines import tiny
+
+from qbench.optimizations import axes
+from qbench.optimizations.parallel import groups, rows, tokens
+from qbench.optimizations.vae import patch
+from qbench.pipelines import specs
+from qbench.recipe.schema import Decode, Parallel, Variant
+
+STEPS = 10
+FAMILIES = {
+    "cogvideox": ({"cfg": 2}, {"ulysses": 2}, {"ring": 2}),
+    "cogvideox-rotary": ({"ulysses": 2}, {"ring": 2}),
+    "cogvideox-1.5": ({"ulysses": 2},),
+    "wan": ({"cfg": 2}, {"ulysses": 2}, {"ring": 2}),
+    "unet": ({"cfg": 2},),
+}
+CACHES = (
+    ({"kind": "first_block", "threshold": 0.7}, {"cfg": 2}),
+    ({"kind": "first_block", "threshold": 0.7}, {"ulysses": 2}),
+    ({"kind": "taylorseer", "interval": 2}, {"cfg": 2}),
+    ({"kind": "taylorseer", "interval": 2}, {"ring": 2}),
+    ({"kind": "pab", "interval": 2}, {"ulysses": 2}),
+    ({"kind": "faster", "interval": 2}, {"ulysses": 2}),
+)
+WAYS: dict[str, dict[str, bool]] = {
+    "plain": {}, "split norms": {"split_norms": True}, "strips": {"strips": True},
+    "fused": {"fused": True},
+}  # fmt: skip
+
+
+def work(rank: int, meeting: str, results: Connection) -> None:
+    """Join the other rank, do everything below, and send what came of it by name."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    found: dict[str, Any] = {}
+    try:
+        for check in (families, caches, fast, decodes, attention, waits, other_weights):
+            found |= check(rank)
+    except Exception:
+        found["failed"] = traceback.format_exc()
+    results.send(found)
+    dist.destroy_process_group()
+
+
+def _pipeline(name: str) -> Any:
+    return tiny.build(name, Path(tempfile.mkdtemp(prefix="tiny-")))
+
+
+def families(_: int) -> dict[str, Any]:
+    """By family and split: the largest difference from one process, and whether undo undoes."""
+    found = {}
+    for name, splits in FAMILIES.items():
+        video = _pipeline(name)
+        # 9 frames of 32x48 and 24 of text come to 42 tokens; of 32x80 to 54; Wan's have no text.
+        run = tiny.settings(video, width=80) if name == "cogvideox-rotary" else tiny.settings(video)
+        plain = tiny.denoised(video, run, [0, 1])
+        for split in splits:
+            variant = Variant.model_validate({"parallel": split})
+            applied = axes.apply(video, variant, "cpu", run.steps)
+            shared = tiny.denoised(video, run, [0, 1])
+            applied.undo()
+            again = tiny.denoised(video, run, [0, 1])
+            error = (shared - plain).abs().max().item() / plain.std().item()
+            found[f"{name} {split}"] = (error, torch.equal(again, plain))
+    return found
+
+
+def caches(_: int) -> dict[str, Any]:
+    """By cache and split: blocks computed on one process and on two, and the difference."""
+    found = {}
+    video = _pipeline("cogvideox")
+    run = tiny.settings(video, steps=STEPS)
+    computed = [0]
+    last = video.denoiser.transformer_blocks[-1].attn1.to_out[0]
+    last.register_forward_hook(lambda *_: computed.__setitem__(0, computed[0] + 1))
+
+    def made(fields: dict[str, Any]) -> tuple[int, torch.Tensor]:
+        applied = axes.apply(video, Variant.model_validate(fields), "cpu", run.steps)
+        computed[0] = 0
+        latents = tiny.denoised(video, run, [0])
+        applied.undo()
+        return computed[0], latents
+
+    for cache, split in CACHES:
+        one, plain = made({"cache": cache})
+        two, shared = made({"cache": cache, "parallel": split})
+        error = (shared - plain).abs().max().item() / plain.std().item()
+        found[f"{cache['kind']} {split}"] = (one, two, error)
+    return found
+
+
+def fast(_: int) -> dict[str, Any]:
+    """FP8 linears of qbench's own with fused projections, on one process and on two."""
+    fields = {
+        "dtype": "bf16", "fuse_qkv": True, "step_share": 0.5,
+        "quantize": {"backend": "qbench", "scheme": "fp8_dynamic_row", "exclude": ["proj_out"]},
+    }  # fmt: skip
+    latents = []
+    for more in ({}, {"parallel": {"ulysses": 2}}):
+        scratch = Path(tempfile.mkdtemp(prefix="tiny-"))
+        video = tiny.build("cogvideox", scratch, torch.bfloat16)
+        run = tiny.settings(video)
+        axes.apply(video, Variant.model_validate(fields | more), "cpu", run.steps)
+        latents.append(tiny.denoised(video, run, [0]).float())
+    one, two = latents
+    return {"fast": (two - one).square().mean().sqrt().item() / one.std().item()}
+
+
+def decodes(_: int) -> dict[str, Any]:
+    """By way and rows of latents, which two ranks may not share evenly: the largest difference."""
+    ranks = groups.Ranks(Parallel(ring=2), "cpu")
+    vae = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").pipe.vae.float()
+    latents = torch.randn(1, 16, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    found = {}
+
+    def decoded(way: dict[str, bool], shared: rows.Rows | None) -> torch.Tensor:
+        changes = patch.apply(SimpleNamespace(vae=vae), Decode(**way), shared)
+        with torch.no_grad():
+            video: torch.Tensor = vae.decode(latents).sample
+        changes.undo()
+        return video
+
+    plain = decoded({}, None)
+    for name, way in WAYS.items():
+        one = decoded(way, None)
+        two = decoded(way, rows.Rows(ranks.everyone))
+        found[f"decode {name}"] = (two - one).abs().max().item()
+    found["decode undone"] = torch.equal(decoded({}, None), plain)
+    return found
+
+
+def attention(rank: int) -> dict[str, Any]:
+    """By kernel: the difference of a ring over uneven shares from attention in FP64."""
+    ranks = groups.Ranks(Parallel(ring=2), "cpu")
+    generator = torch.Generator().manual_seed(0)
+    whole = [3 * torch.randn(2, 13, 3, 16, generator=generator) for _ in range(3)]
+    exact = tokens.plain(*(x.double() for x in whole)).split([9, 4], 1)[rank]
+    mine = [x.split([9, 4], 1)[rank] for x in whole]
+    found = {}
+    for kernel in ("auto", "math", "flash"):
+        over = tokens.Attention(ranks)
+        out = over.around(tokens.plain, tokens.with_lse(kernel))(*mine)
+        found[f"ring {kernel}"] = (out - exact).abs().max().item()
+    return found
+
+
+def waits(rank: int) -> dict[str, Any]:
+    """Seconds in exchanges of a rank that the other, which is slow, keeps waiting."""
+    import time
+
+    ranks = groups.Ranks(Parallel(cfg=2), "cpu")
+    ranks.cfg.gather(torch.zeros(1))
+    ranks.traffic.seconds()
+    if rank == 1:
+        time.sleep(0.5)
+    ranks.cfg.gather(torch.zeros(1))
+    return {"waited": ranks.traffic.seconds(), "begun": ranks.traffic.begun}
+
+
+def other_weights(rank: int) -> dict[str, Any]:
+    """What is raised where one rank has other weights than the other."""
+    video = _pipeline("cogvideox")
+    if rank == 1:
+        next(video.denoiser.parameters()).data.view(-1)[0] += 1
+    return {"other weights": raised(lambda: _parallel(video, {"cfg": 2}))}
+
+
+def _parallel(video: Any, split: dict[str, int]) -> None:
+    axes.apply(video, Variant.model_validate({"parallel": split}), "cpu", 3)
+
+
+def raised(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -1,0 +1,95 @@
+"""A run on two ranks: one record of both, and one that says which of them ended it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import RECIPES, SMALL
+
+from qbench.recipe.schema import Recipe
+from qbench.results.record import Record
+from qbench.run import crew, plan, sweep
+from qbench.run.events import Event, StageEntered
+
+pytestmark = pytest.mark.slow
+CFG = RECIPES / "parallel" / "cfg.yaml"
+OWN = dict(word.removeprefix("--set=").split("=", 1) for word in SMALL) | {"device": "cpu"}
+
+
+class _Striking(sweep.Silent):
+    """Sends a signal to a rank once the run has come to a stage."""
+
+    def __init__(self, stage: str, rank: int, number: signal.Signals | None) -> None:
+        self._stage, self._rank, self._number = stage, rank, number
+        self.struck: set[int] = set()
+
+    def event(self, recipe: Recipe, event: Event) -> None:
+        if not isinstance(event, StageEntered) or event.stage != self._stage or self.struck:
+            return
+        ranks = {rank: pid for pid in _children() for rank in (0, 1) if _logs_as(pid, rank)}
+        self.struck = set(ranks.values())
+        if self._number is not None:
+            os.kill(ranks[self._rank], self._number)
+
+
+def _children() -> list[int]:
+    return [child.pid for child in psutil.Process().children(recursive=True)]
+
+
+def _logs_as(pid: int, rank: int) -> bool:
+    try:
+        return Path(os.readlink(f"/proc/{pid}/fd/1")).name == crew.log_of(rank)
+    except OSError:
+        return False
+
+
+def _run(out: Path, watcher: sweep.Silent, more: dict[str, str]) -> Record:
+    planned = plan.plan([CFG], OWN | {"reference": "parallel/cfg"} | more)
+    swept = sweep.run(planned, out, watcher)
+    ((_, record),) = swept.finished
+    return record
+
+
+def test_record_has_the_figures_of_both_ranks(tmp_path: Path) -> None:
+    record = _run(tmp_path, sweep.Silent(), {"measure.repeats": "2", "quality.trajectories": "1"})
+    assert record.status == "ok", record.reason
+    first, second = record.ranks
+    assert (first.rank, second.rank) == (0, 1)
+    steps = record.generation["steps"]
+    for rank in record.ranks:
+        assert [len(video) for video in rank.step_s] == [steps] * 2
+        assert len(rank.exchange_s) == 2
+        assert (rank.peaks["denoise"].resident_bytes or 0) > 2**20
+    assert first.step_s == record.step_s
+    assert "decode" not in second.peaks  # it is not shared
+    assert not list(tmp_path.rglob("ranks"))
+
+
+@pytest.mark.parametrize(
+    ("rank", "number", "why"),
+    [
+        (1, signal.SIGKILL, "rank 1 of 2: the process died of SIGKILL"),
+        (0, signal.SIGKILL, "rank 0 of 2: the process died of SIGKILL"),
+        (1, signal.SIGSTOP, "rank 1 of 2: no sign of life for 2 s"),
+    ],
+)
+def test_rank_that_dies_or_stops_ends_the_run_and_is_named(
+    rank: int, number: signal.Signals, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if number == signal.SIGSTOP:
+        monkeypatch.setattr(crew, "SILENT_S", 2.0)
+    striking = _Striking("steady", rank, number)
+    record = _run(tmp_path, striking, {"measure.repeats": "500", "generation.steps": "20"})
+    assert record.status == "crashed"
+    assert record.reason.startswith(why)
+    assert record.stage == "steady"
+    assert len(striking.struck) == 2
+    assert not [pid for pid in striking.struck if psutil.pid_exists(pid) and not _zombie(pid)]
+
+
+def _zombie(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
