@@ -113,9 +113,14 @@ class Group:
 
         Tensors are contiguous. What one member sends to another arrives in the order given.
         """
-        if not sends and not receives:
-            return
-        where = (sends or receives)[0][1].device
+        with self.trading(sends, receives):
+            pass
+
+    @contextmanager
+    def trading(
+        self, sends: Sequence[tuple[int, Tensor]], receives: Sequence[tuple[int, Tensor]]
+    ) -> Iterator[None]:
+        """The same while the block computes, which must touch none of the tensors."""
         operations = []
         for direction, pairs in ((dist.isend, sends), (dist.irecv, receives)):
             counts: dict[int, int] = {}
@@ -123,9 +128,12 @@ class Group:
                 counts[member] = tag = counts.get(member, 0) + 1
                 peer = self.members[member]
                 operations.append(dist.P2POp(direction, _bytes(x), peer, self.group, tag))
-        with self._traffic.exchange(where):
-            for work in dist.batch_isend_irecv(operations):
-                work.wait()
+        under_way = dist.batch_isend_irecv(operations) if operations else []
+        yield
+        if operations:
+            with self._traffic.exchange((*sends, *receives)[0][1].device):
+                for work in under_way:
+                    work.wait()
 
 
 def _bytes(x: Tensor) -> Tensor:

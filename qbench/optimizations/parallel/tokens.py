@@ -182,12 +182,13 @@ class Attention:
         total: Tensor | None = None
         held = torch.stack([k, v])
         for turn in range(group.size):
-            last = turn + 1 == group.size
-            if not last:
+            sends, receives = [], []
+            if turn + 1 < group.size:
                 tokens = lengths[(group.index - turn - 1) % group.size]
                 coming = held.new_empty(2, held.shape[1], tokens, *held.shape[3:])
-                group.trade([(to, held)], [(source, coming)])
-            out, lse = part(q, held[0], held[1])
+                sends, receives = [(to, held)], [(source, coming)]
+            with group.trading(sends, receives):  # the next come while these are worked on
+                out, lse = part(q, held[0], held[1])
             lse = lse.transpose(1, 2)[..., None]
             if merged is None or total is None:
                 merged, total = out.float(), lse
@@ -195,7 +196,7 @@ class Attention:
                 both = torch.logaddexp(total, lse)
                 merged = merged * (total - both).exp() + out.float() * (lse - both).exp()
                 total = both
-            if not last:
+            if receives:
                 held = coming
         assert merged is not None
         return merged.to(q.dtype)
