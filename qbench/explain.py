@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from qbench.errors import InputError, nearest
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 STREAM = "memory.offload: group, which streams the blocks"
 FRAGMENTS = "memory.expandable_segments: true, which loses little to fragments"
+SLOW = 0.1  # of its steps that a rank spends less in exchanges than another: it is waited for
 LAYERS = 5  # of an engine, that are named
 ENCODER = "memory.offload: model keeps the text encoder off the GPU but for its own stage"
 FUSED = "decode.fused: true, which decodes the same video in less memory, and faster"
@@ -63,7 +65,8 @@ def paragraphs(
     reference = ranking.reference
     if reference is not None and reference.run in profiles:
         said.append(_gains(record, ranking, profiles[reference.run], others))
-    said += [*record.notes, _gauges(record), _payback(record, ranking), _memory(record)]
+    said += [*record.notes, _ranks(record), _gauges(record)]
+    said += [_payback(record, ranking), _memory(record)]
     return [text for text in said if text]
 
 
@@ -185,9 +188,36 @@ def bound(profile: Profile, reference: Record, variant: Variant, share: float) -
     if variant.compile:
         seconds["pointwise"] = seconds["movement"] = 0.0
     after = sum(seconds.values())
+    if variant.parallel:
+        after /= variant.parallel.ranks
     if variant.cache and variant.cache.interval:
         after /= variant.cache.interval
     return before / after if after else None
+
+
+def _ranks(record: Record) -> str:
+    """What each process did of a video that several made, and which of them the others wait for."""
+    if not record.ranks:
+        return ""
+    parts, waits = [], []
+    for one in record.ranks:
+        steps = [step for video in one.step_s for step in video]
+        busy, share = sum(steps), 0.0
+        peak = max((record.held_bytes(peak) or 0 for peak in one.peaks.values()), default=0)
+        if steps and busy:
+            share = sum(one.exchange_s) / busy
+            waits.append((share, one.rank))
+            parts.append(
+                f"rank {one.rank}: {1000 * median(steps):.4g} ms a step, exchanges {share:.0%} as "
+                f"long as its steps, {peak / 2**30:.3g} GiB"
+            )
+    text = f"{len(record.ranks)} processes make each video together: {'; '.join(parts)}."
+    if waits and max(waits)[0] - min(waits)[0] > SLOW:
+        text += (
+            f" Rank {min(waits)[1]} is the slow one: the others spend more time in exchanges, "
+            "waiting for it."
+        )
+    return text
 
 
 def _gains(record: Record, ranking: Ranking, profile: Profile, others: bool) -> str:

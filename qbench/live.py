@@ -219,8 +219,8 @@ class Live:
             return
         if self.recipe.variant.parallel:  # whose hooks lie around those of the cache
             raise InputError(
-                f"num_inference_steps: the cache was put in place for {self._steps} steps, and with "
-                "'parallel' it stays: restore the pipeline and apply the recipe again"
+                f"num_inference_steps: the cache is for {self._steps} steps, and with parallel it "
+                "stays: restore the pipeline and apply the recipe again"
             )
         self._cached.undo()
         self._cached, self._steps = caching.apply(self.video, wanted, steps), steps

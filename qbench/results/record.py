@@ -227,8 +227,9 @@ class Record(Strict):
         rate = self.achieved_flop_per_s(step_s)
         if rate is None or self.ceilings is None:
             return None
-        known = self.ceilings.product_flop_per_s
-        reached = [known[name] for name in self._dtypes() if name in known]
+        known, shared = self.ceilings.product_flop_per_s, self.recipe.variant.parallel
+        devices = shared.ranks if shared and self.environment.device == "cuda" else 1
+        reached = [devices * known[name] for name in self._dtypes() if name in known]
         return rate / max(reached) if reached else None
 
     def _dtypes(self) -> set[str]:
