@@ -49,8 +49,8 @@ def apply(video: VideoPipeline, attention: Attention, changes: Changes) -> None:
 
     The plan is in diffusers' own form, and so are the hooks that follow it.
     """
-    from diffusers import ContextParallelConfig
     from diffusers.hooks import context_parallel
+    from diffusers.models._modeling_parallel import ContextParallelConfig
 
     module, plan, ranks = video.denoiser, video.context_plan(), attention.ranks
     assert plan is not None
