@@ -313,6 +313,10 @@ def export(
     model: Model = None,
     device: Device = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is at --out.")] = False,
+    denoiser_only: Annotated[
+        bool,
+        typer.Option("--denoiser-only", help="A diffusers checkpoint without the other parts."),
+    ] = False,
     videos: Annotated[
         int, typer.Option(min=0, help="Whole videos, compared with those of the variant in Python.")
     ] = 4,
@@ -336,6 +340,7 @@ def export(
             force,
             tell=lambda line: shared.say(console, line),
             prove=lambda folder: proof.prove(folder, planned[0].recipe, videos),
+            denoiser_only=denoiser_only,
         )
     except (engines.Differs, Unsupported) as error:
         print(f"qbench: {one_line(error)}", file=sys.stderr)

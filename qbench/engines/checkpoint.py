@@ -48,18 +48,35 @@ def write(
 ) -> Bound:
     """Write the whole pipeline; with no text encoder (`weights: random`) the denoiser alone."""
     module: Module = video.denoiser
-    quanto = by_quanto(variant)
-    if variant.quantize and not quanto:
-        _declare(module, variant.quantize)
-    if video.text_encoders():
+    if not video.text_encoders():
+        return write_denoiser(video, signature, example, variant, folder, calls)
+    if by_quanto(variant):
+        write_denoiser(video, signature, example, variant, folder, calls)
         # diffusers would read optimum-quanto's weights as plain ones: it is to be given them.
-        setattr(video.pipe, video.part, None if quanto else module)
-        video.pipe.save_pretrained(str(folder), safe_serialization=True)
-        setattr(video.pipe, video.part, module)
-    if quanto:
+        setattr(video.pipe, video.part, None)
+    elif variant.quantize:
+        _declare(module, variant.quantize)
+    video.pipe.save_pretrained(str(folder), safe_serialization=True)
+    setattr(video.pipe, video.part, module)
+    return Bound()
+
+
+def write_denoiser(
+    video: VideoPipeline,
+    signature: Signature,
+    example: Mapping[str, Tensor],
+    variant: Variant,
+    folder: Path,
+    calls: Sequence[Mapping[str, Tensor]] = (),
+) -> Bound:
+    """Write the denoiser alone, where it lies in a pipeline's folder too."""
+    module: Module = video.denoiser
+    if by_quanto(variant):
         _loader(type(module))(module).save_pretrained(folder / video.part)
-    elif not video.text_encoders():
-        module.save_pretrained(str(folder / video.part), safe_serialization=True)
+        return Bound()
+    if variant.quantize:
+        _declare(module, variant.quantize)
+    module.save_pretrained(str(folder / video.part), safe_serialization=True)
     return Bound()
 
 

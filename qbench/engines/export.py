@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import gc
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
-from qbench.engines import evidence, folder, formats, loading, manifest
+from qbench.engines import describe, evidence, folder, formats, loading, manifest
 from qbench.engines.evidence import Call
 from qbench.engines.parity import FAITHFUL, QUANTIZED, by_own_rules
 from qbench.errors import InputError, Unsupported
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qbench.engines.inputs import Signature
-    from qbench.engines.manifest import Bound, Description, Format, Manifest
+    from qbench.engines.manifest import Format, Manifest
     from qbench.pipelines.base import Module, Resolved, VideoPipeline
     from qbench.pipelines.specs import Model
     from qbench.recipe.schema import Dtype, Recipe, Variant
@@ -67,10 +65,12 @@ def export(
     tell: Tell = lambda _: None,
     plain: Plain | None = None,
     prove: Callable[[Path], str] | None = None,
+    denoiser_only: bool = False,
 ) -> Exported:
     """Write the recipe's variant to the folder `out`, in the format that the recipe implies.
 
     plain: from `captured`, where several variants of one model are exported.
+    denoiser_only: of a diffusers checkpoint, the denoiser without the pipeline around it.
     prove: puts more evidence into the folder, which can be opened as it stands, and says what it
         found; raises Differs.
 
@@ -86,13 +86,15 @@ def export(
     form = form or formats.implied(recipe.variant)
     if reason := formats.module(form).refuses(recipe.variant):
         raise InputError(f"{recipe.name}: the format {form} cannot hold it: {reason}")
+    if denoiser_only and form != "diffusers":
+        raise InputError(f"--denoiser-only: the format {form} holds the denoiser alone as it is")
     model, device = specs.find(recipe.model), device_of(recipe)
     if plain is None:
         tell(f"{recipe.name}: denoise trajectories, and FP32 predictions along them")
         plain = captured(recipe, model, device)
     with folder.written_beside(out) as partial:
         try:
-            made = _write(recipe, model, form, device, plain, partial, tell)
+            made = _write(recipe, model, form, device, plain, partial, tell, denoiser_only)
             if prove is not None:
                 _sealed(made, partial)
                 tell(f"{recipe.name}: {prove(partial)}")
@@ -127,13 +129,17 @@ def _write(
     plain: Plain,
     partial: Path,
     tell: Tell,
+    denoiser_only: bool,
 ) -> Manifest:
     """Build in `partial`, load what was built as a user would, and prove it."""
+    from qbench.engines import checkpoint
+
     video = _variant(recipe, model, device, plain.run)
     calls = _calls(video, plain)
     tell(f"{recipe.name}: building {form}")
     began = time.perf_counter()
-    bound = formats.module(form).write(
+    write = checkpoint.write_denoiser if denoiser_only else formats.module(form).write
+    bound = write(
         video,
         plain.signature,
         calls[len(calls) // 2].inputs,
@@ -142,12 +148,22 @@ def _write(
         [call.inputs for call in calls],
     )
     built_s = time.perf_counter() - began
-    description = _describe(recipe, model, form, device, video, plain, calls, bound)
+    said = describe.description(
+        recipe,
+        model,
+        form,
+        video,
+        plain.signature,
+        _calibration(recipe.variant, plain),
+        calls,
+        bound,
+        denoiser_only,
+    )
     video.denoiser.save_config(str(partial / loading.CONFIG))
     del video
     gc.collect()
     tell(f"{recipe.name}: loading it again, for parity and latency")
-    run = loading.opened(partial, description)
+    run = loading.opened(partial, said)
     found = evidence.predictions(run, calls)
     against, limit = _limit(recipe.variant)
     proof = {name: evidence.against(name, found, calls) for name in evidence.NAMES}
@@ -173,7 +189,7 @@ def _write(
             f"allowed {limit:g}"
         )
     return manifest.Manifest(
-        **dict(description),
+        **dict(said),
         fp32=proof["fp32"],
         variant=proof["variant"],
         build_s=built_s,
@@ -190,50 +206,6 @@ def _limit(variant: Variant) -> tuple[manifest.Against, float]:
     if by_own_rules(variant):
         return "fp32", QUANTIZED
     return "variant", FAITHFUL
-
-
-def _describe(
-    recipe: Recipe,
-    model: Model,
-    form: Format,
-    device: Device,
-    video: VideoPipeline,
-    plain: Plain,
-    calls: Sequence[Call],
-    bound: Bound,
-) -> Description:
-    from qbench.engines.checkpoint import by_quanto
-    from qbench.engines.inputs import described
-    from qbench.engines.onnx import OUTPUT
-    from qbench.meters.environment import libraries
-
-    module, signature = video.denoiser, plain.signature
-    outside = _outside(recipe.variant, form)
-    return manifest.Description(
-        format=form,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        recipe=recipe,
-        recipe_fingerprint=recipe.fingerprint(),
-        base_model=manifest.BaseModelFacts(
-            name=model.name,
-            source=Path(model.source).name if model.local else model.source,
-            pipeline=video.pipeline_class,
-            denoiser=type(module).__name__,
-            part="unet" if video.part == "unet" else "transformer",
-            weights=recipe.weights,
-            digest=model.digest(recipe.weights),
-        ),
-        dtype=str(module.dtype).removeprefix("torch."),
-        groups=dict(signature.groups),
-        inputs=described(calls[0].inputs, signature.batched),
-        outputs=described({OUTPUT: calls[0].variant}, frozenset({OUTPUT})),
-        layers=_layers(module),
-        versions=libraries(),
-        target=manifest.Target(device=device, machine=platform.machine(), bound=bound),
-        not_inside=outside,
-        calibration=_calibration(recipe.variant, plain),
-        load=_lines(video, form, outside, by_quanto(recipe.variant)),
-    )
 
 
 def _calibration(variant: Variant, plain: Plain) -> dict[str, str | int | float]:
@@ -344,48 +316,3 @@ def _by_call(found: Sequence[Tensor], calls: Sequence[Call]) -> list[dict[str, f
         }
         for ours, call in zip(found, calls, strict=True)
     ]
-
-
-# What the manifest says ---------------------------------------------------------------------------
-
-
-def _layers(module: object) -> dict[str, int]:
-    """Linears and convolutions by what their weights are stored as."""
-    import torch
-
-    counted: dict[str, int] = {}
-    for layer in module.modules():  # type: ignore[attr-defined]
-        weight = getattr(layer, "weight", None)
-        if isinstance(layer, torch.nn.modules.conv._ConvNd) or hasattr(layer, "in_features"):
-            kind = type(weight).__name__
-            plain = kind in ("Parameter", "Tensor", "NoneType")
-            name = str(getattr(weight, "dtype", "none")).removeprefix("torch.") if plain else kind
-            counted[name] = counted.get(name, 0) + 1
-    return counted
-
-
-def _outside(variant: Variant, form: Format) -> list[str]:
-    """Choices that the files do not hold: they are made where the engine is used."""
-    choices: Mapping[str, object] = {
-        "compile": variant.compile and form in ("diffusers",),
-        "attention": variant.attention != "auto" and form == "diffusers",
-        "cache": variant.cache,
-        "step_share": variant.step_share != 1,
-        "decode": variant.decode != type(variant.decode)(),
-        "memory": variant.memory != type(variant.memory)(),
-    }
-    return [name for name, chosen in choices.items() if chosen]
-
-
-def _lines(video: VideoPipeline, form: Format, outside: Sequence[str], quanto: bool) -> list[str]:
-    kind = video.pipeline_class
-    if form == "diffusers" and video.text_encoders() and not quanto:
-        return [f"from diffusers import {kind}", f"pipe = {kind}.from_pretrained(FOLDER)"]
-    lines = [
-        "import qbench",
-        f"from diffusers import {kind}",
-        f"pipe = {kind}.from_pretrained(MODEL, {video.part}=qbench.load_engine(FOLDER))",
-    ]
-    if outside:
-        lines.append(f"qbench.apply(pipe, FOLDER)  # {', '.join(outside)}")
-    return lines

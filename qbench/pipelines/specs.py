@@ -31,6 +31,7 @@ class Model:
     name: str
     source: str  # a folder, or a hub id
     about: str = ""
+    licence: str = ""  # of the weights
     steps: int = 50
     guidance: float = 6.0
     size: tuple[int, int, int] | None = None  # frames, height, width; null is its configuration's
@@ -77,6 +78,7 @@ KNOWN: dict[str, Model] = {
     "tiny-cogvideox": Model(
         name="tiny-cogvideox",
         source=str(BUNDLED / "tiny-cogvideox"),
+        licence="Apache-2.0",
         about="9.7 M parameters, trained on the rendered world; ships with the package",
         steps=20,
         guidance=1.5,
@@ -87,23 +89,27 @@ KNOWN: dict[str, Model] = {
     "cogvideox-2b": Model(
         name="cogvideox-2b",
         source="zai-org/CogVideoX-2b",
+        licence="Apache-2.0",
         about="49 frames at 480x720; from the hub, or weights: random",
         surroundings="fp16",
     ),
     "cogvideox-5b": Model(
         name="cogvideox-5b",
         source="zai-org/CogVideoX-5b",
+        licence="CogVideoX LICENSE",
         about="49 frames at 480x720; from the hub, or weights: random",
     ),
     "cogvideox1.5-5b": Model(
         name="cogvideox1.5-5b",
         source="zai-org/CogVideoX1.5-5B",
+        licence="CogVideoX LICENSE",
         size=(81, 768, 1360),
         about="81 frames at 768x1360; from the hub, or weights: random",
     ),
     "zeroscope-v2-xl": Model(
         name="zeroscope-v2-xl",
         source="cerspense/zeroscope_v2_XL",
+        licence="CC-BY-NC-4.0",
         size=(24, 576, 1024),
         guidance=9.0,
         about="24 frames at 576x1024, a UNet; from the hub, or weights: random",
@@ -112,6 +118,7 @@ KNOWN: dict[str, Model] = {
     "zeroscope-v2-576w": Model(
         name="zeroscope-v2-576w",
         source="cerspense/zeroscope_v2_576w",
+        licence="CC-BY-NC-4.0",
         size=(24, 320, 576),
         guidance=9.0,
         about="24 frames at 320x576, a UNet; from the hub, or weights: random",
@@ -120,6 +127,7 @@ KNOWN: dict[str, Model] = {
     "wan2.1-1.3b": Model(
         name="wan2.1-1.3b",
         source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        licence="Apache-2.0",
         guidance=5.0,
         vae_dtype="fp32",
         about="81 frames at 480x832; from the hub, or weights: random",
@@ -127,6 +135,7 @@ KNOWN: dict[str, Model] = {
     "wan2.1-14b": Model(
         name="wan2.1-14b",
         source="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        licence="Apache-2.0",
         guidance=5.0,
         vae_dtype="fp32",
         about="81 frames at 480x832; from the hub, or weights: random",

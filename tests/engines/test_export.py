@@ -52,6 +52,7 @@ def test_the_manifest_says_what_was_exported(checkpoint: export.Exported) -> Non
         "hidden_states", "encoder_hidden_states", "timestep",
     ]  # fmt: skip
     assert written.batched == {"hidden_states", "encoder_hidden_states", "timestep"}
+    assert written.base_model.licence == "Apache-2.0"
     assert written.variant.relative_l2 == 0
     # INT8 weights and BF16: not FP32, and no other model either.
     assert 1e-4 < written.fp32.relative_l2 < 0.05
@@ -155,7 +156,7 @@ def test_verify_tells_an_engine_that_computes_something_else(
     ("recipe", "form", "said"),
     [
         ("onnx", "diffusers", "leaves no weights"),
-        ("fast", "diffusers", "by qbench alone"),
+        ("fast", "diffusers", "fuse_qkv changes the layers"),
         ("int8", "onnx", "engine: onnxruntime"),
     ],
 )
@@ -165,6 +166,12 @@ def test_what_a_format_cannot_hold_is_told_before_anything_is_loaded(
     with pytest.raises(InputError, match=said):
         exported(recipe, tmp_path / "engine", form)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_denoiser_alone_is_a_choice_of_checkpoints(tmp_path: Path) -> None:
+    recipe = load(RECIPES / "onnx.yaml", SHORT)
+    with pytest.raises(InputError, match="onnx holds the denoiser alone"):
+        export.export(recipe, tmp_path / "engine", denoiser_only=True)
 
 
 def test_an_unknown_format_names_the_nearest() -> None:
