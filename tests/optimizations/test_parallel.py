@@ -89,6 +89,14 @@ def test_ring_merges_uneven_parts_to_the_softmax_over_all(both: tuple[Found, Fou
             assert found[f"ring {kernel}"] < 1e-4, kernel
 
 
+def test_ulysses_gives_every_head_all_tokens_of_uneven_shares(
+    both: tuple[Found, Found],
+) -> None:
+    for found in both:
+        for shape in ("1 6", "1 2", "3 4"):
+            assert found[f"ulysses {shape}"] < 1e-5, shape
+
+
 def test_who_waits_has_the_longer_exchanges(both: tuple[Found, Found]) -> None:
     first, second = both
     assert first["waited"] > 0.3 > second["waited"]

@@ -146,7 +146,7 @@ def decodes(_: int) -> dict[str, Any]:
 
 
 def attention(rank: int) -> dict[str, Any]:
-    """By kernel: the difference of a ring over uneven shares from attention in FP64."""
+    """The difference of attention over uneven shares from that in FP64, by kernel or shape."""
     ranks = groups.Ranks(Parallel(ring=2), "cpu")
     generator = torch.Generator().manual_seed(0)
     whole = [3 * torch.randn(2, 13, 3, 16, generator=generator) for _ in range(3)]
@@ -157,6 +157,13 @@ def attention(rank: int) -> dict[str, Any]:
         over = tokens.Attention(ranks)
         out = over.around(tokens.plain, tokens.with_lse(kernel))(*mine)
         found[f"ring {kernel}"] = (out - exact).abs().max().item()
+    ranks = groups.Ranks(Parallel(ulysses=2), "cpu")
+    for videos, heads in ((1, 6), (1, 2), (3, 4)):
+        qkv = [torch.randn(videos, 13, heads, 16, generator=generator) for _ in range(3)]
+        exact = tokens.plain(*(x.double() for x in qkv)).split([9, 4], 1)[rank]
+        over = tokens.Attention(ranks).around(tokens.plain, None)
+        out = over(*(x.split([9, 4], 1)[rank] for x in qkv))
+        found[f"ulysses {videos} {heads}"] = (out - exact).abs().max().item()
     return found
 
 

@@ -8,7 +8,7 @@ the time in them is known.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,14 +113,15 @@ class Group:
 
         Tensors are contiguous. What one member sends to another arrives in the order given.
         """
-        with self.trading(sends, receives):
-            pass
+        self.begin(sends, receives)()
 
-    @contextmanager
-    def trading(
+    def begin(
         self, sends: Sequence[tuple[int, Tensor]], receives: Sequence[tuple[int, Tensor]]
-    ) -> Iterator[None]:
-        """The same while the block computes, which must touch none of the tensors."""
+    ) -> Callable[[], None]:
+        """Begin a trade and return what waits for its end; until then nothing touches the tensors.
+
+        All ranks must begin theirs in the same order.
+        """
         operations = []
         for direction, pairs in ((dist.isend, sends), (dist.irecv, receives)):
             counts: dict[int, int] = {}
@@ -128,12 +129,17 @@ class Group:
                 counts[member] = tag = counts.get(member, 0) + 1
                 peer = self.members[member]
                 operations.append(dist.P2POp(direction, _bytes(x), peer, self.group, tag))
-        under_way = dist.batch_isend_irecv(operations) if operations else []
-        yield
-        if operations:
-            with self._traffic.exchange((*sends, *receives)[0][1].device):
+        if not operations:
+            return lambda: None
+        under_way = dist.batch_isend_irecv(operations)
+        kept = (*sends, *receives)  # their memory is not to be given to others meanwhile
+
+        def finish() -> None:
+            with self._traffic.exchange(kept[0][1].device):
                 for work in under_way:
                     work.wait()
+
+        return finish
 
 
 def _bytes(x: Tensor) -> Tensor:

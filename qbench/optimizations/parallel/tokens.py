@@ -12,7 +12,7 @@ over all ranks, evenly or not: their order then differs from that on one GPU, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -55,7 +55,7 @@ def apply(video: VideoPipeline, attention: Attention, changes: Changes) -> None:
     module, plan, ranks = video.denoiser, video.context_plan(), attention.ranks
     assert plan is not None
     config = ContextParallelConfig(ulysses_degree=ranks.tokens.size, ulysses_anything=True)
-    vars(config)["_flattened_mesh"] = ranks.over_tokens  # all that the hooks read of it
+    config._flattened_mesh = ranks.over_tokens  # all that the hooks read of it
     inputs = {name: wanted for name, wanted in plan.items() if isinstance(wanted, dict)}
     context_parallel.apply_context_parallel(module, config, inputs)
     changes.on_undo(lambda: context_parallel.remove_context_parallel(module, inputs))
@@ -111,14 +111,20 @@ class Attention:
         across, ring = self.ranks.ulysses, self.ranks.ring
         rows = [lengths[i : i + across.size] for i in range(0, len(lengths), across.size)]
         own = rows[ring.index]
-        if across.size > 1:
-            q, k, v = self._heads_for_tokens(q, k, v, own)
-        if ring.size > 1:
+
+        def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if ring.size == 1:
+                return live.kernel(q, k, v)
             assert live.partial is not None
-            out = self._round(q, k, v, [sum(row) for row in rows], live.partial)
-        else:
-            out = live.kernel(q, k, v)
-        return self._tokens_for_heads(out, own) if across.size > 1 else out
+            return self._round(q, k, v, [sum(row) for row in rows], live.partial)
+
+        if across.size == 1:
+            return attended(q, k, v)
+        # In two pieces: while one is attended to, the other is on its way.
+        pieces, dim = _pieces([x.unflatten(2, (across.size, -1)) for x in (q, k, v)])
+        coming = [self._heads_for_tokens(piece, own) for piece in pieces]
+        going = [self._tokens_for_heads(attended(*arrived()), own) for arrived in coming]
+        return torch.cat([arrived() for arrived in going], dim).flatten(2, 3)
 
     def sizes(self, name: str, own: int, device: torch.device) -> list[int]:
         """What of every rank is `own` on this one. Asked for once for inputs of these shapes.
@@ -132,37 +138,42 @@ class Attention:
         return self._known[key]
 
     def _heads_for_tokens(
-        self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """All tokens of the group and this rank's heads, for all heads of this rank's tokens."""
+        self, qkv: Sequence[Tensor], lengths: list[int]
+    ) -> Callable[[], Sequence[Tensor]]:
+        """All tokens of the group and this rank's heads, for all heads of this rank's tokens.
+
+        q, k and v are (batch, tokens, ranks, heads of each, channels).
+        """
         group = self.ranks.ulysses
-        batch, _, heads, channels = q.shape
+        batch, _, _, part, channels = qkv[0].shape
         starts = [sum(lengths[:i]) for i in range(group.size)]
-        part = heads // group.size
-        made = q.new_empty(3, batch, sum(lengths), part, channels)
+        made = qkv[0].new_empty(3, batch, sum(lengths), part, channels)
         # What arrives for each of q, k and v and each video lies in one piece where it belongs.
         sends, receives = [], []
         for peer in range(group.size):
-            cut = [x[:, :, peer * part : (peer + 1) * part] for x in (q, k, v)]
+            cut = [x[:, :, peer] for x in qkv]
             place = made[:, :, starts[peer] : starts[peer] + lengths[peer]]
             if peer == group.index:
                 for to, one in zip(place, cut, strict=True):
                     to.copy_(one)
                 continue
-            packed = torch.stack(cut)
-            sends += [(peer, x) for x in packed.flatten(0, 1)]
+            sends += [(peer, x) for x in torch.stack(cut).flatten(0, 1)]
             receives += [(peer, x) for of in place for x in of]
-        group.trade(sends, receives)
-        return made[0], made[1], made[2]
+        finish = group.begin(sends, receives)
 
-    def _tokens_for_heads(self, out: Tensor, lengths: list[int]) -> Tensor:
-        """The way back."""
+        def arrived() -> Sequence[Tensor]:
+            finish()
+            return tuple(made)
+
+        return arrived
+
+    def _tokens_for_heads(self, out: Tensor, lengths: list[int]) -> Callable[[], Tensor]:
+        """The way back, to (batch, tokens, ranks, heads of each, channels)."""
         group = self.ranks.ulysses
         batch, _, part, channels = out.shape
         out = out.contiguous()
         starts = [sum(lengths[:i]) for i in range(group.size)]
-        tokens = lengths[group.index]
-        made = out.new_empty(batch, group.size, tokens, part, channels)
+        made = out.new_empty(batch, group.size, lengths[group.index], part, channels)
         sends, receives = [], []
         for peer in range(group.size):
             place = out[:, starts[peer] : starts[peer] + lengths[peer]]
@@ -171,8 +182,13 @@ class Attention:
                 continue
             sends += [(peer, x) for x in place]
             receives += [(peer, x) for x in made[:, peer]]
-        group.trade(sends, receives)
-        return made.transpose(1, 2).reshape(batch, tokens, -1, channels)
+        finish = group.begin(sends, receives)
+
+        def arrived() -> Tensor:
+            finish()
+            return made.transpose(1, 2)
+
+        return arrived
 
     def _round(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int], part: Partial) -> Tensor:
         """Attention over the keys and values of all of the ring, merged in FP32."""
@@ -187,8 +203,9 @@ class Attention:
                 tokens = lengths[(group.index - turn - 1) % group.size]
                 coming = held.new_empty(2, held.shape[1], tokens, *held.shape[3:])
                 sends, receives = [(to, held)], [(source, coming)]
-            with group.trading(sends, receives):  # the next come while these are worked on
-                out, lse = part(q, held[0], held[1])
+            arrived = group.begin(sends, receives)  # the next come while these are worked on
+            out, lse = part(q, held[0], held[1])
+            arrived()
             lse = lse.transpose(1, 2)[..., None]
             if merged is None or total is None:
                 merged, total = out.float(), lse
@@ -200,6 +217,16 @@ class Attention:
                 held = coming
         assert merged is not None
         return merged.to(q.dtype)
+
+
+def _pieces(qkv: Sequence[Tensor]) -> tuple[list[Sequence[Tensor]], int]:
+    """Two halves of q, k and v, by videos or else by heads, and the dimension that was cut.
+
+    They are (batch, tokens, ranks, heads of each, channels).
+    """
+    dim = 0 if qkv[0].shape[0] > 1 else 3
+    halves = [x.tensor_split(min(2, x.shape[dim]), dim) for x in qkv]
+    return list(zip(*halves, strict=True)), dim
 
 
 class _Gathered:
