@@ -226,7 +226,9 @@ def test_rows_are_quantized_to_three_bits_of_mantissa_each_with_its_scale() -> N
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HOPPER, reason="needs an NVIDIA Hopper GPU")
-@pytest.mark.parametrize("columns", [64, 320, 1280, 1288, 1920, 7680, 8192, 8200, 12288, 16384])
+@pytest.mark.parametrize(
+    "columns", [64, 320, 1280, 1288, 1920, 7680, 8192, 8200, 10240, 12288, 16384]
+)
 @pytest.mark.parametrize("activation", fp8_linear.ACTIVATIONS)
 def test_rows_kernel_gives_the_codes_of_its_model(columns: int, activation: str) -> None:
     """12,288 is a feed-forward of CogVideoX-5B's, which an earlier kernel refused."""
