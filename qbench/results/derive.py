@@ -42,7 +42,7 @@ def derived(record: Record) -> Record:
     quality, lost = _quality(record.quality, notes)
     if lost or any(quality[name] is not record.quality[name] for name in quality):
         changes["quality"] = quality
-    facts = {name: value for name, value in record.facts.items() if _finite([value])}
+    facts = {name: value for name, value in record.facts.items() if abs(value) <= LARGEST}
     if len(facts) < len(record.facts):
         lost += record.facts.keys() - facts.keys()
         changes["facts"] = facts
@@ -131,7 +131,7 @@ def _quality(quality: dict[str, Metric], notes: list[str]) -> tuple[dict[str, Me
     kept, lost = {}, []
     for name, metric in quality.items():
         samples = metric.samples or []
-        if not _finite([metric.value]) or not _finite(samples):
+        if not abs(metric.value) <= LARGEST or not _finite(samples):
             lost.append(name)
             continue
         new = metric

@@ -126,7 +126,9 @@ def read_bounded(path: Path, most: int) -> bytes:
             raise OSError("no regular file")
         if found.st_size > most:
             raise OSError(f"{found.st_size:,} bytes, more than {most:,}")
-        text = file.read(most + 1)  # some files have no size until they are read
+        text = file.read(found.st_size + 1)  # a larger buffer would be made for each record
+        if len(text) != found.st_size or not text:  # some have no size until they are read
+            text += file.read(most + 1 - len(text))
     if len(text) > most:
         raise OSError(f"more than {most:,} bytes")
     return text
