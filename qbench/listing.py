@@ -58,7 +58,7 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
     plain = schema.Quality()
     ours, others = available(bundled, plain), available(other, plain)
     for name, about in METRICS.items():
-        why_not = ours[name] or (f"tiny-cogvideox only: {others[name]}" if others[name] else "")
+        why_not = ours[name] or (f"bundled models only: {others[name]}" if others[name] else "")
         best = "0 is as the reference" if about.better == "zero" else f"{about.better} is better"
         said = f"{about.what} ({about.unit}, {about.range}, {best})"
         _line(console, name, said, why_not)

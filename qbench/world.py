@@ -1,7 +1,7 @@
 """The rendered world: clips whose every attribute is known, and the captions that describe them.
 
-tiny-cogvideox, tiny-clip and the probe were trained on this world alone. It is small enough to be
-learnt in minutes and rich enough that damage to a denoiser shows: an attribute that the caption
+The bundled models, tiny-clip and the probe were trained on this world alone. It is small enough to
+be learnt in minutes and rich enough that damage to a denoiser shows: an attribute that the caption
 names and the video lacks is an error that needs no human judge.
 
 Everything is a function of a `Scene` and a seed; rendering runs on whatever device it is asked to.

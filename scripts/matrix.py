@@ -87,6 +87,23 @@ PARTS = {
             "calibrated/smoothquant-fp8", "calibrated/gptq-fp8",
         ),
     ),
+    "zeroscope-quality": Part(
+        "quality of plain schemes on tiny-zeroscope, a UNet, 256 videos; read no latency from it",
+        ("model=tiny-zeroscope", *CALIBRATED_QUALITY),
+        (
+            "fp32", "bf16", "int8", "int8-dynamic", "fp8", "fp8-dynamic", "int8-quanto", "fp16",
+            "ladder/int4", "ladder/int8-quanto-conv", "ladder/int4-quanto-conv", "fp8-tensor",
+            "ladder/int4-quanto", "floor/kernel", "ladder/fp8-quanto", "ladder/fp8-quanto-conv",
+            "ladder/int2", "floor/seed", "cache/half-steps", "fast",
+        ),
+        then="calibrated-zeroscope",
+        beside=True,
+    ),
+    "calibrated-zeroscope": Part(
+        "the same of calibrated schemes, in the folder of the plain ones",
+        ("model=tiny-zeroscope", *CALIBRATED_QUALITY),
+        ("fp32", *(name for name in CALIBRATED if name.startswith("calibrated/"))),
+    ),
     "calibrated-steps": Part(
         "one denoise step of CogVideoX-2B with calibrated schemes, first what they stand beside",
         CALIBRATED_STEP,

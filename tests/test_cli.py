@@ -35,7 +35,8 @@ def test_ls_says_what_is_not_here_and_why() -> None:
     lines = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("  ")}
     assert lines["fp32"].split()[0] == "+"
     assert "GPU" in lines["tensorrt"]
-    assert "ships with the package" in lines["tiny-cogvideox"]
+    for name in ("tiny-cogvideox", "tiny-zeroscope"):
+        assert "ships with the package" in lines[name]
     assert "dB" in lines["psnr"]
     assert "256 prompts" in lines["world-v1"]
 

@@ -17,6 +17,7 @@ from qbench.decisions.figures import needed_bytes
 from qbench.decisions.picked import Asked, Candidate, Criterion, Objective, Picked
 from qbench.decisions.tradeoff import gains_and_losses
 from qbench.errors import InputError, nearest
+from qbench.pipelines import specs
 from qbench.quality.statistics import LEAST, median_interval
 from qbench.quality.verdict import ORDER
 from qbench.results.ranking import Ranking, label
@@ -257,8 +258,12 @@ def _judged(record: Record, ranking: Ranking) -> str | None:
 
 
 def _elsewhere(record: Record, known: Sequence[Ranking]) -> tuple[str, str] | None:
-    """The same variant's verdict in another ranking: of this model first, then the worst."""
-    found: list[tuple[bool, int, str, str]] = []
+    """The same variant's verdict in another ranking, the worst of the nearest model.
+
+    Nearest is this model, then one whose denoiser is of its kind: what a scheme leaves alone, and
+    so what it costs, is not the same in a UNet.
+    """
+    found: list[tuple[bool, bool, int, str, str]] = []
     for ranking in known:
         for other in ranking.records:
             text = _judged(other, ranking)
@@ -269,8 +274,9 @@ def _elsewhere(record: Record, known: Sequence[Ranking]) -> tuple[str, str] | No
             if same:
                 where += " in another measurement"
             rank = ORDER.index(text.rstrip("?"))
-            found.append((not same, rank, text, where))
-    return None if not found else min(found)[2:]
+            unlike = specs.unlike(other.recipe.model, record.recipe.model)
+            found.append((not same, unlike, rank, text, where))
+    return None if not found else min(found)[3:]
 
 
 def _goal(record: Record, question: Asked, ranking: Ranking) -> float | None:

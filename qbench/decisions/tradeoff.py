@@ -9,6 +9,7 @@ from qbench.decisions.changes import changes
 from qbench.decisions.compare_text import ratio_text
 from qbench.decisions.compared import Pair
 from qbench.decisions.differences import qualities, times
+from qbench.pipelines import specs
 from qbench.quality.verdict import ORDER
 from qbench.results.ranking import Ranking
 from qbench.results.record import Record
@@ -41,8 +42,12 @@ def gains_and_losses(
 
 
 def _quality(best: Record, other: Record, known: Sequence[Ranking]) -> list[tuple[bool, str]]:
-    """Verdict and metrics, of the first ranking in which both variants were judged."""
-    for ranking in known:
+    """Verdict and metrics, of the first ranking in which both variants were judged.
+
+    Those of a model whose denoiser is of another kind come last.
+    """
+    model = best.recipe.model
+    for ranking in sorted(known, key=lambda r: specs.unlike(r.records[0].recipe.model, model)):
         ours, theirs = (_same_variant(record, ranking) for record in (best, other))
         if ours is None or theirs is None:
             continue

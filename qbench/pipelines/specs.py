@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qbench import cache, textfile
 from qbench.errors import InputError, LoadError, Unsupported, brief, nearest, one_line
@@ -38,6 +38,7 @@ class Model:
     scheduler: str | None = None
     prompts: str = "scenes-v1"
     clip: str = "openai/clip-vit-base-patch32"
+    denoiser: Literal["transformer", "unet"] = "transformer"  # the part that it is
     world: bool = False  # of the rendered world: the probe and rendered clips apply
     # The text encoder and the VAE are the same for every variant and have a dtype of their own.
     # BF16 falls back to FP32 on a CPU without it, where it would be many times slower.
@@ -86,6 +87,18 @@ KNOWN: dict[str, Model] = {
         clip=str(BUNDLED / "tiny-clip"),
         world=True,
     ),
+    "tiny-zeroscope": Model(
+        name="tiny-zeroscope",
+        denoiser="unet",
+        source=str(BUNDLED / "tiny-zeroscope"),
+        about="1.7 M parameters, a UNet, trained on the rendered world; ships with the package",
+        size=(17, 64, 64),
+        steps=20,
+        guidance=1.5,
+        prompts="world-v1",
+        clip=str(BUNDLED / "tiny-clip"),
+        world=True,
+    ),
     "cogvideox-2b": Model(
         name="cogvideox-2b",
         source="zai-org/CogVideoX-2b",
@@ -108,6 +121,7 @@ KNOWN: dict[str, Model] = {
     ),
     "zeroscope-v2-xl": Model(
         name="zeroscope-v2-xl",
+        denoiser="unet",
         source="cerspense/zeroscope_v2_XL",
         licence="CC-BY-NC-4.0",
         size=(24, 576, 1024),
@@ -117,6 +131,7 @@ KNOWN: dict[str, Model] = {
     ),
     "zeroscope-v2-576w": Model(
         name="zeroscope-v2-576w",
+        denoiser="unet",
         source="cerspense/zeroscope_v2_576w",
         licence="CC-BY-NC-4.0",
         size=(24, 320, 576),
@@ -167,6 +182,11 @@ def find(name: str) -> Model:
     raise InputError(
         f"model {brief(name)}: neither a known model, a folder nor a hub id{nearest(name, KNOWN)}"
     )
+
+
+def unlike(one: str, other: str) -> bool:
+    """Whether one known model's denoiser is a transformer and the other's a UNet."""
+    return len({KNOWN[name].denoiser for name in (one, other) if name in KNOWN}) > 1
 
 
 def _in_folder(name: str, folder: Path) -> Model:

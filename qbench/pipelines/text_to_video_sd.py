@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from qbench.pipelines.attention import Kernel, Layer
 
-FRAMES, TOKENS = 16, 77
+FRAMES, TOKENS = 16, 77  # where no tokenizer says how many
 _ZEROSCOPES = ("zeroscope-v2-xl", "zeroscope-v2-576w")
 # Stable Diffusion's VAE and the schedule of its first models, which ModelScope kept. The defaults
 # of diffusers' UNet are ModelScope's.
@@ -86,7 +86,8 @@ class TextToVideoSD(VideoPipeline):
         return prompts, run.text_tokens, self.denoiser.config.cross_attention_dim
 
     def text_tokens(self) -> int:
-        return TOKENS
+        tokenizer = getattr(self.pipe, "tokenizer", None)
+        return TOKENS if tokenizer is None else int(tokenizer.model_max_length)
 
     def encode_text(self, run: Resolved, prompts: list[str]) -> Conditioning:
         device = self.pipe._execution_device

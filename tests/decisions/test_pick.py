@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from made_records import made, of_recipe, placed, steady
+from made_records import made, metric, of_recipe, placed, steady
 from typer.testing import CliRunner
 
 from qbench.cli import app
 from qbench.decisions import pick_text
 from qbench.decisions.card import bounds, fits
 from qbench.decisions.evidence import Evidence, evidence
-from qbench.decisions.pick import asked, pick
+from qbench.decisions.pick import _elsewhere, asked, pick
 from qbench.decisions.picked import Picked
 from qbench.errors import InputError
 from qbench.meters.memory import CONTEXT_BYTES, Peak
@@ -130,6 +130,33 @@ def test_min_speed_up_needs_its_lower_end_and_turns(tmp_path: Path) -> None:
     refused = {c.variant: c for c in settled.others}
     assert "did not take turns" in refused["fp16"].unsettled[0].said
     assert "not 1.2x" in str(refused["fp32"].missed)
+
+
+def test_the_verdict_is_of_a_model_whose_denoiser_is_of_the_same_kind(tmp_path: Path) -> None:
+    """Though that of the other kind is the worse one."""
+    for model, level in {"tiny-zeroscope": 47.0, "tiny-cogvideox": 12.0}.items():
+        for name in ("fp32", "int8"):
+            shell = made(name, f"{name}-{model}", latency=steady(1.0))
+            changed: dict[str, object] = {
+                "recipe": shell.recipe.model_copy(update={"model": model}),
+                "fingerprints": shell.fingerprints.model_copy(update={"model": model}),
+            }
+            if name == "int8":
+                changed["quality"] = {**shell.quality, "psnr": metric("psnr", steady(level))}
+                assert shell.reference is not None
+                run = {"run": f"fp32-{model}"}
+                changed["reference"] = shell.reference.model_copy(update=run)
+            placed(shell.model_copy(update=changed), tmp_path / model)
+    for model, nearest in (
+        ("zeroscope-v2-xl", "tiny-zeroscope"),
+        ("wan2.1-1.3b", "tiny-cogvideox"),
+    ):
+        known = evidence([tmp_path / "tiny-zeroscope"], [tmp_path / "tiny-cogvideox"], None, None)
+        recipe = made("int8").recipe.model_copy(update={"model": model})
+        asked_for = made("int8").model_copy(update={"recipe": recipe})
+        found = _elsewhere(asked_for, known.rankings)
+        assert found is not None
+        assert found[1] == f" of {nearest}"
 
 
 def test_planted_faults_are_not_offered() -> None:

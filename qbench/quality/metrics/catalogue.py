@@ -11,7 +11,7 @@ from qbench.quality.statistics import Metric
 from qbench.recipe.schema import Margin, Quality
 
 GROUP = "qbench.metrics"  # entry points, each a MetricSpec named as the entry
-SMALL_WORLD = "valid for tiny-cogvideox only, not comparable with published scores"
+SMALL_WORLD = "valid for the bundled models only, not comparable with published scores"
 FRAMES = "frames in [0, 1]"
 PAIRED = "frames in [0, 1], the reference's of the same prompt and noise"
 FEW = 256  # videos below which a Fréchet distance says more about n than about quality

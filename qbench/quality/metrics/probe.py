@@ -1,7 +1,7 @@
 """The probe: a small 3D network that names the attributes of a clip of the rendered world.
 
 Its answers are the prompt-adherence figures and its features serve FVD. Both are valid for
-tiny-cogvideox only and cannot be compared with published scores.
+the bundled models only and cannot be compared with published scores.
 """
 
 from __future__ import annotations
