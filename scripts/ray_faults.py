@@ -46,7 +46,7 @@ SETTINGS = [
     )
 ]  # fmt: skip
 MEMORY = Path("/sys/fs/cgroup/memory")  # version 1; version 2 has its files elsewhere
-LIMIT_BYTES = 1_600_000_000  # of a node in the trial of memory: a run takes some 600 MB
+ROOM_BYTES = 30_000_000  # that a node has left once something else has taken its memory
 TRIGGER = re.compile(r"(\S+) steady.* on (\S+)$")
 
 
@@ -97,27 +97,26 @@ class Cluster:
             self.start_node(name)
             self.ready(count)
 
-    def start_node(self, name: str, limit: int | None = None) -> None:
-        """limit: bytes of memory that all of the node's processes may take."""
+    def start_node(self, name: str) -> None:
         group = MEMORY / f"qb-{name}"
         group.mkdir(exist_ok=True)
-        (group / "memory.limit_in_bytes").write_text(str(limit or -1))
         number = NODES.index(name) + 2
-        into = [
-            "ip",
-            "netns",
-            "exec",
-            f"qb-{name}",
-            "sh",
-            "-c",
-            'echo $$ > "$0"; exec "$@"',
-            str(group / "tasks"),
-        ]
+        # Into the cgroup first: in a network namespace /sys is another.
+        into = ["sh", "-c", 'echo $$ > "$0"; exec "$@"', str(group / "tasks")]
         self._ray(
-            into,
+            [*into, "ip", "netns", "exec", f"qb-{name}"],
             [f"--address={self.address}", f"--node-ip-address={NETWORK}.{number}", "--num-cpus=1",
              f"--node-name={name}"], self.folder / name,
         )  # fmt: skip
+
+    def limit(self, name: str, room: int | None) -> None:
+        """Let all of the node's processes together take so much more memory; null is no limit."""
+        group = MEMORY / f"qb-{name}"
+        most = -1
+        if room is not None:
+            found = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            most = int(found["total_rss"]) + int(found["total_mapped_file"]) + room
+        (group / "memory.limit_in_bytes").write_text(str(most))
 
     def _ray(self, before: list[str], words: list[str], folder: Path) -> subprocess.Popen[bytes]:
         folder.mkdir(exist_ok=True)
@@ -273,7 +272,7 @@ class Counted:
                 if record.status != "ok":
                     self.otherwise[record.status] += 1
                     continue
-                self.other_videos += record.outputs_sha256 != clean[name]
+                self.other_videos += bool(clean) and record.outputs_sha256 != clean[name]
                 self.later += later
                 self.again += not later and starts[name] > 1
                 self.at_once += not later and starts[name] < 2
@@ -330,6 +329,11 @@ def disk_full(cluster: Cluster, sweep: Sweep, node: str) -> None:
             file.flush()
 
 
+def out_of_memory(cluster: Cluster, sweep: Sweep, node: str) -> None:
+    """The node's: as when another program takes it."""
+    cluster.limit(node, ROOM_BYTES)
+
+
 def interrupted(cluster: Cluster, sweep: Sweep, node: str) -> None:
     sweep.process.send_signal(signal.SIGINT)
 
@@ -346,7 +350,7 @@ def no_fault(cluster: Cluster, sweep: Sweep, node: str) -> None:
 @dataclass(frozen=True)
 class Kind:
     fault: Fault
-    large: bool = False  # the runs need more memory than a node has
+    large: bool = False  # videos whose decode takes more memory than the node then has
     small_disk: bool = False
     finish: bool = False  # the same command is to complete it
 
@@ -357,7 +361,7 @@ FAULTS = {
     "run's process killed": Kind(run_killed),
     "node killed": Kind(node_killed),
     "network cut": Kind(network_cut),
-    "out of memory": Kind(no_fault, large=True),
+    "out of memory": Kind(out_of_memory, large=True),
     "head's disk full": Kind(disk_full, small_disk=True, finish=True),
     "interrupted": Kind(interrupted, finish=True),
     "head killed": Kind(head_killed, finish=True),
@@ -379,7 +383,7 @@ def trial(
         shell("mount", "-t", "tmpfs", "-o", "size=6m", "none", str(out))
     more: tuple[str, ...] = ()
     if kind.large:
-        more = ("--set=generation.height=1024", "--set=generation.width=1024")
+        more = ("--set=generation.height=256", "--set=generation.width=256")
     sweep = Sweep(cluster, out, more)
     sweep.start()
     recipe = RECIPES[number % len(RECIPES)]
@@ -395,6 +399,8 @@ def trial(
     if kind.fault is network_cut:
         cluster.cut(node, whole=True)
         time.sleep(15)  # the node hears that it is thought dead, and ends
+    if kind.fault is out_of_memory:
+        cluster.limit(node, None)
     counted.left += cluster.left_behind()
     print(f"  {recipe} on {node}: exit code {code}, {counted.seconds[-1]:.0f} s", flush=True)
     for line in sweep.lines:
@@ -409,7 +415,7 @@ def trial(
         sweep = Sweep(cluster, out)
         sweep.start()
         sweep.end()
-    counted.count(sweep, clean, later=kind.finish)
+    counted.count(sweep, {} if kind.large else clean, later=kind.finish)
     if kind.small_disk:
         shell("umount", str(out))
     if kind.fault in (node_killed, network_cut):
@@ -437,9 +443,6 @@ def main() -> None:
         for name in ["none", *(name for name in asked.only or FAULTS if name != "none")]:
             print(name, flush=True)
             kind, counted = FAULTS[name], Counted()
-            if kind.large:
-                for node in NODES:
-                    (MEMORY / f"qb-{node}" / "memory.limit_in_bytes").write_text(str(LIMIT_BYTES))
             for number in range(asked.trials if name != "none" else 1):
                 if name == "none":
                     trial(cluster, kind, number, scratch, counted, dict.fromkeys(RECIPES, ""))
@@ -449,9 +452,6 @@ def main() -> None:
                     counted.other_videos = 0
                 else:
                     trial(cluster, kind, number, scratch, counted, clean)
-            if kind.large:
-                for node in NODES:
-                    (MEMORY / f"qb-{node}" / "memory.limit_in_bytes").write_text("-1")
             rows.append({"fault": name} | vars(counted) | {"otherwise": dict(counted.otherwise)})
             print(table(rows), flush=True)
             if asked.out:

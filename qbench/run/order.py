@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 OVERDUE = 0.1  # of its time so far: how much longer a run takes that should have ended
 # The longest that a run should take, of what its kind has still to do, where parts can shorten it:
 # a reference holds up its whole ranking.
-LONGEST, LONGEST_REFERENCE = 0.5, 0.1
+LONGEST, LONGEST_REFERENCE = 0.3, 0.03
 
 
 @dataclass(frozen=True)
