@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 STORE_BYTES = 512 * 2**20  # of a local cluster's object store: files pass through it in chunks
-AHEAD = 8  # messages that a run may be ahead of who reads them
+AHEAD = 4  # messages that a run may be ahead of who reads them
 ANSWER_S = 5.0  # for a cluster's address to be reachable
 READ = (store.FILE, "*.safetensors", f"{OUTPUTS}/**/*")  # of a reference's folder, by runs
 _ORDINARY = ("CPU", "GPU", "memory", "object_store_memory")
@@ -45,6 +45,10 @@ THREADS = "OMP_NUM_THREADS"  # Ray sets it where the user has not
 
 class Lost(Exception):
     """A seat is gone, and why, in one line: not the doing of the run that it had."""
+
+
+class NoSeat(Lost):
+    """A node gives no seat, so nothing has begun there."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class Cluster:
     def seat(
         self, machine: Machine, device: str, units: int, waiting: Callable[[str], None]
     ) -> Seat:
-        """So many GPUs, or CPU threads, of this node. Raises Lost where it goes, or all ends.
+        """So many GPUs, or CPU threads, of this node. Raises NoSeat where it goes, or all ends.
 
         waiting: called once if others hold them.
         """
@@ -164,7 +168,7 @@ class Cluster:
         while not group.wait(timeout_seconds=1):
             if self._closing or machine.id not in self.machines():
                 seat.close()
-                raise Lost(f"{machine.name} is gone")
+                raise NoSeat(f"{machine.name} is gone")
             if not told and time.monotonic() - began > 10:
                 told = True
                 waiting(machine.name)

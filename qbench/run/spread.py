@@ -24,7 +24,7 @@ from qbench.pipelines import specs
 from qbench.recipe.schema import Recipe, digest
 from qbench.results.record import Record, Status
 from qbench.run import execution, folders, recorder
-from qbench.run.cluster import THREADS, Asked, Cluster, Lost, Machine, Seat
+from qbench.run.cluster import THREADS, Asked, Cluster, Lost, Machine, NoSeat, Seat
 from qbench.run.events import Event, Placed, StageEntered
 from qbench.run.execution import Stopped
 from qbench.run.here import Finished, Task
@@ -94,6 +94,7 @@ class _Again:
 
     name: str
     why: str
+    begun: bool = True  # false where there was no seat to begin with
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,8 @@ class _Spread:
         if isinstance(message, (_Joined, _Refused)):
             self._asking -= 1
         if isinstance(message, _Joined):
-            self._order.join(message.site)
+            if message.site.name in self._nodes:  # else it has gone again
+                self._order.join(message.site)
         elif isinstance(message, _Refused):
             self._refusals.append(f"{message.machine.name}: {one_line(message.why)}")
             self.watcher.note(f"not used: {self._refusals[-1]}")
@@ -297,7 +299,9 @@ class _Spread:
                 self.watcher.note(text)
             self._order.ended(message.name, time.monotonic(), not message.why)
         elif isinstance(message, _Again):
-            self._again[message.name] = message.why
+            self._looked = 0.0  # its node may be gone, and is no place to try again
+            if message.begun:
+                self._again[message.name] = message.why
             self.watcher.note(f"{message.name}: {message.why}; run again")
             if place := self._places.get(message.name):
                 place.begun = False
@@ -352,7 +356,8 @@ class _Spread:
         except Lost as lost:
             self.watcher.dropped(item.recipe)
             if not self.stopping:
-                self._inbox.put(_Again(item.recipe.name, str(lost)))
+                begun = not isinstance(lost, NoSeat)
+                self._inbox.put(_Again(item.recipe.name, str(lost), begun))
         finally:
             place.over()  # after it is said what came of it: parts that wait end after the run
 
@@ -375,6 +380,8 @@ class _Spread:
         except (Lost, OSError) as error:
             if seat is not None:
                 seat.close()
+            if isinstance(error, NoSeat):
+                return _Again(load.name, str(error), begun=False)
             if isinstance(error, Lost) and load.name not in self._again:
                 return _Again(load.name, str(error))
             return _PartEnded(load.name, str(error))
@@ -388,7 +395,7 @@ class _Spread:
         with self._lock:
             node = self._nodes.get(site)
             if node is None:
-                raise Lost("its node is gone")
+                raise NoSeat("its node is gone")
             amount = node.amount(units)
             fitting = [seat for seat in node.idle if seat.units == amount]
             if fitting:
@@ -486,7 +493,7 @@ class _There:
     def _lost(self, task: Task, work: Path, heard: _Heard, lost: Lost) -> Record:
         if self._spread.stopping:
             return _ended(task, work, "interrupted", "stopped by the user", heard.stage)
-        if self._spread.lost_before(self._name) is None:
+        if isinstance(lost, NoSeat) or self._spread.lost_before(self._name) is None:
             raise lost
         status: Status = "oom" if "memory" in str(lost).lower() else "crashed"
         return _ended(task, work, status, f"lost twice: {lost}", heard.stage)
