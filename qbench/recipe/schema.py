@@ -130,7 +130,7 @@ class Measure(Strict):
     timing: bool = True
     """False where the machine does other things besides: reports then show no latency."""
     profile: bool = True
-    """Run one more step under torch's profiler, for `qbench explain`."""
+    """Run one more step under a profiler, torch's or the engine's own, for `qbench explain`."""
     memory_limit_gib: Annotated[float, Field(gt=1, le=65_536)] | None = None
     """Simulate a smaller card: torch may take this less what CUDA itself takes of a card."""
     timeout_s: Annotated[float, Field(gt=0, le=31_536_000)] = 3600.0
