@@ -564,9 +564,17 @@ OUTLIERS = ("h100/calibrated-outliers", "amd-epyc-1t/calibrated-outliers")
 def _quality_of(recipes: Iterable[str]) -> list[Found]:
     found = []
     for folders, where in ((QUALITY, "the bundled model"), (OUTLIERS, "its outlier form")):
-        folder = next((f for f in folders if published(f)), None)
-        names = [name for name in recipes if folder and _has(folder, name)]
-        if folder and names:
+        found += _verdicts(folders, recipes, where)
+    return found
+
+
+def _verdicts(folders: Iterable[str], recipes: Iterable[str], where: str) -> list[Found]:
+    """PSNR and verdict of each recipe, from the first of the folders that has it."""
+    found, left = [], list(recipes)
+    for folder in folders:
+        names = [name for name in left if _has(folder, name)]
+        left = [name for name in left if name not in names]
+        if names:
             listed = ", ".join(
                 f"{name} {fig(f'{folder} {name} psnr')} (*{fig(f'{folder} {name} verdict')}*)"
                 for name in names
@@ -577,12 +585,7 @@ def _quality_of(recipes: Iterable[str]) -> list[Found]:
 
 
 def _stability() -> Row:
-    quality = "h100/quality"
     plain = ("fp16", "bf16", "int8", "int8-dynamic", "fp8", "fp8-dynamic", "fast", "int4", "int2")
-    listed = ", ".join(
-        f"{name} {fig(f'{quality} {name} psnr')} (*{fig(f'{quality} {name} verdict')}*)"
-        for name in plain
-    )
     outliers = _quality_of(
         ("calibrated/plain-int8-dynamic", "calibrated/smoothquant-int8", "calibrated/plain-int4",
          "calibrated/awq-int4", "calibrated/svdquant-int4", "fp8-dynamic")
@@ -600,7 +603,7 @@ def _stability() -> Row:
             "INT8 loses less than FP8 where no channel sticks out; with outliers INT8 breaks "
             "unless it is smoothed",
             [
-                measured(f"the bundled model, 256 videos, PSNR and verdict: {listed}", quality),
+                *_verdicts(("h100/verdicts", "h100/quality"), plain, "the bundled model"),
                 *outliers,
                 unmeasured("its own weights", own.format("zai-org/CogVideoX-2b")),
             ],
