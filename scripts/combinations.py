@@ -255,7 +255,7 @@ def main() -> None:
             rows.append(row)
             if count % 20 == 0 or count == len(wanted):
                 print(f"{count} of {len(wanted)}", flush=True)
-                args.out.write_text(json.dumps(made, indent=1) + "\n")
+                args.out.write_text(json.dumps(made, separators=(",", ":")) + "\n")
     print(f"{len(rows)} combinations, {sum(row['works'] for row in rows)} work, in {args.out}")
     for row in rows:
         if said := disagreement(row, machine):
