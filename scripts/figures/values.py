@@ -216,6 +216,7 @@ FIGURES: dict[str, Callable[[Row], Figure]] = {
     "clock": lambda row: _clock(row.record),
     "step-error": lambda row: _error(row.record.error_growth),
     "calibration": lambda row: _seconds(row.record.facts.get("calibration_s")),
+    "calibration-device": lambda row: _bytes(row.record.facts.get("calibration_device_bytes")),
     "calibration-host": lambda row: _bytes(row.record.facts.get("calibration_host_bytes")),
     "psnr": lambda row: row.quality("psnr", "%.1f dB"),
     "psnr-interval": lambda row: row.interval("psnr", 1),
