@@ -142,7 +142,8 @@ class Record(Strict):
     paired_reference_s: Timings = []
     paired_speed_up: Ratio | None = None  # over the reference, of the interleaved pairs
     interleaved: Interleaved = ""
-    gauges: Gauges | None = None  # power, energy, clocks, temperature over the timed units
+    # Power, energy, clocks, temperature over the timed units; of all GPUs that share them.
+    gauges: Gauges | None = None
     # Of every process, the first included, where several made each video.
     ranks: Annotated[list[RankFigures], Field(max_length=1000)] = []
     work: Work | None = None  # FLOP and bytes of one denoise step
@@ -241,6 +242,9 @@ class Record(Strict):
         for name in VIDEO_STAGES:
             if name in self.stages:
                 peak = peak.larger(self.stages[name].peak)
+        for rank in self.ranks:  # the largest GPU's, for all must fit
+            for one in rank.peaks.values():
+                peak = peak.larger(one)
         return peak
 
     def held_bytes(self, peak: Peak) -> int | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from qbench.meters.memory import Peak
+    from qbench.meters.nvml import GaugeMeter, Gauges
     from qbench.optimizations.parallel.groups import Ranks
     from qbench.pipelines.base import Conditioning
     from qbench.run.session import Session
@@ -242,6 +243,32 @@ class Lead:
         self._channel.say(End())
 
 
+def gauges_of_all(ranks: Sequence[RankFigures]) -> Gauges | None:
+    """What the GPUs of all ranks drew together; clocks and temperature of the worst of them."""
+    found = [one.gauges for one in ranks if one.gauges is not None]
+    powers = [one.power_w for one in found]
+    if not found or len(found) < len(ranks) or None in powers:
+        return found[0] if found else None
+    lengths = {len(one.energy_j) for one in found}
+    energies = [sum(unit) for unit in zip(*(one.energy_j for one in found), strict=False)]
+    clocks = [one.sm_clock_mhz for one in found if one.sm_clock_mhz is not None]
+    lowest = [one.sm_clock_lowest_mhz for one in found if one.sm_clock_lowest_mhz is not None]
+    heats = [one.temperature_c for one in found if one.temperature_c is not None]
+    reasons = {name for one in found for name in one.throttled}
+    return found[0].model_copy(
+        update={
+            "energy_j": energies if len(lengths) == 1 else [],
+            "power_w": sum(power for power in powers if power is not None),
+            "sm_clock_mhz": min(clocks, default=None),
+            "sm_clock_lowest_mhz": min(lowest, default=None),
+            "temperature_c": max(heats, default=None),
+            "throttled": {
+                name: max(one.throttled.get(name, 0.0) for one in found) for name in reasons
+            },
+        }
+    )
+
+
 def follow(session: Session, ranks: Ranks) -> None:
     """Do as the first rank says, until it is done."""
     import torch
@@ -252,11 +279,12 @@ def follow(session: Session, ranks: Ranks) -> None:
     gauges = GaugeMeter(session.device)
     measuring = False
     while not isinstance(command := channel.say(), End):
+        if not isinstance(command, Decode):
+            gauges.end()  # of the video before, with its decode, shared or not
         if isinstance(command, Denoise):
             if measuring:
                 gauges.begin()
-            _denoise(session, command, channel, figures)
-            gauges.end()
+            _denoise(session, command, channel, figures, gauges)
         elif isinstance(command, Decode):
             where = session.pipeline.pipe._execution_device
             empty = torch.empty(command.shape, dtype=_dtype(command.dtype), device=where)
@@ -282,7 +310,13 @@ def follow(session: Session, ranks: Ranks) -> None:
             )
 
 
-def _denoise(session: Session, command: Denoise, channel: _Channel, figures: Figures) -> None:
+def _denoise(
+    session: Session,
+    command: Denoise,
+    channel: _Channel,
+    figures: Figures,
+    gauges: GaugeMeter,
+) -> None:
     import torch
 
     from qbench.meters.clock import StepTimes
@@ -294,19 +328,23 @@ def _denoise(session: Session, command: Denoise, channel: _Channel, figures: Fig
         for name, shape, dtype in command.parts
     }
     session.stages.peak_since()
-    times, skipped = StepTimes(session.device), 0
+    times = StepTimes(session.device)
 
     def on_step(step: int) -> None:
-        nonlocal times, skipped
+        nonlocal times
         session.link.emit(StepsDone())
         times.mark()
-        if command.steady is not None:
-            _finish(session)
-            channel.wait()
-            if step + 1 == command.steady:
-                figures.forget()
-                session.stages.peak_since()
-                times = StepTimes(session.device)
+        if command.steady is None:
+            return
+        _finish(session)
+        gauges.end()
+        channel.wait()
+        if step + 1 == command.steady:
+            figures.forget()
+            session.stages.peak_since()
+            times = StepTimes(session.device)
+        if command.steady <= step + 1 < (command.steps or 0):
+            gauges.begin()
 
     session.pipeline.denoise(
         session.generation,

@@ -119,7 +119,7 @@ def execute(job: Job, stages: Stages) -> Record:
 
 def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     """A run from start to end: status, and reason where its videos are none."""
-    from qbench.run import generate
+    from qbench.run import generate, together
     from qbench.run.evaluate import evaluate
     from qbench.run.session import prepare
     from qbench.run.timing import time
@@ -129,7 +129,8 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     timings = time(session)
     results.put(**timings.fields(), stages={**results.record.stages, **timings.stages})
     if session.lead:
-        results.put(ranks=session.lead.report(timings))
+        ranks = session.lead.report(timings)
+        results.put(ranks=ranks, gauges=together.gauges_of_all(ranks))
     generate.profile(session)
     if not session.compared:
         session.end_ranks()

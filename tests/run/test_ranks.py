@@ -10,9 +10,10 @@ import psutil
 import pytest
 from conftest import RECIPES, SMALL
 
+from qbench.meters.nvml import Gauges
 from qbench.recipe.schema import Recipe
-from qbench.results.record import Record
-from qbench.run import crew, plan, sweep
+from qbench.results.record import RankFigures, Record
+from qbench.run import crew, plan, sweep, together
 from qbench.run.events import Event, StageEntered
 
 pytestmark = pytest.mark.slow
@@ -93,3 +94,16 @@ def test_rank_that_dies_or_stops_ends_the_run_and_is_named(
 
 def _zombie(pid: int) -> bool:
     return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_energy_is_that_of_all_gpus_and_clocks_are_the_slowest_ones() -> None:
+    def rank(number: int, energy: list[float], power: float, clock: float) -> RankFigures:
+        gauges = Gauges(energy_j=energy, power_w=power, sm_clock_mhz=clock, temperature_c=clock)
+        return RankFigures(rank=number, gauges=gauges)
+
+    ranks = [rank(0, [10.0, 20.0], 300.0, 1900.0), rank(1, [1.0, 2.0], 400.0, 1500.0)]
+    whole = together.gauges_of_all(ranks)
+    assert whole is not None
+    assert whole.energy_j == [11.0, 22.0]
+    assert (whole.power_w, whole.sm_clock_mhz, whole.temperature_c) == (700.0, 1500.0, 1900.0)
+    assert together.gauges_of_all([]) is None
