@@ -163,7 +163,7 @@ class Cluster:
             bundle_label_selector=[{"ray.io/node-id": machine.id}],
         )  # fmt: skip
         seat = Seat(machine, units, group)
-        self._seats.append(seat)
+        self._seats = [one for one in self._seats if not one.closed] + [seat]
         began, told = time.monotonic(), False
         while not group.wait(timeout_seconds=1):
             if self._closing or machine.id not in self.machines():
@@ -223,6 +223,10 @@ class Seat:
     def environment(self, device: str) -> Environment:
         """Of the runs that happen here. Raises Lost, InputError."""
         return cast(Environment, self._ask("environment", device))
+
+    def peak(self, device: str) -> float:
+        """What it can do at most beside others, in any unit. Raises Lost."""
+        return cast(float, self._ask("peak", device))
 
     def run(self, task: Task, work: Path, listener: Listener, made: Path | None = None) -> Record:
         """Run, and leave all of it in `work`, its record last. Raises Lost, OSError.

@@ -70,6 +70,12 @@ class Here:
     def environment(self, device: str) -> Environment:
         return self._machines.environment(device)
 
+    def peak(self, device: str) -> float:
+        """TFLOP/s in BF16, measured once a machine; 1 where it is not."""
+        ceilings = self._machines.ceilings(device)
+        rates = ceilings.product_flop_per_s if ceilings else {}
+        return rates.get("bf16", 1e12) / 1e12
+
     def run(self, task: Task, work: Path) -> Record:
         """Run in this folder, which is empty, once no timed run has the device."""
         draft, recipe = task.draft, task.draft.recipe

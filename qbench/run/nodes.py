@@ -109,6 +109,9 @@ class Node:
     def environment(self, device: str) -> Environment:
         return self._here.environment(device)
 
+    def peak(self, device: str) -> float:
+        return self._here.peak(device)
+
     # Folders of the sweep's machine that a run reads ---------------------------------------------
 
     def reads(self, key: str, folder: Path, files: dict[str, tuple[int, int]]) -> bool:

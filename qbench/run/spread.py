@@ -10,41 +10,31 @@ from __future__ import annotations
 import itertools
 import os
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from qbench.errors import InputError, one_line
 from qbench.meters.environment import Environment
-from qbench.pipelines import specs
 from qbench.recipe.schema import Recipe, digest
-from qbench.results.record import Record, Status
-from qbench.run import execution, folders, recorder
+from qbench.results.record import Record
 from qbench.run.cluster import THREADS, Asked, Cluster, Lost, Machine, NoSeat, Seat
-from qbench.run.events import Event, Placed, StageEntered
+from qbench.run.events import Placed
 from qbench.run.execution import Stopped
-from qbench.run.here import Finished, Task
+from qbench.run.here import Finished
 from qbench.run.interrupts import Interrupts
-from qbench.run.order import Load, Order, Site, Start
+from qbench.run.loads import devices, load_of
+from qbench.run.order import Order, Site, Start
 from qbench.run.plan import Planned
 from qbench.run.sweep import Sweep, Swept, Watcher, ended_well
+from qbench.run.there import Heard, There
 
 POLL_S = 0.2
 LOOK_EVERY_S = 3.0  # at which nodes there are
 PATIENCE_S = 90.0  # for a node that can do what is left, where none is there
-FEWEST = 8  # videos that are worth a part of their own
-BUILT = 4  # times as many where each part compiles or calibrates first
-JUDGED = 0.1  # of the time that a video takes to make: to compute its figures
-
-
-def devices(recipe: Recipe) -> int:
-    """Devices that a run of this recipe takes at once, all of one node: one a rank."""
-    parallel = recipe.variant.parallel
-    return parallel.ranks if parallel else 1
 
 
 def run(
@@ -73,7 +63,7 @@ class _Joined:
     """A node's devices can be used, or why they cannot."""
 
     site: Site
-    environment: Environment
+    speed: float  # of its kind beside others
 
 
 @dataclass(frozen=True)
@@ -142,12 +132,12 @@ class _Spread:
         self._asked: set[str] = set()  # sites that were, whatever came of it
         self._asking = 0
         self._refusals: list[str] = []
-        self._places: dict[str, _There] = {}  # of runs that have begun
+        self._places: dict[str, There] = {}  # of runs that have begun
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # of the seats that wait
         self._position = itertools.count(1)
         self._looked = self._useful = 0.0
-        self._device = ""
+        self._device, self._mixed = "", False
         self.stopping = False
 
     def all(self) -> bool:
@@ -190,6 +180,7 @@ class _Spread:
         self._looked = now
         machines = self._cluster.machines()
         self._device = self._device or self._auto(machines)
+        self._mixed = len({machine.kinds for machine in machines.values() if machine.gpus}) > 1
         for site in [site for site, node in self._nodes.items() if node.machine.id not in machines]:
             gone = self._nodes.pop(site)
             self._order.leave(site)
@@ -220,6 +211,7 @@ class _Spread:
         try:
             seat = self._cluster.seat(machine, device, units, self._waits)
             environment = seat.environment(device)
+            speed = seat.peak(device) if device == "cuda" and self._mixed else 1.0
         except (Lost, InputError) as error:
             return _Refused(machine, str(error))
         name = f"{machine.id}/{device}"
@@ -232,7 +224,7 @@ class _Spread:
         with self._lock:
             self._nodes[name] = node
         total = machine.gpus if device == "cuda" else max(1, machine.cpus // environment.threads)
-        return _Joined(Site(name, kind, device, total, total), environment)
+        return _Joined(Site(name, kind, device, total, total), speed)
 
     def _waits(self, name: str) -> None:
         self.watcher.note(f"waiting for devices of {name}, which others hold")
@@ -277,7 +269,7 @@ class _Spread:
     def _add(self, items: list[Planned]) -> None:
         for item in items:
             self._items[item.recipe.name] = item
-        self._order.add(*(_load(item, self._needed(item.recipe)) for item in items))
+        self._order.add(*(load_of(item, self._needed(item.recipe)) for item in items))
 
     def _hear(self) -> None:
         """What the threads say, for a moment."""
@@ -289,7 +281,7 @@ class _Spread:
             self._asking -= 1
         if isinstance(message, _Joined):
             if message.site.name in self._nodes:  # else it has gone again
-                self._order.join(message.site)
+                self._order.join(message.site, message.speed)
         elif isinstance(message, _Refused):
             self._refusals.append(f"{message.machine.name}: {one_line(message.why)}")
             self.watcher.note(f"not used: {self._refusals[-1]}")
@@ -323,7 +315,7 @@ class _Spread:
         load = start.load
         name = load.whole or load.name
         if name not in self._places:
-            self._places[name] = _There(self, name, self._nodes[start.site].environment)
+            self._places[name] = There(self, name, self._nodes[start.site].environment)
         place = self._places[name]
         if load.part is None:
             place.give(start)
@@ -350,7 +342,7 @@ class _Spread:
         self._threads = [one for one in self._threads if one.is_alive()] + [thread]
         thread.start()
 
-    def _run(self, item: Planned, place: _There) -> None:
+    def _run(self, item: Planned, place: There) -> None:
         try:
             self._inbox.put(_Ended(item, self._sweep.one(item, place)))
         except Lost as lost:
@@ -361,7 +353,7 @@ class _Spread:
         finally:
             place.over()  # after it is said what came of it: parts that wait end after the run
 
-    def _part(self, place: _There, start: Start, label: Recipe) -> _Message:
+    def _part(self, place: There, start: Start, label: Recipe) -> _Message:
         """Make a part of a run's videos. What comes to nothing twice is left to the run itself."""
         load = start.load
         task = place.wanted()
@@ -369,7 +361,7 @@ class _Spread:
             return _PartEnded(load.name)
         assert load.part is not None
         self.watcher.begin(label, 0, 0)
-        heard = _Heard(self.watcher, label)
+        heard = Heard(self.watcher, label)
         seat: Seat | None = None
         try:
             seat = self.seat(start.site, load.units)
@@ -401,9 +393,7 @@ class _Spread:
             if fitting:
                 node.idle.remove(fitting[0])
                 return fitting[0]
-            others, node.idle = (node.idle, []) if node.idle and units > 1 else ([], node.idle)
-            if node.idle and node.idle[0].units > amount:
-                others, node.idle = node.idle, []
+            others, node.idle = node.idle, []  # of other sizes: they hold what this one needs
         for seat in others:
             seat.close()
         return self._cluster.seat(node.machine, node.device, amount, self._waits)
@@ -425,134 +415,3 @@ class _Spread:
             idle, node.idle = node.idle, []
         for seat in idle:
             seat.close()
-
-
-class _There:
-    """A place for one run: a site that it is given once its parts are made, if it has any."""
-
-    def __init__(self, spread: _Spread, name: str, environment: Environment) -> None:
-        self._spread, self._name, self._environment = spread, name, environment
-        self._starts: queue.SimpleQueue[Start | None] = queue.SimpleQueue()
-        self._known = threading.Event()
-        self.begun = False
-        self.task: Task | None = None
-        self.made = Path()  # where the parts leave their videos
-
-    def environment(self, device: str) -> Environment:
-        return self._environment
-
-    def give(self, start: Start | None) -> None:
-        """Its site; none where there will be none."""
-        self._starts.put(start)
-
-    def wanted(self) -> Task | None:
-        """What parts are to be made of, once it is known; None where it is complete already."""
-        self._known.wait()
-        return self.task
-
-    def over(self) -> None:
-        """The run has ended: parts of it that wait for what they are to make wait for nothing."""
-        self._known.set()
-
-    def run(self, task: Task, work: Path) -> Record:
-        """Raises Lost where it is to be run once more."""
-        heard = _Heard(self._spread.watcher)
-        execution.keep(task.draft, work)
-        if (why := self._spread.lost_before(self._name)) is not None:
-            draft = recorder.changed(task.draft, notes=[*task.draft.notes, f"run again: {why}"])
-            task = replace(task, draft=draft)
-        if self.task is None:  # else it is run again, and its parts are there
-            self.made = folders.parts_folder(work)
-            shutil.rmtree(self.made, ignore_errors=True)
-        self.task = task
-        self._known.set()
-        try:
-            record = self._whole(task, work, heard)
-        except Lost as lost:
-            record = self._lost(task, work, heard, lost)
-        except OSError as error:
-            record = _not_kept(task, work, heard, error)
-        shutil.rmtree(self.made, ignore_errors=True)
-        return record
-
-    def _whole(self, task: Task, work: Path, heard: _Heard) -> Record:
-        start = self._starts.get()
-        if start is None:
-            raise Lost("the sweep ends")
-        seat = self._spread.seat(start.site, start.load.units)
-        heard.event(task.draft.recipe, Placed(seat.machine.name))
-        made = self.made if self.made.is_dir() else None
-        try:
-            record = seat.run(task, work, heard, made)
-        except BaseException:
-            seat.close()
-            raise
-        self._spread.give_back(start.site, seat)
-        return record
-
-    def _lost(self, task: Task, work: Path, heard: _Heard, lost: Lost) -> Record:
-        if self._spread.stopping:
-            return _ended(task, work, "interrupted", "stopped by the user", heard.stage)
-        if isinstance(lost, NoSeat) or self._spread.lost_before(self._name) is None:
-            raise lost
-        status: Status = "oom" if "memory" in str(lost).lower() else "crashed"
-        return _ended(task, work, status, f"lost twice: {lost}", heard.stage)
-
-
-class _Heard:
-    """Passes on what a run says, and knows in which stage it is."""
-
-    def __init__(self, watcher: Watcher, label: Recipe | None = None) -> None:
-        self._watcher, self._label = watcher, label
-        self.stage = "start"
-
-    def event(self, recipe: Recipe, event: Event) -> None:
-        if isinstance(event, StageEntered):
-            self.stage = event.stage
-        self._watcher.event(self._label or recipe, event)
-
-    def note(self, text: str) -> None:
-        self._watcher.note(text)
-
-
-def _ended(task: Task, work: Path, status: Status, reason: str, stage: str) -> Record:
-    """The record of a run that was ended from here, in place of whatever of it has arrived."""
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    record = recorder.ended(task.draft, status, reason, stage)
-    execution.keep(record, work)
-    return record
-
-
-def _not_kept(task: Task, work: Path, heard: _Heard, error: OSError) -> Record:
-    """A run whose results this machine cannot keep has failed, as it has where it runs alone."""
-    why = f"{error.filename or work}: {error.strerror or error}"
-    return _ended(task, work, "failed", f"its results could not be kept: {why}", heard.stage)
-
-
-def _load(item: Planned, device: str) -> Load:
-    """What a run takes, in the work of a million pixels through a denoise step."""
-    recipe, measure, prompts = item.recipe, item.recipe.measure, len(item.prompts.prompts)
-    shape = specs.video_shape(specs.find(recipe.model), recipe.generation)
-    pixels = shape[0] * shape[1] * shape[2] if shape else 1e6
-    video = pixels / 1e6 * (recipe.generation.steps or 50) * recipe.variant.step_share
-    if measure.unit == "step":
-        video /= recipe.generation.steps or 50
-    compared = measure.unit == "video" and recipe.weights == "pretrained"
-    turns = 2 if measure.interleave and measure.timing and not recipe.is_reference else 1
-    judged = JUDGED * prompts if compared else 0.0
-    rest = max(0, prompts - measure.repeats) if compared else 0
-    variant = recipe.variant
-    calibrated = variant.quantize is not None and variant.quantize.calibration is not None
-    built = BUILT if variant.compile or calibrated else 1
-    split = not variant.left_python and variant.parallel is None
-    return Load(
-        name=recipe.name,
-        group=recipe.name if recipe.is_reference else recipe.reference or recipe.name,
-        reference=recipe.is_reference,
-        device=device,
-        units=devices(recipe),
-        fixed=video * (1 + measure.warmup + turns * measure.repeats + judged + (not split) * rest),
-        shared=video * rest * split,
-        least=video * built * max(FEWEST, recipe.quality.batch),
-    )

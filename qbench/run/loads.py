@@ -1,0 +1,46 @@
+"""What a run takes, as far as its recipe tells: devices, and work that can be shared or not."""
+
+from __future__ import annotations
+
+from qbench.pipelines import specs
+from qbench.recipe.schema import Recipe
+from qbench.run.order import Load
+from qbench.run.plan import Planned
+
+FEWEST = 8  # videos that are worth a part of their own
+BUILT = 4  # times as many where each part compiles or calibrates first
+JUDGED = 0.1  # of the time that a video takes to make: to compute its figures
+
+
+def devices(recipe: Recipe) -> int:
+    """Devices that a run of this recipe takes at once, all of one node: one a rank."""
+    parallel = recipe.variant.parallel
+    return parallel.ranks if parallel else 1
+
+
+def load_of(item: Planned, device: str) -> Load:
+    """What a run takes, in the work of a million pixels through a denoise step."""
+    recipe, measure, prompts = item.recipe, item.recipe.measure, len(item.prompts.prompts)
+    shape = specs.video_shape(specs.find(recipe.model), recipe.generation)
+    pixels = shape[0] * shape[1] * shape[2] if shape else 1e6
+    video = pixels / 1e6 * (recipe.generation.steps or 50) * recipe.variant.step_share
+    if measure.unit == "step":
+        video /= recipe.generation.steps or 50
+    compared = measure.unit == "video" and recipe.weights == "pretrained"
+    turns = 2 if measure.interleave and measure.timing and not recipe.is_reference else 1
+    judged = JUDGED * prompts if compared else 0.0
+    rest = max(0, prompts - measure.repeats) if compared else 0
+    variant = recipe.variant
+    calibrated = variant.quantize is not None and variant.quantize.calibration is not None
+    built = BUILT if variant.compile or calibrated else 1
+    split = not variant.left_python and variant.parallel is None
+    return Load(
+        name=recipe.name,
+        group=recipe.name if recipe.is_reference else recipe.reference or recipe.name,
+        reference=recipe.is_reference,
+        device=device,
+        units=devices(recipe),
+        fixed=video * (1 + measure.warmup + turns * measure.repeats + judged + (not split) * rest),
+        shared=video * rest * split,
+        least=video * built * max(FEWEST, recipe.quality.batch),
+    )

@@ -1,0 +1,140 @@
+"""A place for one run on a cluster: what happens at the head while the run is on a node."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from qbench.meters.environment import Environment
+from qbench.recipe.schema import Recipe
+from qbench.results.record import Record, Status
+from qbench.run import execution, folders, recorder
+from qbench.run.cluster import Lost, NoSeat, Seat
+from qbench.run.events import Event, Placed, StageEntered
+from qbench.run.here import Task
+from qbench.run.order import Start
+from qbench.run.sweep import Watcher
+
+
+class Seats(Protocol):
+    """Who gives seats to the runs of a sweep."""
+
+    watcher: Watcher
+    stopping: bool  # the sweep ends
+
+    def seat(self, site: str, units: int) -> Seat:
+        """Raises NoSeat."""
+        ...
+
+    def give_back(self, site: str, seat: Seat) -> None: ...
+
+    def lost_before(self, name: str) -> str | None:
+        """Why this run is run again, if it is."""
+        ...
+
+
+class There:
+    """A place for one run: a site that it is given once its parts are made, if it has any."""
+
+    def __init__(self, seats: Seats, name: str, environment: Environment) -> None:
+        self._seats, self._name, self._environment = seats, name, environment
+        self._starts: queue.SimpleQueue[Start | None] = queue.SimpleQueue()
+        self._known = threading.Event()
+        self.begun = False
+        self.task: Task | None = None
+        self.made = Path()  # where the parts leave their videos
+
+    def environment(self, device: str) -> Environment:
+        return self._environment
+
+    def give(self, start: Start | None) -> None:
+        """Its site; none where there will be none."""
+        self._starts.put(start)
+
+    def wanted(self) -> Task | None:
+        """What parts are to be made of, once it is known; None where it is complete already."""
+        self._known.wait()
+        return self.task
+
+    def over(self) -> None:
+        """The run has ended: parts of it that wait for what they are to make wait for nothing."""
+        self._known.set()
+
+    def run(self, task: Task, work: Path) -> Record:
+        """Raises Lost where it is to be run once more."""
+        heard = Heard(self._seats.watcher)
+        execution.keep(task.draft, work)
+        if (why := self._seats.lost_before(self._name)) is not None:
+            draft = recorder.changed(task.draft, notes=[*task.draft.notes, f"run again: {why}"])
+            task = replace(task, draft=draft)
+        if self.task is None:  # else it is run again, and its parts are there
+            self.made = folders.parts_folder(work)
+            shutil.rmtree(self.made, ignore_errors=True)
+        self.task = task
+        self._known.set()
+        try:
+            record = self._whole(task, work, heard)
+        except Lost as lost:
+            record = self._lost(task, work, heard, lost)
+        except OSError as error:
+            record = _not_kept(task, work, heard, error)
+        shutil.rmtree(self.made, ignore_errors=True)
+        return record
+
+    def _whole(self, task: Task, work: Path, heard: Heard) -> Record:
+        start = self._starts.get()
+        if start is None:
+            raise Lost("the sweep ends")
+        seat = self._seats.seat(start.site, start.load.units)
+        heard.event(task.draft.recipe, Placed(seat.machine.name))
+        made = self.made if self.made.is_dir() else None
+        try:
+            record = seat.run(task, work, heard, made)
+        except BaseException:
+            seat.close()
+            raise
+        self._seats.give_back(start.site, seat)
+        return record
+
+    def _lost(self, task: Task, work: Path, heard: Heard, lost: Lost) -> Record:
+        if self._seats.stopping:
+            return _ended(task, work, "interrupted", "stopped by the user", heard.stage)
+        if isinstance(lost, NoSeat) or self._seats.lost_before(self._name) is None:
+            raise lost
+        status: Status = "oom" if "memory" in str(lost).lower() else "crashed"
+        return _ended(task, work, status, f"lost twice: {lost}", heard.stage)
+
+
+class Heard:
+    """Passes on what a run says, and knows in which stage it is."""
+
+    def __init__(self, watcher: Watcher, label: Recipe | None = None) -> None:
+        self._watcher, self._label = watcher, label
+        self.stage = "start"
+
+    def event(self, recipe: Recipe, event: Event) -> None:
+        if isinstance(event, StageEntered):
+            self.stage = event.stage
+        self._watcher.event(self._label or recipe, event)
+
+    def note(self, text: str) -> None:
+        self._watcher.note(text)
+
+
+def _ended(task: Task, work: Path, status: Status, reason: str, stage: str) -> Record:
+    """The record of a run that was ended from here, in place of whatever of it has arrived."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    record = recorder.ended(task.draft, status, reason, stage)
+    execution.keep(record, work)
+    return record
+
+
+def _not_kept(task: Task, work: Path, heard: Heard, error: OSError) -> Record:
+    """A run whose results this machine cannot keep has failed, as it has where it runs alone."""
+    why = f"{error.filename or work}: {error.strerror or error}"
+    return _ended(task, work, "failed", f"its results could not be kept: {why}", heard.stage)
