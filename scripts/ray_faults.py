@@ -40,13 +40,14 @@ RECIPES = ("fp32", "int8", "fp16")
 SETTINGS = [
     f"--set={one}"
     for one in (
-        "generation.steps=3", "generation.frames=9", "prompts.count=3", "measure.repeats=2",
+        "generation.steps=2", "generation.frames=9", "prompts.count=2", "measure.repeats=2",
         "measure.warmup=0", "measure.interleave=false", "measure.timing=false",
-        "measure.profile=false", "quality.metrics=[psnr]",
+        "measure.profile=false", "quality.metrics=[psnr]", "quality.trajectories=0",
     )
 ]  # fmt: skip
 MEMORY = Path("/sys/fs/cgroup/memory")  # version 1; version 2 has its files elsewhere
 ROOM_BYTES = 30_000_000  # that a node has left once something else has taken its memory
+DISKS: list[Path] = []  # that were mounted
 TRIGGER = re.compile(r"(\S+) steady.* on (\S+)$")
 
 
@@ -233,9 +234,9 @@ class Sweep:
         return self.process.wait(timeout=400)
 
     def starts(self) -> Counter[str]:
-        """How often each run was begun."""
-        heads = [re.fullmatch(r"(?:\[\d+/\d+\] )?(\S+)", line) for line in self.lines]
-        return Counter(found[1] for found in heads if found and found[1] in RECIPES)
+        """How often a process was started for each run."""
+        found = [re.search(r"(\S+) start on \S+$", line) for line in self.lines]
+        return Counter(one[1] for one in found if one)
 
 
 def records(out: Path) -> list[Record]:
@@ -380,6 +381,7 @@ def trial(
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     if kind.small_disk:
+        DISKS.append(out)
         shell("mount", "-t", "tmpfs", "-o", "size=6m", "none", str(out))
     more: tuple[str, ...] = ()
     if kind.large:
@@ -459,6 +461,8 @@ def main() -> None:
                 asked.out.write_text(json.dumps(facts, indent=1) + "\n")
     finally:
         cluster.stop()
+        for disk in DISKS:
+            shell("umount", str(disk), check=False)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
