@@ -227,7 +227,7 @@ class _Spread:
         return _Joined(Site(name, kind, device, total, total), speed)
 
     def _waits(self, name: str) -> None:
-        self.watcher.note(f"waiting for devices of {name}, which others hold")
+        self.watcher.note(f"waiting for devices of {name}")
 
     def _stay_with_kinds(self) -> None:
         """A ranking that has finished runs of one kind of device goes on there."""
