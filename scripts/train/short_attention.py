@@ -174,7 +174,7 @@ def agrees(device: str) -> bool:
                 torch.autograd.grad(theirs, inputs, grad.float()),
                 strict=True,
             )
-            worst = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+            worst = max(((a - b).norm() / b.norm()).item() for a, b in pairs)
             print(f"short attention, {queries} on {keys}: {worst:.1%} off", flush=True)
             if not worst < 0.03:
                 return False

@@ -155,7 +155,6 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=0, help="use the first N scenes (a trial)")
     parser.add_argument("--start", type=Path, help="weights that an earlier call kept")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--trial", action="store_true", help="time a step, compiled or not; stop")
     parser.add_argument("--check-s", type=float, default=60)
     parser.add_argument("--check-videos", type=int, default=64)
     arguments = parser.parse_args()
@@ -172,14 +171,10 @@ def main() -> None:
     scenes = scenes[: arguments.scenes] if arguments.scenes else scenes
     rows = torch.tensor([scene.indices() for scene in scenes])
     rows = rows.repeat_interleave(arguments.clips_a_scene, 0)
-    if arguments.trial:
-        bank = torch.randn(len(rows), LATENT_CHANNELS, world.FRAMES, SIDE, SIDE, device=device)
-        bank = bank.bfloat16()
-    else:
-        vae = AutoencoderKL.from_pretrained(arguments.vae, torch_dtype=torch.float32)
-        vae = vae.to(device).eval().requires_grad_(False)
-        bank = latent_bank(vae, rows, 100, device)
-        print(f"{len(bank)} latents in {time.monotonic() - started:.0f} s", flush=True)
+    vae = AutoencoderKL.from_pretrained(arguments.vae, torch_dtype=torch.float32)
+    vae = vae.to(device).eval().requires_grad_(False)
+    bank = latent_bank(vae, rows, 100, device)
+    print(f"{len(bank)} latents in {time.monotonic() - started:.0f} s", flush=True)
 
     tokenizer = clip_tokenizer()
     captions = [scene.caption(t) for scene in scenes for t in (0, 1)] + [""]
@@ -216,16 +211,6 @@ def main() -> None:
             guess = unet(a * clean + s * noise, t, embedded, return_dict=False)[0]
         return (guess.float() - (a * noise - s * clean)).square().mean()
 
-    if arguments.trial:
-        figures = {"eager_ms": step_ms(loss_of_batch, both, device, 12)}
-        print(json.dumps(figures), flush=True)
-        before = time.monotonic()
-        unet.compile()
-        figures["compiled_ms"] = step_ms(loss_of_batch, both, device, 12)
-        figures["compiling_s"] = time.monotonic() - before
-        print(json.dumps(figures), flush=True)
-        (arguments.work / "trial.json").write_text(json.dumps(figures) + "\n")
-        return
     if arguments.compile:
         before = time.monotonic()
         unet.compile()
