@@ -8,6 +8,9 @@ from qbench.run.order import Load
 from qbench.run.plan import Planned
 
 FEWEST = 8  # videos that are worth a part of their own
+# Work in which a device is about as long as a part takes to start: on an H100 some 200 videos of
+# the bundled model, and less than one of CogVideoX-2B. A CPU has done nothing by then.
+START = {"cuda": 300.0, "cpu": 0.0}
 BUILT = 4  # times as many where each part compiles or calibrates first
 JUDGED = 0.1  # of the time that a video takes to make: to compute its figures
 
@@ -42,5 +45,5 @@ def load_of(item: Planned, device: str) -> Load:
         units=devices(recipe),
         fixed=video * (1 + measure.warmup + turns * measure.repeats + judged + (not split) * rest),
         shared=video * rest * split,
-        least=video * built * max(FEWEST, recipe.quality.batch),
+        least=built * max(START[device], video * max(FEWEST, recipe.quality.batch)),
     )
