@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -71,14 +70,9 @@ def _records(out: Path) -> dict[str, Record]:
 def _left_behind() -> list[str]:
     """Processes and folders of runs, once they have had time to go."""
     for _ in range(50):
-        folders = Path(tempfile.gettempdir()), Path(os.environ["TMPDIR"])
         own = f"qbench-{os.getpid()}-"
-        found = [
-            str(path)
-            for folder in folders
-            for path in folder.glob("qbench-[0-9]*-*")
-            if not path.name.startswith(own)
-        ]
+        folders = Path(os.environ["TMPDIR"]).glob("qbench-[0-9]*-*")
+        found = [str(path) for path in folders if not path.name.startswith(own)]
         found += map(str, _seats())
         if not found:
             return []
