@@ -1,9 +1,7 @@
 // FP8 attention's first two passes: statistics of K and V, and all three inputs quantized. In this
 // order: common.cu, fp8_attention_layout.cu, this file.
 
-#ifndef THREADS
 #define THREADS 256  // of a block of pack()
-#endif
 #define CHUNK 512      // tokens a block of stats()
 #define PARTS (D / 8)  // threads that share a token, eight channels each
 #define Q_MAX (D == 64 ? 16.0f : 15.0f)  // |q|, |k| after scaling: D * Q_MAX * 32 is inside FP16
@@ -83,12 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) pack(
     const float codes = (float)scale * 1.4426950408889634f * 8.0f;  // of one unit of q.k
 
     int tile_count = tiles_of(tokens);
-#if SPLIT
-    if (tile >= tile_count) {
-        tile -= tile_count;
-#else
     if (tile * TILE < q_tokens) {
-#endif
         const u16* q0 = q + (long long)batch * q_batch + (long long)head * q_head + part * 8;
 #pragma unroll
         for (int pass = 0; pass < passes; pass++) {
@@ -119,9 +112,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) pack(
             *reinterpret_cast<uint2*>(q8 + q_row * D + part * 8) = packed;
             if (part == 0) q_scale[q_row] = make_float2(unit, sqrtf(norm) * codes);
         }
-#if SPLIT
-        return;
-#endif
     }
     if (tile >= tile_count) return;
     u8* out = tiles + ((long long)blockIdx.y * tile_count + tile) * TILE_BYTES;
