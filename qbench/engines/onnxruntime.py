@@ -72,13 +72,14 @@ def open(folder: Path, shell: Module, written: Interface) -> Run:
 
 def quantize(path: Path) -> Path:
     """INT8 weights per channel and activations per tensor, scaled as they come."""
-    import onnx
+    import onnx as library
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     # The quantizer turns Gemm into MatMul and infers shapes anew; the exporter's own notes of the
     # transposed weights' shapes would contradict it.
-    model = onnx.load(path)
+    model = library.load(path)
     del model.graph.value_info[:]
+    plain = {node.name: list(node.metadata_props) for node in model.graph.node}
     target = path.with_name(f"{path.stem}-int8.onnx")
     quantize_dynamic(
         model,
@@ -89,6 +90,12 @@ def quantize(path: Path) -> Path:
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
+    made = library.load(target)
+    for node in made.graph.node:  # those that it replaced have lost which layer they are of
+        if not node.metadata_props:
+            name = node.name.removesuffix("_quant").removesuffix("_MatMul")
+            node.metadata_props.extend(plain.get(name, []))
+    library.save(made, target)
     return target
 
 
