@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,48 +54,62 @@ def qbench(*words: str, cwd: Path = ROOT, prefix: str = "") -> subprocess.Comple
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
+def _once(name: str, make: Callable[[Path], object], base: pytest.TempPathFactory) -> Path:
+    """The folder that `make` writes, once for all workers of pytest's: who comes first makes it."""
+    if not os.environ.get("PYTEST_XDIST_WORKER"):
+        made = base.mktemp(name) / name
+        make(made)
+        return made
+    shared = base.getbasetemp().parent
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = shared / name
+        if not made.is_dir():
+            (shared / "making").mkdir(exist_ok=True)
+            make(shared / "making" / name)
+            (shared / "making" / name).rename(made)
+        return made
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished sweep: reference, INT8 weights, and one that cannot run on a CPU.
 
-    Each worker of pytest's has a copy, for tests run more in it; who comes first has it made.
+    Each worker of pytest's has a copy, for tests run more in it.
     """
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    if not os.environ.get("PYTEST_XDIST_WORKER"):
-        return _finish(out)
-    shared = tmp_path_factory.getbasetemp().parent
-    with (shared / "finished.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = shared / "finished"
-        if not made.is_dir():
-            _finish(shared / "making").rename(made)
-        return shutil.copytree(made, out, symlinks=True)
+    made = _once("finished", _finish, tmp_path_factory)
+    return shutil.copytree(made, tmp_path_factory.mktemp("runs") / "finished", symlinks=True)
 
 
-def _finish(out: Path) -> Path:
-    out.mkdir()
+def _finish(out: Path) -> None:
+    out.mkdir(parents=True)
     names = [str(RECIPES / f"{name}.yaml") for name in ("int8", "tensorrt")]
     done = qbench("run", *names, *SMALL, "--device=cpu", f"--out={out}")
     assert done.returncode == 0, done.stdout + done.stderr
     (out / "stdout.txt").write_text(done.stdout)
-    return out
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """An export of INT8 weights by torchao, a pipeline that diffusers loads. Not to be changed."""
-    return _exported("int8", tmp_path_factory.mktemp("engines"))
+    return _exported("int8", 0, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """An export of FP32 for ONNX Runtime. Not to be changed."""
-    return _exported("onnx", tmp_path_factory.mktemp("engines"))
+    """An export of FP32 for ONNX Runtime, with proof by videos. Not to be changed."""
+    return _exported("onnx", 4, tmp_path_factory)
 
 
-def _exported(name: str, folder: Path) -> Exported:
-    from qbench.engines import export
+def _exported(name: str, videos: int, base: pytest.TempPathFactory) -> Exported:
+    from qbench import proof
+    from qbench.engines import export, manifest
     from qbench.recipe.files import load
 
-    recipe = load(RECIPES / f"{name}.yaml", {"generation.steps": "4"})
-    return export.export(recipe, folder / name)
+    def make(folder: Path) -> None:
+        recipe = load(RECIPES / f"{name}.yaml", {"generation.steps": "4"})
+        prove = (lambda made: proof.prove(made, recipe, videos)) if videos else None
+        export.export(recipe, folder, prove=prove)
+
+    folder = _once(f"engine-{name}", make, base)
+    return export.Exported(folder, *manifest.read(folder))

@@ -37,27 +37,21 @@ def test_the_chart_shows_every_call(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_videos_of_an_engine_are_judged_and_sealed_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that computes the variant is indistinguishable; one that flips its videos is refused.
-
-    The planted transpose is inside the limit of a call's parity, which is lifted for it.
-    """
-    recipe = load(RECIPES / "onnx.yaml", SHORT)
-    out = tmp_path / "engine"
-
-    def prove(folder: Path) -> str:
-        return proof.prove(folder, recipe, 4)
-
-    made = export.export(recipe, out, prove=prove)
-    seen = json.loads((out / proof.VIDEOS).read_text())
+def test_videos_of_an_engine_are_judged_and_sealed_with_it(graph: export.Exported) -> None:
+    seen = json.loads((graph.folder / proof.VIDEOS).read_text())
     assert seen["videos"] == 4
     assert seen["verdict"].startswith("indistinguishable")
     assert seen["psnr"] > 50
-    manifest.check_files(out, made.manifest)
-    assert {proof.VIDEOS, proof.CHART} <= set(made.manifest.files)
+    manifest.check_files(graph.folder, graph.manifest)
+    assert {proof.VIDEOS, proof.CHART} <= set(graph.manifest.files)
 
+
+@pytest.mark.slow
+def test_an_engine_whose_videos_are_others_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted transpose is inside the limit of a call's parity, which is lifted for it."""
+    recipe = load(RECIPES / "onnx.yaml", SHORT)
     plain = onnx.export
 
     def damaged(module, *rest):  # type: ignore[no-untyped-def]
