@@ -164,7 +164,7 @@ def test_run_whose_process_is_lost_is_run_again_and_an_interrupt_leaves_nothing(
     address: str, tmp_path: Path
 ) -> None:
     swept = spread.run(
-        _planned("fp32"), tmp_path, watcher := _Watcher("fp32", "steady"), Asked(address)
+        _planned("fp32", **QUICK), tmp_path, watcher := _Watcher("fp32", "steady"), Asked(address)
     )
     assert watcher.killed
     ((_, record),) = swept.finished
