@@ -354,6 +354,8 @@ class Variant(Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> Variant:
+        if self.parallel and self.left_python:
+            raise ValueError("@parallel: an engine computes whole steps, which cannot be split")
         if self.exported:  # it holds what was chosen, and the choices were looked at as it was made
             return self
         if self.engine and self.compile:
@@ -363,8 +365,6 @@ class Variant(Strict):
         if self.engine and (self.fuse_qkv or self.cache or self.fault):
             field = "fuse_qkv" if self.fuse_qkv else "cache" if self.cache else "fault"
             raise ValueError(f"@{field}: an engine replaces the modules that this one changes")
-        if self.engine and self.parallel:
-            raise ValueError("@parallel: an engine computes whole steps, which cannot be split")
         if self.engine and self.memory.offload:
             raise ValueError("@memory: an engine's weights cannot be offloaded by diffusers")
         backend = self.quantize.backend if self.quantize else None
