@@ -98,7 +98,7 @@ def main() -> None:
     for name, run in runs(q, k, v).items():
         try:
             got = run()[:, :CHECKED].float()
-        except (Unsupported, RuntimeError, ValueError) as error:
+        except (Unsupported, RuntimeError, ValueError, OSError) as error:
             failed.append({"kernel": name, "reason": " ".join(str(error).split())})
             print(f"{name}: cannot run here: {failed[-1]['reason'][:120]}")
             continue

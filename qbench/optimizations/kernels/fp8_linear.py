@@ -23,7 +23,6 @@ from qbench.optimizations.kernels import Kernel, build
 KERNELS = {
     1280: ("quantize_short_rows", 8),
     8192: ("quantize_rows", 1),
-    10240: ("quantize_wide_rows", 1),
     16384: ("quantize_long_rows", 1),
 }
 ACTIVATIONS = ("none", "gelu_tanh", "geglu")  # as the source numbers them

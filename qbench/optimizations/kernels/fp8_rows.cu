@@ -68,8 +68,7 @@ __device__ __forceinline__ void quantize(
     if (lane == 0) scale[row] = top / 448.0f;
 }
 
-// Widths of rows, each a kernel: a UNet's are 320 wide and many, so a block takes eight. The fewer
-// registers a thread holds, the more rows are under way.
+// Widths of rows, each a kernel: a UNet's are 320 wide and many, so a block takes eight.
 #define KERNEL(name, lanes, vectors)                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS) name(                                \
         const u16* x, u8* out, float* scale, int rows, int columns, int activation,            \
@@ -79,5 +78,4 @@ __device__ __forceinline__ void quantize(
 
 KERNEL(quantize_short_rows, 32, 5)  // of up to 1,280 values
 KERNEL(quantize_rows, 256, 4)       // of up to 8,192
-KERNEL(quantize_wide_rows, 256, 5)  // of up to 10,240
 KERNEL(quantize_long_rows, 256, 8)  // of up to 16,384
