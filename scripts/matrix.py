@@ -7,9 +7,9 @@ Parts are below. After `--limit` seconds the sweep is stopped as Ctrl-C does: th
 leaves an `interrupted` record, finished ones stay, and the same command goes on where it stopped.
 Recipes stand in the order of interest. `python -m scripts.publish` makes of the runs what
 results/published/ holds. `--shard` takes every n-th recipe, for a part whose latency nobody reads:
-start one on each GPU (CUDA_VISIBLE_DEVICES), each into a FOLDER of its own, then publish both. On
-one GPU shards may share a FOLDER, once the reference is there: `--only fp32 bf16 --no-floors`
-first. Noise floors that a part does not name are measured by its first shard.
+start as many as pay (CUDA_VISIBLE_DEVICES says on which GPU), each into a FOLDER of its own, for in
+one they would wait for each other's reference; then publish all. Noise floors that a part does not
+name are measured by its first shard.
 """
 
 from __future__ import annotations
