@@ -53,7 +53,7 @@ def test_no_rule_refuses_what_ran_and_every_choice_ran_on_a_gpu() -> None:
         where, variant = record.environment, record.recipe.variant
         major, _, minor = (where.compute_capability or "0.0").partition(".")
         packages = frozenset({*support.PACKAGES, "onnxruntime-gpu"})
-        machine = support.Machine(where.device, (int(major), int(minor)), packages)
+        machine = support.Machine(where.device, (int(major), int(minor)), packages, devices=8)
         assert support.why_not(variant, machine) is None, record.run
         if machine.cuda:
             variants.append(variant)
