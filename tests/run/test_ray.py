@@ -110,7 +110,7 @@ def _seats() -> list[int]:
 
 
 @pytest.mark.slow
-def test_records_are_those_of_a_sweep_without_ray(
+def test_records_are_those_of_a_sweep_without_ray_though_a_process_is_lost(
     address: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files that a run reads are brought to its node, as if that had a file system of its own."""
@@ -120,11 +120,13 @@ def test_records_are_those_of_a_sweep_without_ray(
         "listed",
         lambda *words: {name: (size, 0) for name, (size, _) in plain(*words).items()},
     )
-    watcher = _Watcher()
+    watcher = _Watcher("int8", "quantize")
     swept = spread.run(_planned("int8", "tensorrt"), tmp_path, watcher, Asked(address))
     assert not swept.interrupted
     assert not swept.stopped, swept.stopped
+    assert watcher.killed
     ours, theirs = _records(tmp_path), _records(finished)
+    assert any(note.startswith("run again: ") for note in ours["int8"].notes)
     assert {name: record.status for name, record in ours.items()} == {
         "fp32": "ok", "int8": "ok", "tensorrt": "skipped",
     }  # fmt: skip
@@ -160,20 +162,10 @@ def test_videos_made_in_parts_are_those_of_one_device_though_a_part_is_lost(
 
 
 @pytest.mark.slow
-def test_run_whose_process_is_lost_is_run_again_and_an_interrupt_leaves_nothing(
-    address: str, tmp_path: Path
-) -> None:
-    swept = spread.run(
-        _planned("fp32", **QUICK), tmp_path, watcher := _Watcher("fp32", "steady"), Asked(address)
-    )
-    assert watcher.killed
-    ((_, record),) = swept.finished
-    assert record.status == "ok"
-    assert any(note.startswith("run again: ") for note in record.notes)
-    assert _left_behind() == []
+def test_an_interrupt_leaves_a_record_and_nothing_else(address: str, tmp_path: Path) -> None:
     words = [
         "run",
-        str(RECIPES / "int8.yaml"),
+        str(RECIPES / "fp32.yaml"),
         *SMALL,
         *(f"--set={name}={value}" for name, value in QUICK.items()),
         "--device=cpu",
@@ -186,12 +178,12 @@ def test_run_whose_process_is_lost_is_run_again_and_an_interrupt_leaves_nothing(
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
-        if "int8" in line and "quantize" in line:
+        if "fp32 quantize" in line:
             process.send_signal(signal.SIGINT)
             break
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130, out
-    assert _records(tmp_path)["int8"].status == "interrupted"
+    assert _records(tmp_path)["fp32"].status == "interrupted"
     assert "Traceback" not in out
     assert _left_behind() == []
 
