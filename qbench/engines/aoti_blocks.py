@@ -7,7 +7,7 @@ PyTorch's. Each block gives the package weights of its own, from safetensors.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qbench.engines.base import Run
     from qbench.engines.inputs import Signature
     from qbench.engines.manifest import Interface
+    from qbench.optimizations.changes import Forward
     from qbench.pipelines.base import Module, VideoPipeline
 
 Given = tuple[tuple[object, ...], dict[str, object]]  # positional and keyword arguments
@@ -76,7 +77,7 @@ def open(package: Path, folder: Path, shell: Module, written: Interface) -> Run:
     return run_of(module, written)
 
 
-def _called(compiled: Callable[..., object], *args: object, **kwargs: object) -> object:
+def _called(compiled: Forward, *args: object, **kwargs: object) -> object:
     args, kwargs = _contiguous((args, kwargs))
     return compiled(*args, **kwargs)
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from qbench.meters.profile import Layer
     from qbench.pipelines.base import Module, VideoPipeline
 
+Bindings = Any  # TensorRT's, and what they make: they have no types
+
 # By the name of the module, the distribution whose version a plan is bound to.
 LIBRARIES = {
     "tensorrt": "tensorrt",
@@ -74,7 +76,7 @@ def open(folder: Path, shell: Module, written: Interface) -> Run:
     return Engine((folder / PLAN).read_bytes(), names, written.target.device)
 
 
-def _library() -> Any:
+def _library() -> Bindings:
     for name in LIBRARIES:
         try:
             return importlib.import_module(name)
@@ -197,7 +199,7 @@ class Engine:
         return [_layer(name, seconds, kinds.get(name, {})) for name, seconds in found]
 
 
-def _context(engine: Any, trt: Any) -> Any:
+def _context(engine: Bindings, trt: Bindings) -> Bindings:
     context = engine.create_execution_context()
     if context is None:
         raise Unsupported("TensorRT could not set up the engine on this GPU")
@@ -206,7 +208,7 @@ def _context(engine: Any, trt: Any) -> Any:
     return context
 
 
-def _described(engine: Any, trt: Any) -> dict[str, Mapping[str, object]]:
+def _described(engine: Bindings, trt: Bindings) -> dict[str, Mapping[str, object]]:
     """What the inspector knows of each layer by its name; nothing where the plan was not told."""
     if not hasattr(engine, "create_engine_inspector"):
         return {}
@@ -233,7 +235,7 @@ def _layer(name: str, seconds: float, told: Mapping[str, object]) -> Layer:
     return Layer(name=" ".join(name.split())[:160], kind=kind, precision=precision, seconds=seconds)
 
 
-def _torch_name(dtype: Any) -> str:
+def _torch_name(dtype: Bindings) -> str:
     names = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16", "INT64": "int64"}
     return names.get(dtype.name, "int32")
 

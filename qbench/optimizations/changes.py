@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+
+Forward = Callable[..., Any]  # what a module computes: each kind takes and gives its own
 
 _MISSING = object()
 
@@ -38,7 +40,7 @@ class Changes:
         else:
             self.on_undo(lambda: setattr(owner, name, old))
 
-    def compute(self, layer: nn.Module, forward: Callable[..., object]) -> None:
+    def compute(self, layer: nn.Module, forward: Forward) -> None:
         """Have `forward(layer, ...)` compute what is asked of the layer."""
         self.replace(layer, "forward", functools.partial(forward, layer))
 

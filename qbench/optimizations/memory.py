@@ -9,7 +9,7 @@ from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Memory
 
 if TYPE_CHECKING:
-    from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
 
 STREAMED = "group offload keeps the weights in buffers of its own: load the pipeline again"
 ALLOCATOR = "the allocator's setting holds until the process ends"
@@ -53,7 +53,7 @@ def apply(video: VideoPipeline, wanted: Memory, device: str) -> Changes:
     return changes
 
 
-def _tile(vae: Any, changes: Changes) -> None:
+def _tile(vae: Module, changes: Changes) -> None:
     """Decode in tiles, by diffusers; with an overlap that this VAE's tiles can be cut to.
 
     The default overlaps leave whole latents only for tiles of CogVideoX's own size: for a smaller

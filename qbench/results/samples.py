@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import DTypeLike, NDArray
 
 
 class Samples(Sequence[float]):
@@ -49,8 +48,8 @@ class Samples(Sequence[float]):
     __hash__ = None  # type: ignore[assignment]
 
     def __array__(
-        self, dtype: DTypeLike | None = None, copy: bool | None = None
-    ) -> NDArray[np.float64]:
+        self, dtype: np.dtype[np.float64] | None = None, copy: bool | None = None
+    ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         import numpy as np
 
         return np.array(self._all(), dtype=dtype)

@@ -15,7 +15,7 @@ from torch import nn
 from qbench.optimizations.kernels.fp8_linear import Fp8FeedForward, Fp8Linear
 from qbench.optimizations.kernels.fp8_norms import Fp8LayerNorm, RotaryNorm, takes
 
-Block = Any  # diffusers' WanTransformerBlock, after `fp8_linear.replace`
+Block = Any  # diffusers' WanTransformerBlock, after `fp8_linear.replace`, or a part of one
 
 
 def fuse(module: nn.Module) -> int:
@@ -76,7 +76,7 @@ def _wan(
     return (x.float() + out.float() * last_gate).type_as(x)
 
 
-def _attended(attn: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _attended(attn: Block, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
     heads = [x.unflatten(2, (attn.heads, -1)) for x in (q, k, v)]

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +26,9 @@ NOT_STARTED = (
 )
 
 
+_Moment = float | torch.cuda.Event  # on a CPU, on a GPU
+
+
 @dataclass
 class Traffic:
     """What a rank has exchanged.
@@ -36,7 +38,7 @@ class Traffic:
     """
 
     begun: int = 0
-    _spans: list[tuple[Any, Any]] = field(default_factory=list)
+    _spans: list[tuple[_Moment, _Moment]] = field(default_factory=list)
 
     @contextmanager
     def exchange(self, on: torch.device) -> Iterator[None]:
@@ -52,7 +54,7 @@ class Traffic:
         return sum(_between(start, end) for start, end in spans)
 
 
-def _now(on: torch.device) -> Any:
+def _now(on: torch.device) -> _Moment:
     if on.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -60,8 +62,12 @@ def _now(on: torch.device) -> Any:
     return event
 
 
-def _between(start: Any, end: Any) -> float:
-    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+def _between(start: _Moment, end: _Moment) -> float:
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    assert not isinstance(start, float)
+    assert not isinstance(end, float)
+    return start.elapsed_time(end) / 1000
 
 
 class Group:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qbench.optimizations.changes import Changes
+from qbench.optimizations.changes import Changes, Forward
 
 if TYPE_CHECKING:
     from qbench.optimizations.parallel.groups import Group
@@ -63,17 +63,18 @@ class _InTurn:
     is its own, gives an empty tensor for the other, and both are filled in after the second.
     """
 
-    def __init__(self, inner: Any, group: Group) -> None:
+    def __init__(self, inner: Forward, group: Group) -> None:
         self._inner, self._group = inner, group
         self._first: Tensor | None = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> object:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         turn = 0 if self._first is None else 1
         if turn == self._group.index:
             out = self._inner(*args, **kwargs)
             prediction = out[0].contiguous()
         else:
             latents = args[0] if args else kwargs["hidden_states"]
+            assert isinstance(latents, Tensor)
             out, prediction = (), torch.empty_like(latents).contiguous()
         if self._first is None:
             self._first = prediction

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qbench.errors import Unsupported
-from qbench.optimizations.changes import Changes
+from qbench.optimizations.changes import Changes, Forward
 from qbench.optimizations.vae import group_norm
 
 if TYPE_CHECKING:
     from qbench.optimizations.parallel.groups import Group
+    from qbench.pipelines.base import Module
 
 ROWS = 3  # of (batch, channels, frames, height, width), and of blocked activations alike
 
@@ -33,7 +34,7 @@ class Rows:
         self.group = group
         self.of_latents: list[int] = []  # of each rank; deeper layers have a multiple of them
 
-    def apply(self, vae: Any, fused: bool, changes: Changes) -> None:
+    def apply(self, vae: Module, fused: bool, changes: Changes) -> None:
         """Split the decoder, whose layers may have been changed before (`fused`, in strips)."""
         from diffusers.models.autoencoders import autoencoder_kl_cogvideox as kinds
         from diffusers.models.upsampling import CogVideoXUpsample3D
@@ -50,7 +51,7 @@ class Rows:
         decode = functools.partial(self._decode, vae.decoder.forward)
         changes.replace(vae.decoder, "forward", decode)
 
-    def _decode(self, inner: Any, sample: Tensor, *args: object, **kwargs: object) -> object:
+    def _decode(self, inner: Forward, sample: Tensor, *args: object, **kwargs: object) -> object:
         """The decoder's call: this rank's rows in, everybody's out."""
         height, count = sample.shape[ROWS], self.group.size
         if height < count:
@@ -126,7 +127,7 @@ def _whole(layer: torch.nn.GroupNorm) -> bool:
 class _Bordered:
     """A layer that is given the rows next to its own; what it makes of those is cut off."""
 
-    def __init__(self, inner: Any, rows: Rows, lent: int) -> None:
+    def __init__(self, inner: Forward, rows: Rows, lent: int) -> None:
         self._inner, self._rows, self._lent = inner, rows, lent
 
     def __call__(self, x: Tensor, *args: object, **kwargs: object) -> object:

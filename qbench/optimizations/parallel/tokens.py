@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from qbench.errors import Unsupported
-from qbench.optimizations.changes import Changes
+from qbench.optimizations.changes import Changes, Forward
 
 if TYPE_CHECKING:
     from qbench.optimizations.parallel.groups import Ranks
@@ -232,9 +232,7 @@ def _pieces(qkv: Sequence[Tensor]) -> tuple[list[Sequence[Tensor]], int]:
 class _Gathered:
     """A layer whose output is that of all tokens, from every rank's share."""
 
-    def __init__(
-        self, inner: Callable[..., Tensor], attention: Attention, name: str, dim: int
-    ) -> None:
+    def __init__(self, inner: Forward, attention: Attention, name: str, dim: int) -> None:
         self._inner, self._attention = inner, attention
         self._name, self._dim = name, dim
 

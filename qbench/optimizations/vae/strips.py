@@ -11,7 +11,7 @@ from diffusers.models.autoencoders import autoencoder_kl_cogvideox as kinds
 from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch.nn import functional
 
-from qbench.optimizations.changes import Changes
+from qbench.optimizations.changes import Changes, Forward
 from qbench.optimizations.vae import causal, group_norm
 
 Layer = Any  # of diffusers, which types none of them
@@ -27,7 +27,7 @@ def apply(vae: Layer, changes: Changes, moments: Moments = group_norm.moments) -
     pad with zeros at the edges of tiles, and group norms see only a part of the frame. `moments`
     are of whole frames, also where those are split between GPUs.
     """
-    ours: dict[type, Callable[..., object]] = {
+    ours: dict[type, Forward] = {
         kinds.CogVideoXCausalConv3d: _convolved,
         kinds.CogVideoXSpatialNorm3D: functools.partial(_spatially_normed, moments=moments),
         CogVideoXUpsample3D: _upsampled,
