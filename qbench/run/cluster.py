@@ -220,6 +220,13 @@ class Seat:
             .remote(unset)
         )
 
+    def answers(self) -> bool:
+        """Whether its process is alive."""
+        try:
+            return self._ask("answers") is True
+        except Lost:
+            return False
+
     def environment(self, device: str) -> Environment:
         """Of the runs that happen here. Raises Lost, InputError."""
         return cast(Environment, self._ask("environment", device))

@@ -106,6 +106,9 @@ class Node:
         self._interrupts = Interrupts()
         self._here = Here(self._listener, self._interrupts, self._scratch)
 
+    def answers(self) -> bool:
+        return True
+
     def environment(self, device: str) -> Environment:
         return self._here.environment(device)
 

@@ -384,16 +384,20 @@ class _Spread:
 
     def seat(self, site: str, units: int) -> Seat:
         """One that waits there, or a new one. Raises Lost."""
-        with self._lock:
-            node = self._nodes.get(site)
-            if node is None:
-                raise NoSeat("its node is gone")
-            amount = node.amount(units)
-            fitting = [seat for seat in node.idle if seat.units == amount]
-            if fitting:
-                node.idle.remove(fitting[0])
-                return fitting[0]
-            others, node.idle = node.idle, []  # of other sizes: they hold what this one needs
+        while True:
+            with self._lock:
+                node = self._nodes.get(site)
+                if node is None:
+                    raise NoSeat("its node is gone")
+                amount = node.amount(units)
+                waiting = next((seat for seat in node.idle if seat.units == amount), None)
+                if waiting is None:
+                    others, node.idle = node.idle, []  # they hold what this one needs
+                    break
+                node.idle.remove(waiting)
+            if waiting.answers():
+                return waiting
+            waiting.close()  # it died while it waited, which is no loss of the run that comes now
         for seat in others:
             seat.close()
         return self._cluster.seat(node.machine, node.device, amount, self._waits)

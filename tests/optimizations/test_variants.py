@@ -186,6 +186,7 @@ FULL = support.Machine(
     device="cuda",
     capability=(9, 0),
     packages=frozenset({*support.PACKAGES, "onnxruntime-gpu"}),
+    devices=8,
 )
 ODD = support.ModelFacts(
     pipeline="OddPipeline",
@@ -225,6 +226,12 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
             {"quantize": smooth.model_dump(), "memory": {"offload": "model"}},
             {"compile": {}, "cache": {"kind": "pab", "interval": 2}},
             {"compile": {"scope": "model"}, "cache": {"kind": "taylorseer", "interval": 2}},
+            {"parallel": {"cfg": 2}, "memory": {"offload": "model"}},
+            {"parallel": {"cfg": 2, "decode": True}, "memory": {"vae_tiling": True}},
+            {"parallel": {"ulysses": 2}, "compile": {"scope": "model"}},
+            {"parallel": {"ulysses": 2}, "compile": {"mode": "reduce-overhead"}},
+            {"parallel": {"ring": 2}, "attention": "sage"},
+            {"parallel": {"cfg": 2}, "cache": {"kind": "faster", "interval": 2}},
         )
     ]
     for rule in support.RULES:

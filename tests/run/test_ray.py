@@ -81,7 +81,10 @@ def _left_behind() -> list[str]:
 
 
 class _Watcher(sweep.Silent):
-    """Kills the process of a seat once a run, or a part of one, has come to a stage."""
+    """Kills every seat's process once a run, or a part of one, has come to a stage.
+
+    Which of them has the run cannot be told from here.
+    """
 
     def __init__(self, name: str = "", stage: str = "") -> None:
         self.killed, self.notes = 0, list[str]()
@@ -90,8 +93,9 @@ class _Watcher(sweep.Silent):
     def event(self, recipe: object, event: object) -> None:
         here = isinstance(event, StageEntered) and event.stage == self._stage
         if here and not self.killed and getattr(recipe, "name", "") == self._name:
-            self.killed = _seats()[0]
-            os.kill(self.killed, signal.SIGKILL)
+            for process in _seats():
+                os.kill(process, signal.SIGKILL)
+                self.killed += 1
 
     def note(self, text: str) -> None:
         self.notes.append(text)
