@@ -132,11 +132,11 @@ def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
     assert _record(tmp_path / "out", "fp32").status == "ok"
 
 
-def test_engine_runs_to_success(tmp_path: Path) -> None:
-    words = [str(RECIPES / "onnx.yaml"), *SMALL, "--set=measure.profile=false"]
-    done = qbench("run", *words, "--device=cpu", f"--out={tmp_path}", cwd=ROOT)
+def test_engine_runs_to_success(finished: Path) -> None:
+    words = [str(RECIPES / "onnx.yaml"), *SMALL]
+    done = qbench("run", *words, "--device=cpu", f"--out={finished}", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    record = _record(tmp_path, "onnx")
+    record = _record(finished, "onnx")
     assert record.status == "ok"
     assert record.facts["parity_relative_error"] < 1e-3
     assert record.quality["psnr"].value > 60
