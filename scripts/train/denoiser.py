@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qbench import world
+from scripts.train.denoising import caption_ids, training_scenes, v_loss
 from scripts.train.loop import fit
 from scripts.train.text import TEXT_TOKENS, t5_tokenizer
 from scripts.train.vae import to_vae
@@ -104,17 +105,13 @@ def main() -> None:
     started = time.monotonic()
     vae = AutoencoderKLCogVideoX.from_pretrained(arguments.vae, torch_dtype=torch.float32)
     vae = vae.to(device).eval().requires_grad_(False)
-    scenes = [scene for scene in world.scenes() if not world.held_out(scene)]
-    scenes = scenes[: arguments.scenes] if arguments.scenes else scenes
+    scenes = training_scenes(arguments.scenes)
     rows = torch.tensor([scene.indices() for scene in scenes])
     bank = latent_bank(vae, rows.repeat_interleave(arguments.clips_a_scene, 0), 100, device)
     print(f"{len(bank)} latents in {time.monotonic() - started:.0f} s", flush=True)
 
     tokenizer = t5_tokenizer()
-    captions = [scene.caption(t) for scene in scenes for t in (0, 1)] + [""]
-    ids = tokenizer(captions, padding="max_length", max_length=TEXT_TOKENS, return_tensors="pt")
-    ids = ids["input_ids"].to(device)
-    empty = len(captions) - 1
+    ids = caption_ids(tokenizer, scenes, device)
 
     denoiser, text = denoiser_model().to(device), text_model(len(tokenizer)).to(device)
     both = nn.ModuleList([denoiser, text])
@@ -124,24 +121,12 @@ def main() -> None:
     if arguments.compile:
         denoiser.compile()
 
-    def draw(high: int) -> torch.Tensor:
-        return torch.randint(high, (arguments.batch,), device=device, generator=generator)
+    def predict(noised: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return denoiser(noised, text(ids)[0], t, return_dict=False)[0]
 
-    def loss_of_batch() -> torch.Tensor:
-        pick = draw(len(bank))
-        clean = bank[pick].float()
-        noise = torch.randn(clean.shape, device=device, generator=generator)
-        t = draw(len(signal))
-        # v = a * noise - s * clean (Salimans and Ho 2022, section 4), a^2 + s^2 = 1
-        a = signal[t].sqrt().view(-1, 1, 1, 1, 1)
-        s = (1 - signal[t]).sqrt().view(-1, 1, 1, 1, 1)
-        caption = (pick // arguments.clips_a_scene) * 2 + draw(2)
-        unguided = torch.rand(len(t), device=device, generator=generator) < 0.1
-        caption = torch.where(unguided, empty, caption)
-        with torch.autocast(device, torch.bfloat16):
-            embedded = text(ids[caption])[0]
-            guess = denoiser(a * clean + s * noise, embedded, t, return_dict=False)[0]
-        return (guess.float() - (a * noise - s * clean)).square().mean()
+    loss_of_batch = v_loss(
+        predict, bank, ids, signal, arguments.clips_a_scene, arguments.batch, generator
+    )
 
     steps = fit(
         loss_of_batch,

@@ -12,6 +12,7 @@ import torch
 from qbench import world
 from scripts.train.loop import fit
 from scripts.train.metrics import random_clips
+from scripts.train.vae import vae_loss
 
 SEEN_SEED, UNSEEN_SEED = 30, 40
 LATENT_CHANNELS = 8
@@ -91,10 +92,7 @@ def main() -> None:
             with torch.set_grad_enabled(arguments.start is None):
                 posterior = vae.encode(frames).latent_dist
             back = vae.decode(posterior.sample()).sample
-        error = back.float() - frames
-        mean, log_var = posterior.mean.float(), posterior.logvar.float()
-        kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).mean()
-        return error.square().mean() + 0.05 * error.abs().mean() + arguments.kl * kl
+        return vae_loss(back, frames, posterior, arguments.kl)
 
     steps = fit(
         loss_of_batch,

@@ -16,6 +16,7 @@ from torch import nn
 from qbench import world
 from qbench.pipelines.specs import BUNDLED
 from qbench.quality.metrics.probe import load_probe
+from scripts.train.denoising import caption_ids, training_scenes, v_loss
 from scripts.train.evaluate import following, generate, test_scenes
 from scripts.train.frame_vae import LATENT_CHANNELS
 from scripts.train.loop import fit
@@ -167,8 +168,7 @@ def main() -> None:
     torch.manual_seed(0)
     arguments.work.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    scenes = [scene for scene in world.scenes() if not world.held_out(scene)]
-    scenes = scenes[: arguments.scenes] if arguments.scenes else scenes
+    scenes = training_scenes(arguments.scenes)
     rows = torch.tensor([scene.indices() for scene in scenes])
     rows = rows.repeat_interleave(arguments.clips_a_scene, 0)
     vae = AutoencoderKL.from_pretrained(arguments.vae, torch_dtype=torch.float32)
@@ -177,10 +177,7 @@ def main() -> None:
     print(f"{len(bank)} latents in {time.monotonic() - started:.0f} s", flush=True)
 
     tokenizer = clip_tokenizer()
-    captions = [scene.caption(t) for scene in scenes for t in (0, 1)] + [""]
-    ids = tokenizer(captions, padding="max_length", max_length=TEXT_TOKENS, return_tensors="pt")
-    ids = ids["input_ids"].to(device)
-    empty = len(captions) - 1
+    ids = caption_ids(tokenizer, scenes, device)
 
     unet, text = for_training(unet_model()).to(device), text_model(tokenizer).to(device)
     if agrees(device):
@@ -192,24 +189,12 @@ def main() -> None:
     signal = scheduler.alphas_cumprod.float().to(device)
     generator = torch.Generator(device).manual_seed(5 + bool(arguments.start))
 
-    def draw(high: int) -> torch.Tensor:
-        return torch.randint(high, (arguments.batch,), device=device, generator=generator)
+    def predict(noised: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return unet(noised, t, text(ids)[0], return_dict=False)[0]
 
-    def loss_of_batch() -> torch.Tensor:
-        pick = draw(len(bank))
-        clean = bank[pick].float()
-        noise = torch.randn(clean.shape, device=device, generator=generator)
-        t = draw(len(signal))
-        # v = a * noise - s * clean (Salimans and Ho 2022, section 4), a^2 + s^2 = 1
-        a = signal[t].sqrt().view(-1, 1, 1, 1, 1)
-        s = (1 - signal[t]).sqrt().view(-1, 1, 1, 1, 1)
-        caption = (pick // arguments.clips_a_scene) * 2 + draw(2)
-        unguided = torch.rand(len(t), device=device, generator=generator) < 0.1
-        caption = torch.where(unguided, empty, caption)
-        with torch.autocast(device, torch.bfloat16):
-            embedded = text(ids[caption])[0]
-            guess = unet(a * clean + s * noise, t, embedded, return_dict=False)[0]
-        return (guess.float() - (a * noise - s * clean)).square().mean()
+    loss_of_batch = v_loss(
+        predict, bank, ids, signal, arguments.clips_a_scene, arguments.batch, generator
+    )
 
     if arguments.compile:
         before = time.monotonic()

@@ -55,6 +55,16 @@ def latent_scale(vae: Any, device: str) -> float:
     return 1.0 / vae.encode(to_vae(clips)).latent_dist.mean.std().item()
 
 
+def vae_loss(
+    back: torch.Tensor, given: torch.Tensor, posterior: Any, kl_weight: float
+) -> torch.Tensor:
+    """Squared and a little absolute error, and the divergence of the latents from N(0, 1)."""
+    error = back.float() - given
+    mean, log_var = posterior.mean.float(), posterior.logvar.float()
+    kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).mean()
+    return error.square().mean() + 0.05 * error.abs().mean() + kl_weight * kl
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the VAE to")
@@ -91,10 +101,7 @@ def main() -> None:
         with torch.autocast(device, torch.bfloat16):
             posterior = vae.encode(video).latent_dist
             back = vae.decode(posterior.sample()).sample
-        error = back.float() - video
-        mean, log_var = posterior.mean.float(), posterior.logvar.float()
-        kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).mean()
-        return error.square().mean() + 0.05 * error.abs().mean() + arguments.kl * kl
+        return vae_loss(back, video, posterior, arguments.kl)
 
     steps = fit(
         loss_of_batch,
