@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,13 +72,16 @@ def _once(name: str, make: Callable[[Path], object], base: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folder of a finished sweep: reference, INT8 weights, and one that cannot run on a CPU.
 
-    Each worker of pytest's has a copy, for tests run more in it.
+    Which tests a worker runs before another is chance: who runs more in it takes a copy.
     """
     made = _once("finished", _finish, tmp_path_factory)
-    return shutil.copytree(made, tmp_path_factory.mktemp("runs") / "finished", symlinks=True)
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("runs") / "finished", symlinks=True)
+    yield folder
+    runs = {kept: sorted(path.name for path in kept.glob("*/*")) for kept in (made, folder)}
+    assert runs[folder] == runs[made], "a test ran something in the folder that others read"
 
 
 def _finish(out: Path) -> None:
