@@ -119,7 +119,10 @@ def main() -> None:
         words = command(PARTS[part], own, args.device, recipes, args.set, floors=False)
         return jobs.run(f"{part} {recipe}", words, own.with_name(f"{own.name}.log"))
 
-    asked = {name: [r for r in PARTS[name].recipes[1:] if not args.only or r in args.only] for name in PARTS}
+    asked = {
+        name: [recipe for recipe in part.recipes[1:] if not args.only or recipe in args.only]
+        for name, part in PARTS.items()
+    }
     parts = [(name, args.out / at) for name, at in dict(chain(args.parts)).items() if asked[name]]
     with ThreadPoolExecutor(args.jobs) as pool:
         references = {}
