@@ -130,7 +130,8 @@ def measured(name: str, queries: int, keys: int, channels: int, device: str) -> 
     attend = fp8_attention.attend if device == "cuda" else fp8_attention.emulated
     ours = attend(*half)
     again = attend(*half)
-    torchs = functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in half))
+    turned = [x.transpose(1, 2) for x in half]
+    torchs = functional.scaled_dot_product_attention(turned[0], turned[1], turned[2])
     return {
         "input": name,
         "channels": channels,

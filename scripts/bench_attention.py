@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ Run = Callable[[], torch.Tensor]
 
 
 def _torch(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     with sdpa_kernel(TORCH[name]):
-        return functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def _exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -53,7 +54,7 @@ def _exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 def runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Run]:
     """Every kernel by its name; each computes (batch, tokens, heads, channels)."""
-    found: dict[str, Run] = {name: lambda n=name: _torch(n, q, k, v) for name in TORCH}
+    found: dict[str, Run] = {name: partial(_torch, name, q, k, v) for name in TORCH}
     for name in PACKAGES if q.is_cuda else ():
 
         def run(name: str = name) -> torch.Tensor:

@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,8 +57,9 @@ def _vae(model: str, device: str) -> tuple[Any, torch.Tensor]:
     from diffusers import AutoencoderKLCogVideoX
 
     torch.manual_seed(0)
-    vae = AutoencoderKLCogVideoX().eval().requires_grad_(False)
-    return vae.to(device), torch.randn(1, 16, 13, 60, 90, generator=generator).to(device)
+    large: Any = AutoencoderKLCogVideoX()
+    large.eval().requires_grad_(False)
+    return large.to(device), torch.randn(1, 16, 13, 60, 90, generator=generator).to(device)
 
 
 def decodes(model: str, device: str, repeats: int) -> list[dict[str, Any]]:
@@ -72,7 +74,7 @@ def decodes(model: str, device: str, repeats: int) -> list[dict[str, Any]]:
         peaks, clock = PeakMeter(device), Clock(device)
         video = vae.decode(latents).sample
         first, allocated = clock.lap(), peaks.lap().allocated_bytes
-        times = sample(lambda vae=vae: vae.decode(latents), device, warmup=0, repeats=repeats)
+        times = sample(partial(vae.decode, latents), device, warmup=0, repeats=repeats)
         line = f"{name:12s} first {first:.2f} s, then {statistics.median(times):.3f} s"
         line += f" [{min(times):.3f}, {max(times):.3f}]"
         if allocated:

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qbench.engines.export import Plain
+    from qbench.recipe.choices import ExportFormat
     from qbench.recipe.schema import Recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 # Recipe and format, most wanted first, by the name of the folder.
-EXPORTS = {
+EXPORTS: dict[str, tuple[str, ExportFormat]] = {
     "fast": ("fast", "qbench"),
     "fp8-dynamic": ("fp8-dynamic", "diffusers"),
     "onnx-bf16": ("engine/onnx-bf16", "onnx"),

@@ -56,13 +56,13 @@ def main() -> None:
                 moments.update(extractor(batch.frames))
 
         bare()
-        rounds = []
+        rounds: list[list[float]] = []
         for _ in range(args.rounds):
             taken = []
             for work in (bare, whole):
-                start = sync()
+                began = sync()
                 work()
-                taken.append(sync() - start)
+                taken.append(sync() - began)
             rounds.append(taken)
     alone, extraction = (statistics.median(column) for column in zip(*rounds, strict=True))
     ratio = statistics.median(a / b for a, b in rounds)

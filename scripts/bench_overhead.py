@@ -82,13 +82,13 @@ def main() -> None:
 
     for _ in range(2):
         bare(0), ours(0)
-    pairs = []
+    pairs: list[tuple[float, float]] = []
     for i in range(arguments.n):
         # Who goes first changes every turn.
         number = i % len(run.prompts)
         first = bare(number) if i % 2 else None
-        mine = ours(number)
-        pairs.append((mine, first if first is not None else bare(number)))
+        own = ours(number)
+        pairs.append((own, first if first is not None else bare(number)))
     mine, plain = ([pair[k] for pair in pairs] for k in (0, 1))
     overhead = summarise([100 * (a - b) / b for a, b in pairs], of="median")
     figures = {

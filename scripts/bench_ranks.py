@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -116,12 +117,8 @@ class Bench:
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         with torch.device(self.device):
             widths = tuple(channels * n for n in (1, 2, 2, 4))
-            vae = (
-                AutoencoderKLCogVideoX(block_out_channels=widths)
-                .to(dtype)
-                .eval()
-                .requires_grad_(False)
-            )
+            vae: Any = AutoencoderKLCogVideoX(block_out_channels=widths)
+            vae.to(dtype).eval().requires_grad_(False)
             x = torch.randn(1, vae.config.latent_channels, *latents, dtype=dtype)
         self.ranks.everyone.fill(x, 0)
         for parameter in vae.parameters():

@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def _denoiser(
     """A denoiser with random weights, and the shape of its latents with guidance."""
     from diffusers import CogVideoXTransformer3DModel
 
-    def build() -> torch.nn.Module:
+    def build() -> Any:
         if size == "cogvideox-2b":
             return CogVideoXTransformer3DModel()
         return CogVideoXTransformer3DModel(num_layers=2, num_attention_heads=4)
@@ -94,7 +95,7 @@ def main() -> None:
     for turn in range(args.repeats + 2):
         # Who goes first changes every turn.
         for way in WAYS if turn % 2 else reversed(WAYS):
-            (seconds,) = sample(lambda m=modules[way]: m(*inputs), args.device, 0, 1)
+            (seconds,) = sample(partial(modules[way], *inputs), args.device, 0, 1)
             if turn >= 2:
                 times[way].append(seconds)
     rows = []

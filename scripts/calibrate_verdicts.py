@@ -175,8 +175,8 @@ def shares(trials: int) -> list[Line]:
             rng = np.random.default_rng(n)
             hit = 0
             for _ in range(trials):
-                ours = (rng.random(n) >= lost).astype(float)
-                hit += compare("adherence", ours, np.ones(n), "higher", 0.05).no_loss_p < 0.05
+                ours = (rng.random(n) >= lost).astype(float).tolist()
+                hit += compare("adherence", ours, [1.0] * n, "higher", 0.05).no_loss_p < 0.05
             found.append((f"a loss of {lost:.0%}, n = {n}", hit / trials))
     return found
 

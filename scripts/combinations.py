@@ -32,7 +32,7 @@ from qbench.meters.environment import Environment
 from qbench.recipe import schema
 from qbench.recipe.choices import FIXED
 from qbench.recipe.schema import Variant
-from qbench.run import processes, sweep
+from qbench.run import machines, processes
 from qbench.run.failures import named
 
 STEPS, SEED, LIMIT_S = 8, 5, 240.0
@@ -120,9 +120,9 @@ def attempt(job: str, connection: Connection) -> None:
     torch.set_num_threads(facts["threads"])  # jobs that take all cores each stand in line
     try:
         error = _relative_error(Variant.model_validate(facts["variant"]), facts["device"])
-        connection.send({"event": "end", "relative_error": error})
+        connection.send({"relative_error": error})
     except Exception as error:
-        connection.send({"event": "end", "error": named(error)[:SAID]})
+        connection.send({"error": named(error)[:SAID]})
 
 
 def _relative_error(variant: Variant, device: str) -> float:
@@ -168,18 +168,22 @@ def _relative_error(variant: Variant, device: str) -> float:
 
 def tried(fields: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """One row: the combination, whether it works, and what came of it."""
+    from scripts import combinations  # in the child this program is no main module
+
     variant = Variant.model_validate({"dtype": "bf16", **fields})
     job = json.dumps({"variant": variant.model_dump(mode="json"), **facts})
     log = Path("/dev/null")
-    child = processes.Child(attempt, job, log)
+    child = processes.Child(combinations.attempt, job, log)
     outcome: dict[str, Any] = {"error": "the process died"}
     try:
-        for event in child.events(LIMIT_S):
-            outcome = {key: value for key, value in event.items() if key != "event"}
+        if child.connection.poll(LIMIT_S):
+            outcome = child.connection.recv()
+            child.wait()
+        else:
+            child.end()
+            outcome = {"error": f"took longer than {LIMIT_S:g} s"}
+    except (EOFError, ConnectionError):
         child.wait()
-    except TimeoutError:
-        child.end()
-        outcome = {"error": f"took longer than {LIMIT_S:g} s"}
     error = outcome.get("relative_error")
     works = error is not None and error < UNRELATED  # false where it is NaN
     return {"variant": fields, "works": works, **outcome}
@@ -237,7 +241,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="axes, with commas between; all by default")
     parser.add_argument("--without", type=Path, help="leave out what is in this file")
     args = parser.parse_args()
-    environment = sweep.read_environment(args.device)
+    environment = machines.read_environment(args.device)
     machine = support.this_machine(environment.device)
     processes.prepare()
     made = begun(args.out, environment, machine)

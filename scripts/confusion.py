@@ -62,7 +62,7 @@ def measured(ranking: Ranking, count: int | None = None) -> dict[str, Candidate]
     recipe, made = reference.recipe, reference.generation
     texts = list(prompts.load(recipe.prompts.set or specs.find(recipe.model).prompts).prompts)
     texts = texts[: min(count or len(kept), len(kept))]
-    shape = tuple(int(made[name]) for name in ("frames", "height", "width"))
+    shape = tuple(int(made[name] or 0) for name in ("frames", "height", "width"))
     found = {}
     for name, change in CHANGES.items():
         with tempfile.TemporaryDirectory() as place:

@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSON file for every sweep.")
     asked = parser.parse_args()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"case": label, "seed": seed} | vars(simulate(seed, known, together))
         for label, known, together in CASES
         for seed in range(asked.seeds)

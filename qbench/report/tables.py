@@ -213,7 +213,7 @@ def markdown(ranking: Ranking) -> str:
     )
 
 
-def grid(head: Sequence[str], rows: list[Sequence[str]]) -> str:
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in GitHub's Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

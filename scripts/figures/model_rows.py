@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from qbench.models import Basis, Cell, Found, Row
 from qbench.pipelines import specs
@@ -49,6 +50,12 @@ def unmeasured(text: str, command: str) -> Found:
 
 
 def row(name: str, believed: str = "", note: str = "", **cells: tuple[str, list[Found]]) -> Row:
+    return row_of(name, cells, believed, note)
+
+
+def row_of(
+    name: str, cells: Mapping[str, tuple[str, list[Found]]], believed: str = "", note: str = ""
+) -> Row:
     made = {
         key: Cell(short=cells[word][0], found=tuple(cells[word][1]))
         for word, key in (("cog", COG), ("zero", ZERO), ("wan", WAN))
@@ -96,7 +103,7 @@ def _architecture() -> Row:
 
 def _dit(model: str, attends: str) -> str:
     family, configs = sizes.family_of(model)
-    config = sizes.denoiser(model).config
+    config: Any = sizes.denoiser(model).config
     patch = config.patch_size
     spatial = f"1 x {patch} x {patch}" if isinstance(patch, int) else " x ".join(map(str, patch))
     wide = config.num_attention_heads * config.attention_head_dim
@@ -110,7 +117,7 @@ def _dit(model: str, attends: str) -> str:
 
 
 def _unet() -> str:
-    config = sizes.denoiser(ZERO).config
+    config: Any = sizes.denoiser(ZERO).config
     channels = ", ".join(map(str, config.block_out_channels))
     return (
         f"UNet of {channels} channels, convolutions and attention over space, over time and to "
@@ -133,7 +140,7 @@ def _parameters() -> Row:
             f"{_millions(parts['denoiser'])} in the denoiser, {_millions(whole)} in all",
             [computed(by_part)],
         )
-    return row("parameters", **cells)
+    return row_of("parameters", cells)
 
 
 def _disk() -> Row:
@@ -172,7 +179,7 @@ def _disk() -> Row:
             "h200/steps",
         )
     )
-    return row("size on disk", **cells)
+    return row_of("size on disk", cells)
 
 
 def _divides(model: str, exclude: Iterable[str]) -> bool:
@@ -305,7 +312,7 @@ def _cpu() -> Row:
             folder,
         )
     )
-    return row("CPU", **cells)
+    return row_of("CPU", cells)
 
 
 def _resolutions() -> Row:

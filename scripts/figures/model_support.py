@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qbench.models import Found, Row
-from scripts.figures.model_rows import COG, WAN, ZERO, known, row, unmeasured
+from scripts.figures.model_rows import COG, WAN, ZERO, known, row, row_of, unmeasured
 from scripts.figures.values import Fault
 
 PIPELINES = {COG: "CogVideoXPipeline", ZERO: "TextToVideoSDPipeline", WAN: "WanPipeline"}
@@ -140,7 +140,7 @@ def _lora() -> Row:
             "the pipeline has a loader, its UNet takes no adapters of PEFT"
         )  # fmt: skip
         cells[word] = (short, [found])
-    return row("LoRA", **cells)
+    return row_of("LoRA", cells)
 
 
 def _fine_tuning() -> Row:
@@ -163,7 +163,7 @@ def _fine_tuning() -> Row:
             f"{text}; {checkpointing}",
             [_sourced(text, address), known("checked", checkpointing, _version())],
         )
-    return row("fine-tuning", **cells)
+    return row_of("fine-tuning", cells)
 
 
 # What needs real weights --------------------------------------------------------------------------
@@ -181,12 +181,12 @@ def _consistency() -> Row:
         "how alike neighbouring frames are to CLIP (`clip_consistency`), flicker, rhythm and "
         "direction of motion, each beside the reference's"
     )
-    return row(
+    return row_of(
         "consistency",
         note="Without real weights it cannot be told which of the models is steadier. What can be "
         "told is whether a variant is as steady as its reference: these figures are in every "
         "report of whole videos, and what the bundled model loses is in the results on quality.",
-        **{
+        cells={
             word: ("not measured between models", [unmeasured(text, _own(model, "scenes-v1"))])
             for word, model in (("cog", COG), ("zero", ZERO), ("wan", WAN))
         },
@@ -198,12 +198,12 @@ def _camera() -> Row:
         "amount, direction and rhythm of motion against the reference's "
         "(`motion_amount`, `motion_direction`, `motion_rhythm`)"
     )
-    return row(
+    return row_of(
         "camera motion",
         note="No figure of qbench tells the camera's movement from that of things: it compares "
         "movement, region by region, with the reference's. The prompts of camera-v1 "
         "ask for pans, tilts, zooms and orbits, so that such a loss is seen where it would be.",
-        **{
+        cells={
             word: (
                 "as prompted, by words alone; not measured",
                 [unmeasured(text, _own(model, "camera-v1"))],

@@ -70,7 +70,7 @@ class Row:
         video, step = shown.video_s, shown.step_s
         if video is None or step is None:
             return Figure(tables.MISSING)
-        return _seconds(video + (steps - int(self.record.generation["steps"])) * step)
+        return _seconds(video + (steps - int(self.record.generation["steps"] or 0)) * step)
 
     def kernel_share(self, kind: str) -> Figure:
         total = sum(self.kernels(each).value or 0.0 for each in KERNELS)

@@ -140,7 +140,7 @@ def main() -> None:
     plain = denoiser_model()
     state = {name: value.cpu() for name, value in denoiser.state_dict().items()}
     plain.load_state_dict(state)
-    pipeline = CogVideoXPipeline(
+    pipeline: Any = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=text.cpu(),
         vae=vae.cpu(),

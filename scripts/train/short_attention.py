@@ -167,7 +167,8 @@ def agrees(device: str) -> bool:
             for x in inputs:
                 x.requires_grad_()
             ours = short_attention(*inputs, 8)
-            theirs = _torchs(*(x.float() for x in inputs), 8)
+            q, k, v = (x.float() for x in inputs)
+            theirs = _torchs(q, k, v, 8)
             pairs = [(ours.float(), theirs)]
             pairs += zip(
                 torch.autograd.grad(ours, inputs, grad),

@@ -119,7 +119,7 @@ def latent_bank(vae: Any, rows: torch.Tensor, seed: int, device: str) -> torch.T
 def assembled(unet: Any, text: Any, tokenizer: Any, vae: Any, scheduler: Any) -> Any:
     from diffusers import TextToVideoSDPipeline
 
-    pipeline = TextToVideoSDPipeline(
+    pipeline: Any = TextToVideoSDPipeline(
         vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -179,7 +179,8 @@ def main() -> None:
     tokenizer = clip_tokenizer()
     ids = caption_ids(tokenizer, scenes, device)
 
-    unet, text = for_training(unet_model()).to(device), text_model(tokenizer).to(device)
+    unet: Any = for_training(unet_model()).to(device)
+    text = text_model(tokenizer).to(device)
     if agrees(device):
         unet.set_attn_processor(ShortAttention())
     both = nn.ModuleList([unet, text])

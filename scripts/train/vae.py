@@ -87,7 +87,7 @@ def main() -> None:
     if arguments.channels_last:
         for module in vae.modules():
             if isinstance(module, torch.nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)
+                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if arguments.compile:
         vae.encoder.compile(dynamic=False)
         vae.decoder.compile(dynamic=False)
