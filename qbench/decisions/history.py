@@ -18,7 +18,7 @@ from qbench.decisions.changes import Change, software_changes
 from qbench.decisions.figures import Figure
 from qbench.errors import InputError, nearest
 from qbench.quality.ratios import Ratio, speed_up
-from qbench.quality.statistics import summarise
+from qbench.quality.statistics import median_interval
 from qbench.results import origin
 from qbench.results.record import Record
 
@@ -135,6 +135,8 @@ def _value(record: Record, figure: Figure) -> float | None:
 
 
 def _point(record: Record, before: Record | None, figure: Figure) -> Point:
+    import numpy as np
+
     value = _value(record, figure)
     assert value is not None
     low = high = None
@@ -149,8 +151,7 @@ def _point(record: Record, before: Record | None, figure: Figure) -> Point:
     else:
         n = len(samples)
         if figure.name != "step" or record.recipe.variant.cache is None:
-            summary = summarise(samples, of="median")
-            low, high = summary.low, summary.high
+            low, high = median_interval(np.asarray(samples, dtype=np.float64))
     return Point(
         run=record.run,
         started=record.started,

@@ -24,7 +24,7 @@ ALPHA = 1 - CONFIDENCE
 RESAMPLES = 2000
 NORMAL = 1.959964  # standard deviations to either side that hold 95 %
 LEAST = 3  # samples below which there is no interval
-MANY = 32  # samples up to which what resamples consist of is kept
+MANY = 255  # samples up to which what resamples consist of is kept, in a byte each
 
 
 class Summary(BaseModel):
@@ -265,26 +265,39 @@ def freedom(effective: float) -> float:
 
 @functools.lru_cache(maxsize=256)
 def resampled_medians(samples: tuple[float, ...], seed: int) -> NDArray[np.float64]:
-    """Medians of resamples; kept, because every row of a table asks for the reference's."""
+    """Medians of resamples; kept, because every row of a table asks for the reference's.
+
+    A resample's median is the first of the ordered samples by which half of its draws are counted.
+    """
     import numpy as np
 
     n = len(samples)
     values = np.asarray(samples, dtype=np.float64)
-    drawn = values[(_picks if n <= MANY else _picks.__wrapped__)(n, seed)]
-    middle = n // 2
-    drawn.partition((middle - 1, middle) if n % 2 == 0 else middle, axis=1)
-    found: NDArray[np.float64] = drawn[:, middle].copy()
-    if n % 2 == 0:
-        found = (drawn[:, middle - 1] + found) / 2
+    order = np.argsort(values)
+    draws = (_draws if n <= MANY else _draws.__wrapped__)(n, seed)
+    counted = np.zeros(RESAMPLES, draws.dtype)
+    upper, lower = np.zeros_like(counted), np.zeros_like(counted)
+    for i in order:
+        counted += draws[i]
+        upper += counted <= n // 2
+        if n % 2 == 0:
+            lower += counted < n // 2
+    ordered = values[order]
+    if n % 2:
+        return ordered[upper]
+    found: NDArray[np.float64] = (ordered[lower] + ordered[upper]) / 2
     return found
 
 
 @functools.lru_cache(maxsize=64)
-def _picks(n: int, seed: int) -> NDArray[np.intp]:
-    """Which of n samples each resample consists of: the same for all samples of one length."""
+def _draws(n: int, seed: int) -> NDArray[np.uint32]:
+    """(n, RESAMPLES): how often each of n samples is in a resample, the same for all of a length"""
     import numpy as np
 
-    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+    picks = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+    picks += n * np.arange(RESAMPLES)[:, None]
+    counts = np.bincount(picks.ravel(), minlength=n * RESAMPLES).reshape(RESAMPLES, n)
+    return np.ascontiguousarray(counts.T, dtype=np.uint8 if n <= MANY else np.uint32)
 
 
 def central(found: NDArray[np.float64]) -> tuple[float, float]:

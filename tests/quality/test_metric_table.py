@@ -37,13 +37,16 @@ THIRD = MetricSpec(
 )  # fmt: skip
 
 
-def test_another_package_adds_a_metric_by_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_package_adds_a_metric_by_an_entry_point(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     points = [
         importlib.metadata.EntryPoint("mean_level", "test_metric_table:THIRD", catalogue.GROUP),
         importlib.metadata.EntryPoint("broken", "no.such:THING", catalogue.GROUP),
         importlib.metadata.EntryPoint("misnamed", "test_metric_table:THIRD", catalogue.GROUP),
     ]
     monkeypatch.setattr(catalogue, "entry_points", lambda group: points)
+    monkeypatch.syspath_prepend(str(tmp_path))  # else what was found before is not looked for anew
     assert catalogue.METRICS["mean_level"] == THIRD
     wanted = Quality(metrics=["psnr", "mean_level"])
     catalogue.check(wanted)

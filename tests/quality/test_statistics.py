@@ -8,11 +8,13 @@ import pytest
 
 from qbench.quality.ratios import Ratio, paired_speed_up, speed_up, speed_words
 from qbench.quality.statistics import (
+    RESAMPLES,
     effective_n,
     holm,
     mean_interval,
     moments,
     paired_difference,
+    resampled_medians,
     summarise,
 )
 
@@ -62,6 +64,15 @@ def test_bounds_and_tests_of_a_mean_agree() -> None:
     assert moments(x).tail(low) == pytest.approx(0.025, rel=1e-6)
     assert moments(x).flipped().tail(-high) == pytest.approx(0.025, rel=1e-6)
     assert high - x.mean() > x.mean() - low  # the long side of the sample
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 12, 13, 256, 300])
+def test_medians_of_resamples_are_those_of_the_drawn_samples(n: int) -> None:
+    rng = np.random.default_rng(n)
+    values = np.round(rng.lognormal(size=n), 1)  # some of them alike
+    picks = np.random.default_rng(7).integers(n, size=(RESAMPLES, n))
+    expected = np.median(values[picks], axis=1)
+    assert np.array_equal(resampled_medians(tuple(values.tolist()), 7), expected)
 
 
 def test_interval_of_the_median_ignores_an_outlier_that_moves_the_mean() -> None:

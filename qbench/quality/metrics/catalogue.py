@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 
@@ -250,6 +251,8 @@ class Table(Mapping[str, MetricSpec]):
 
     def __init__(self, own: tuple[MetricSpec, ...]) -> None:
         self.own = {spec.name: spec for spec in own}
+        self._found: dict[str, EntryPoint] = {}
+        self._looked_in: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> MetricSpec:
         if name in self.own:
@@ -264,7 +267,10 @@ class Table(Mapping[str, MetricSpec]):
         return sum(1 for _ in self)
 
     def _others(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=GROUP)}
+        if tuple(sys.path) != self._looked_in:  # looking through all packages takes 20 ms
+            self._found = {point.name: point for point in entry_points(group=GROUP)}
+            self._looked_in = tuple(sys.path)
+        return self._found
 
 
 def _loaded(point: EntryPoint) -> MetricSpec:
