@@ -1,14 +1,14 @@
 """Run every choice of every axis, alone and in pairs, and hold `support.py` against what happened.
 
-    python -m scripts.combinations OUT.json [--device auto] [--jobs 2] [--only quantize,memory]
-        [--without PUBLISHED.json]
+    python -m scripts.combinations OUT.json.xz [--device auto] [--jobs 2] [--only quantize,memory]
+        [--without PUBLISHED.json.xz]
 
 Each combination is one process: the bundled model in BF16 makes latents in eight denoise steps,
 twice, with the support rules put aside, and they are compared with those of the plain BF16 model;
 where it is about the decode, the frames are. Where it fails, or what it makes has nothing to do
 with the plain model's, the rules must have refused it, and the other way round: what is printed
 last are those that disagree. tests/test_support.py holds the rules against the published files.
-What OUT.json has already is not run again, nor what another machine's file has that is named.
+What OUT has already is not run again, nor what another machine's file has that is named.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import lzma
 import math
 import os
 from collections.abc import Iterator
@@ -210,6 +211,17 @@ def _gpus(device: str) -> list[str | None]:
     return list(named.split(",") if named else map(str, range(torch.cuda.device_count())))
 
 
+def read(path: Path) -> dict[str, Any]:
+    with lzma.open(path, "rt") as file:
+        made: dict[str, Any] = json.load(file)
+    return made
+
+
+def write(made: dict[str, Any], path: Path) -> None:
+    with lzma.open(path, "wt", preset=9) as file:
+        json.dump(made, file, separators=(",", ":"))
+
+
 def begun(out: Path, environment: Environment, machine: support.Machine) -> dict[str, Any]:
     """What the file holds, or an empty one. Raises SystemExit where it is another machine's."""
     new: dict[str, Any] = {
@@ -223,7 +235,7 @@ def begun(out: Path, environment: Environment, machine: support.Machine) -> dict
     }
     if not out.exists():
         return new
-    old: dict[str, Any] = json.loads(out.read_text())
+    old = read(out)
     theirs = Environment.model_validate(old["environment"])
     places = [(each.hardware(), each.software()) for each in (theirs, environment)]
     if places[0] != places[1] or old["machine"] != new["machine"]:
@@ -246,7 +258,7 @@ def main() -> None:
     processes.prepare()
     made = begun(args.out, environment, machine)
     rows = made["rows"]
-    others = json.loads(args.without.read_text())["rows"] if args.without else []
+    others = read(args.without)["rows"] if args.without else []
     done = [row["variant"] for row in [*rows, *others]]
     asked = combinations(set(filter(None, args.only.split(","))))
     wanted = [fields for fields in asked if fields not in done]
@@ -259,7 +271,7 @@ def main() -> None:
             rows.append(row)
             if count % 20 == 0 or count == len(wanted):
                 print(f"{count} of {len(wanted)}", flush=True)
-                args.out.write_text(json.dumps(made, separators=(",", ":")) + "\n")
+                write(made, args.out)
     print(f"{len(rows)} combinations, {sum(row['works'] for row in rows)} work, in {args.out}")
     for row in rows:
         if said := disagreement(row, machine):

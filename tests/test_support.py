@@ -15,12 +15,12 @@ from qbench.recipe.schema import Variant
 from qbench.results import store
 from scripts import combinations
 
-PUBLISHED = sorted((ROOT / "results/published").rglob("combinations.json"))
+PUBLISHED = sorted((ROOT / "results/published").rglob("combinations.json.xz"))
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.parent.name)
 def test_rules_say_what_came_of_every_combination(path: Path) -> None:
-    facts = json.loads(path.read_text())
+    facts = combinations.read(path)
     found = facts["machine"]
     machine = support.Machine(
         device=found["device"],
@@ -38,7 +38,7 @@ def test_rules_say_what_came_of_every_combination(path: Path) -> None:
 def test_hundreds_of_combinations_were_run_on_a_cpu_and_on_a_gpu() -> None:
     ran = {"cpu": 0, "cuda": 0}
     for path in PUBLISHED:
-        facts = json.loads(path.read_text())
+        facts = combinations.read(path)
         ran[facts["machine"]["device"]] += len(facts["rows"])
     assert min(ran.values()) > 300
 
@@ -58,7 +58,7 @@ def test_no_rule_refuses_what_ran_and_every_choice_ran_on_a_gpu() -> None:
         if machine.cuda:
             variants.append(variant)
     for path in PUBLISHED:
-        facts = json.loads(path.read_text())
+        facts = combinations.read(path)
         if facts["machine"]["device"] == "cuda":
             rows = [row["variant"] for row in facts["rows"] if row["works"]]
             variants += [Variant.model_validate({"dtype": "bf16", **fields}) for fields in rows]
@@ -95,13 +95,13 @@ def test_a_rule_that_is_wrong_is_found_out() -> None:
 def test_combinations_go_on_where_they_stopped_and_on_the_same_machine_alone(
     tmp_path: Path,
 ) -> None:
-    out = tmp_path / "combinations.json"
+    out = tmp_path / "combinations.json.xz"
     machine = support.Machine("cpu", packages=frozenset({"torchao"}))
     here = environment.read("cpu")
     made = combinations.begun(out, here, machine)
     assert made["rows"] == []
     made["rows"].append({"variant": {"fuse_qkv": True}, "works": True, "relative_error": 0.01})
-    out.write_text(json.dumps(made))
+    combinations.write(made, out)
     assert combinations.begun(out, here, machine) == made
     for other, place in (
         (here, support.Machine("cpu")),
