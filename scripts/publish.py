@@ -7,8 +7,8 @@ The records and profiles go into one compressed file, `NAME/records.jsonl.xz`, w
 the folders that it was made from. Runs that were interrupted are left out; videos and raw outputs
 stay behind, and so do charts where they are not asked for, and results.csv: what is published
 travels with every clone, and `qbench report` makes them anew. Of shards, each with a run of the
-reference, all are kept: the report pairs a variant with its own. To add runs to what is published
-already, name its folder among RUNS.
+reference, all are kept, for the report pairs a variant with its own; of copies of one run, one is.
+To add runs to what is published already, name its folder among RUNS.
 
 `--rewrite` writes the reports of all published matrices anew from their records, or of those named.
 """
@@ -52,7 +52,8 @@ def main() -> None:
     found, unreadable = store.read_all(store.find(runs))
     for line in unreadable:
         print(f"left out: {line}")
-    kept = [(path, record) for path, record in found if record.status not in UNFINISHED]
+    once = {record.run: (path, record) for path, record in reversed(found)}
+    kept = [one for one in reversed(once.values()) if one[1].status not in UNFINISHED]
     made = archive.write(list(_entries(kept)), target / archive.FILE)
     # The sheets are drawn from the runs' own; without them they would be missing from the report.
     found = kept if args.sheets else store.read_all([made])[0]
