@@ -156,7 +156,7 @@ class Live:
         self.output: type | None = None
         self._around = around
         self._steps = steps  # that the cache counts from
-        self._cached = next((one for one in applied.changes if one.axis == "cache"), None)
+        self._cached = applied.cached
 
     def on_undo(self, step: Callable[[], object]) -> None:
         """Have the last thing that `undo` does be this."""
@@ -166,7 +166,7 @@ class Live:
 
     def undo(self) -> list[str]:
         if self._cached:
-            self._cached.undo()
+            self._cached.changes.undo()
         said = self.applied.undo()
         for changes in self._around:
             changes.undo()
@@ -180,7 +180,7 @@ class Live:
         if unknown:
             raise InputError(f"{sorted(unknown)[0]}: a recipe has steps, and no schedule by hand")
         run = self._resolve(given)
-        self._cache(run.steps)
+        self._cache(run)
         conditioning = self._conditioning(run, given)
         seeds, latents = self._noise(run, given, len(conditioning.positive))
         self.passed = {k: v for k, v in given.items() if k not in (*_OWN, *_GENERATION)}
@@ -213,8 +213,8 @@ class Live:
         wanted = Generation.model_validate(fields)
         return self.video.resolve(self.model, wanted, self.recipe.variant.step_share)
 
-    def _cache(self, steps: int) -> None:
-        wanted = self.recipe.variant.cache
+    def _cache(self, run: Resolved) -> None:
+        wanted, steps = self.recipe.variant.cache, run.steps
         if wanted is None or self._cached is None or self._steps == steps:
             return
         if self.recipe.variant.parallel:  # whose hooks lie around those of the cache
@@ -222,8 +222,10 @@ class Live:
                 f"num_inference_steps: the cache is for {self._steps} steps, and with parallel it "
                 "stays: restore the pipeline and apply the recipe again"
             )
-        self._cached.undo()
-        self._cached, self._steps = caching.apply(self.video, wanted, steps), steps
+        self._cached.changes.undo()
+        occasion = Occasion(run, self.model, tests=())
+        self._cached = caching.apply(self.video, wanted, steps, occasion=occasion)
+        self._steps = steps
 
     def _conditioning(self, run: Resolved, given: Arguments) -> Conditioning:
         from qbench.pipelines.base import Conditioning

@@ -43,6 +43,7 @@ RULES: tuple[Rule, ...] = (
 PACKAGES: tuple[str, ...] = (
     *quantization.PACKAGES,
     *attention.PACKAGES,
+    *caching.PACKAGES,
     *engines.packages(),
 )
 

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 class Applied:
     """facts: figures for the record. changes: what was done, in order, to be undone in reverse.
 
-    ranks: that the denoiser's calls are split over.
+    ranks: that the denoiser's calls are split over. cached: the cache in effect.
     """
 
     facts: dict[str, float]
     changes: tuple[Changes, ...]
     ranks: Ranks | None = None
+    cached: caching.Cached | None = None
 
     def undo(self) -> list[str]:
         """Take back what can be taken back; a sentence for each axis that cannot be."""
@@ -57,6 +58,7 @@ def apply(
     facts: dict[str, float] = {}
     changes: list[Changes] = []
     shared: parallel.Shared | None = None
+    cached: caching.Cached | None = None
     try:
         if variant.fault:
             from qbench.optimizations import faults
@@ -80,7 +82,8 @@ def apply(
             changes.append(compilation.apply(video, variant.compile, hooked))
         if variant.cache:
             agree = shared.total if shared else None
-            changes.append(caching.apply(video, variant.cache, steps, agree))
+            cached = caching.apply(video, variant.cache, steps, agree, occasion)
+            changes.append(cached.changes)
         changes.append(patch.apply(video.pipe, variant.decode, shared.rows if shared else None))
         if shared:
             changes.append(parallel.apply(video, shared))
@@ -88,7 +91,8 @@ def apply(
     except Exception:
         Applied(facts, tuple(changes)).undo()
         raise
-    return Applied(facts, tuple(filter(None, changes)), shared.ranks if shared else None)
+    ranks = shared.ranks if shared else None
+    return Applied(facts, tuple(filter(None, changes)), ranks, cached)
 
 
 def arithmetic(variant: Variant) -> set[str]:

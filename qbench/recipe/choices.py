@@ -69,9 +69,19 @@ Attention = Literal[
     "auto", "math", "flash", "efficient", "cudnn", "flash-3", "flash-4", "sage", "xformers", "fp8"
 ]
 
-CacheKind = Literal["first_block", "pab", "faster", "taylorseer"]
+CacheKind = Literal["first_block", "pab", "faster", "taylorseer", "mag", "sea", "dbcache"]
 # Caches that decide by the latents which steps they skip; the others go by the step's number.
-BY_CONTENT: tuple[CacheKind, ...] = ("first_block",)
+BY_CONTENT: tuple[CacheKind, ...] = ("first_block", "sea", "dbcache")
+# The field that each cache needs, and those that it takes besides.
+CACHE_FIELDS: dict[CacheKind, tuple[str, tuple[str, ...]]] = {
+    "first_block": ("threshold", ("last",)),
+    "pab": ("interval", ()),
+    "faster": ("interval", ("last",)),
+    "taylorseer": ("interval", ("first", "last", "order")),
+    "mag": ("threshold", ("first", "last", "longest", "ratios", "prompts")),
+    "sea": ("threshold", ("first", "last", "longest", "order")),
+    "dbcache": ("threshold", ("first", "last", "longest", "order", "front", "back")),
+}
 
 EngineName = Literal["onnxruntime", "tensorrt", "aoti"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)

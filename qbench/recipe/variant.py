@@ -11,6 +11,7 @@ from qbench.recipe.choices import (
     AS_IT_IS,
     AS_MODULE,
     BY_CONTENT,
+    CACHE_FIELDS,
     CALIBRATED,
     ENGINES,
     FIXED,
@@ -190,29 +191,55 @@ class Compile(Strict):
 
 
 class Cache(Strict):
-    """Reuse of what earlier denoise steps computed, by diffusers' hooks.
+    """Reuse of what earlier denoise steps computed.
 
-    `taylorseer` and `pab` compute every `interval`-th step in full; `first_block` skips a step
-    where the first block's residual moved by less than `threshold`; `faster` also predicts the
-    unconditional half of the batch. All but `first_block` compute the last step in full.
+    `taylorseer` predicts all but every `interval`-th step, `pab` reuses attention there and
+    `faster` also predicts the unconditional half of the batch. The others skip steps up to a
+    `threshold`: `first_block` by how far the first block's residual moved, `dbcache` (cache-dit) by
+    that of several, `sea` by how far the filtered latents did, `mag` by magnitudes that were
+    calibrated. Null is each method's own default.
     """
 
     kind: CacheKind
     """The method."""
     interval: Annotated[int, Field(ge=2, le=100)] | None = None
-    """Every so many steps one is computed in full; not for `first_block`."""
+    """Every so many steps one is computed in full; for `taylorseer`, `pab` and `faster`."""
     threshold: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Relative change below which a step is skipped; for `first_block` only."""
+    """Relative change, or accumulated error, below which steps are skipped; for the others."""
+    first: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Steps at the start that are computed in full; null is 3 for `taylorseer`, a fifth of all for
+    `mag`, 1 for `sea` and 8 for `dbcache`."""
+    last: bool = True
+    """Compute the last step in full, whose output is the video; false leaves it to the method."""
+    longest: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Steps that are skipped one after another, at most; null is 3 for `mag`, 2 for `sea` and any
+    number for `dbcache`."""
+    order: Annotated[int, Field(ge=0, le=3)] | None = None
+    """Of the prediction, 0 being reuse; null is 1 for `taylorseer` and `sea`, 0 for `dbcache`."""
+    front: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Blocks that `dbcache` computes in every step, by which it decides; null is 8."""
+    back: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Blocks at the end that `dbcache` computes in every step; null is none."""
+    ratios: Annotated[list[Annotated[float, Field(gt=0, le=10)]], Field(min_length=1)] | None = None
+    """Of each step's residual to the step before, for `mag`, one a step; null calibrates them along
+    the recipe's trajectories."""
+    prompts: Annotated[int, Field(ge=1, le=256)] | None = None
+    """That `mag` is calibrated with, none of which is measured with; null is 4."""
 
     @model_validator(mode="after")
-    def _own_field(self) -> Cache:
-        needed, other = "interval", "threshold"
-        if self.kind in BY_CONTENT:
-            needed, other = other, needed
+    def _own_fields(self) -> Cache:
+        needed, others = CACHE_FIELDS[self.kind]
         if getattr(self, needed) is None:
             raise ValueError(f"@kind: {self.kind} needs a field '{needed}'")
-        if getattr(self, other) is not None:
-            raise ValueError(f"@{other}: {self.kind} has no such field; it has '{needed}'")
+        for field, info in type(self).model_fields.items():
+            if field in ("kind", needed, *others) or getattr(self, field) == info.default:
+                continue
+            has = ", ".join(f"'{one}'" for one in (needed, *others))
+            raise ValueError(f"@{field}: {self.kind} has no such field; it has {has}")
+        if self.ratios and self.prompts:
+            raise ValueError("@prompts: are to calibrate the ratios, which are given")
+        if self.kind == "sea" and (self.order or 0) > 1:
+            raise ValueError("@order: sea predicts by order 0 or 1")
         return self
 
     @property

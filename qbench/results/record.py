@@ -19,13 +19,14 @@ from qbench.meters.memory import Peak
 from qbench.meters.nvml import Gauges
 from qbench.meters.roofline import Ceilings
 from qbench.optimizations import axes
+from qbench.optimizations.caching.computed import Computed
 from qbench.quality.metrics.trajectory import ErrorGrowth
 from qbench.quality.ratios import Ratio
 from qbench.quality.statistics import Metric, Summary
 from qbench.recipe.schema import RENAMED, Recipe
 
-SCHEMA = 5
-READABLE = (1, 2, 3, 4, SCHEMA)  # each added fields with defaults, and changed none
+SCHEMA = 6
+READABLE = (1, 2, 3, 4, 5, SCHEMA)  # each added fields with defaults, and changed none
 
 Status = Literal[
     "ok",  # ran, and its videos are videos
@@ -147,6 +148,7 @@ class Record(Strict):
     # Of every process, the first included, where several made each video.
     ranks: Annotated[list[RankFigures], Field(max_length=1000)] = []
     work: Work | None = None  # FLOP and bytes of one denoise step
+    computed: Computed | None = None  # what a cache left to compute of the steps
     ceilings: Ceilings | None = None  # what the machine can do at most
     weights_bytes: Bytes | None = None  # of the denoiser, as stored
     facts: Annotated[dict[Word, float], Field(max_length=100)] = {}  # shares quantized, parity ...

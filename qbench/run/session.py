@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from qbench.meters.flops import Work
+    from qbench.optimizations.caching import Cached
+    from qbench.optimizations.caching.computed import Computed, Share
     from qbench.optimizations.parallel.groups import Ranks
     from qbench.optimizations.rules import Machine
     from qbench.pipelines.base import Conditioning, Resolved, VideoPipeline
@@ -29,8 +31,8 @@ RANDOM_NOTE = (
     "on an H100); no text encoder was run, and nothing here says anything about quality"
 )
 BY_CONTENT_NOTE = (
-    "first_block skips steps by what the latents are: how many, and so the latency, is these "
-    "random weights' own and says nothing about the model's"
+    "{} skips steps by what the latents are: how many, and so the latency, is these random "
+    "weights' own and says nothing about the model's"
 )
 NOT_FUSED_NOTE = "decode.fused is for CogVideoX's VAE; this model's decodes as without it"
 STEPS_NOTE = "unit: step: denoise steps were timed and no video was made, so there is no quality"
@@ -67,6 +69,9 @@ class Session:
         self.prompts = list(job.prompts)
         self.outputs = Outputs(job.folder / FOLDER)
         self.lead: Lead | None = None  # of other ranks, which share the work of each video
+        self.work: Work | None = None  # of a step, with that of each linear
+        self.cached: Cached | None = None
+        self.computed: list[tuple[int, list[Share]]] = []  # videos of each batch, and its steps
 
     def seeds(self, numbers: list[int]) -> list[int]:
         """The seeds of the videos with these numbers: the same for every variant."""
@@ -99,6 +104,9 @@ class Session:
         steady: steps after which figures count, where steps are timed one by one.
         """
         said, lead = on_step, self.lead
+        if self.cached and exchange is None and (steps is None or steady is not None):
+            on_step = self._counting(on_step, len(numbers))
+            said = on_step
         if lead:
             conditioning = lead.denoise(conditioning, numbers, steps, exchange is not None, steady)
             exchange = lead.exchange(exchange) if exchange else None
@@ -116,6 +124,19 @@ class Session:
             steps=steps,
             exchange=exchange,
         )
+
+    def _counting(self, said: Callable[[int], None], videos: int) -> Callable[[int], None]:
+        """Note what the cache left to compute of each step, too."""
+        assert self.cached is not None
+        counter, steps = self.cached.counter, []  # type: ignore[var-annotated]
+        counter.mark()
+        self.computed.append((videos, steps))
+
+        def on_step(step: int) -> None:
+            steps.append(counter.mark())
+            said(step)
+
+        return on_step
 
     def video(self, numbers: list[int]) -> Video:
         """Generate the videos with these numbers as one batch."""
@@ -146,6 +167,16 @@ class Session:
         stages.name = outer
         return Video(frames.cpu(), latents.float().cpu(), seconds, steps.seconds())
 
+    def what_was_computed(self) -> Computed | None:
+        """Of all videos since the warm-up; None without a cache."""
+        from qbench.optimizations.caching import computed
+
+        if self.cached is None:
+            return None
+        names = self.cached.counter.attention_names
+        attention = computed.attention_share(self.work, names)
+        return computed.summed(self.computed, attention, self.cached.library, self.cached.ratios)
+
     @property
     def shares_decode(self) -> bool:
         """Whether other ranks decode parts of each video."""
@@ -155,6 +186,7 @@ class Session:
     def forget(self) -> None:
         """What came before is not steady, on any rank."""
         self.stages.forget_peaks()
+        self.computed.clear()
         if self.lead:
             self.lead.forget()
 
@@ -205,8 +237,8 @@ def prepare(job: Job, stages: Stages) -> Session:
     session = _load(job, stages)
     _check_model(session)
     _check_disk(session)
-    work = _count_work(session)
-    ranks = _quantize(session, work)
+    session.work = _count_work(session)
+    ranks = _quantize(session, session.work)
     if ranks:
         session.lead = together.Lead(ranks)
     _compile(session)
@@ -274,8 +306,9 @@ def _load(job: Job, stages: Stages) -> Session:
     recorder.put(generation=vars(generation))
     if recipe.weights == "random":
         recorder.note(RANDOM_NOTE)
-        if variant.cache and variant.cache.by_content:
-            recorder.note(BY_CONTENT_NOTE)
+        cache = variant.cache
+        if cache and (cache.by_content or (cache.kind == "mag" and not cache.ratios)):
+            recorder.note(BY_CONTENT_NOTE.format(cache.kind))
     else:
         if uneven := pipeline.uneven(generation.steps):
             recorder.note(uneven)
@@ -393,6 +426,7 @@ def _quantize(session: Session, work: Work | None) -> Ranks | None:
     together.meet(session.job)
     applied = axes.apply(session.pipeline, outside, session.device, steps, occasion)
     recorder.facts(applied.facts)
+    session.cached = applied.cached
     if variant.decode.fused and not patch.fuses(session.pipeline.pipe.vae):
         recorder.note(NOT_FUSED_NOTE)
     if applied.ranks:

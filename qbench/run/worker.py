@@ -133,9 +133,11 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
         results.put(ranks=ranks, gauges=together.gauges_of_all(ranks))
     generate.profile(session)
     if not session.compared:
+        results.put(computed=session.what_was_computed())
         session.end_ranks()
         return "ok", ""
     outputs = generate.generate(session)
+    results.put(computed=session.what_was_computed())
     results.put(error_growth=generate.error_by_step(session))
     generate.save_samples(session, outputs)
     evaluation = evaluate(session, outputs)

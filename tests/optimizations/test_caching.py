@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import pytest
 import torch
 
 from qbench import support
-from qbench.errors import InputError
-from qbench.optimizations import axes
+from qbench.errors import InputError, Unsupported
+from qbench.optimizations import axes, caching
 from qbench.pipelines import specs
 from qbench.recipe.files import load
-from qbench.recipe.schema import Generation, Variant
+from qbench.recipe.schema import Cache, Generation, Variant
 
 STEPS = 10
 
@@ -78,6 +79,42 @@ def test_a_cache_takes_its_own_field_alone(tmp_path: Any) -> None:
     path.write_text("variant:\n  cache: {kind: taylorseer, threshold: 0.2}\n")
     with pytest.raises(InputError, match=r"wrong.yaml:2.*needs a field 'interval'"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("cache", "said"),
+    [
+        ("{kind: pab, interval: 2, last: false}", "pab has no such field; it has 'interval'"),
+        ("{kind: dbcache}", "dbcache needs a field 'threshold'"),
+        ("{kind: mag, threshold: 0.1, ratios: [1.0], prompts: 2}", "the ratios, which are given"),
+        ("{kind: sea, threshold: 0.1, order: 2}", "sea predicts by order 0 or 1"),
+    ],
+)
+def test_fields_that_a_cache_does_not_have(tmp_path: Any, cache: str, said: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(f"variant:\n  cache: {cache}\n")
+    with pytest.raises(InputError, match=rf"wrong.yaml:2.*{said}"):
+        load(path)
+
+
+def test_what_a_cache_cannot_do_is_said_before_it_runs() -> None:
+    pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
+
+    def applied(**fields: Any) -> None:
+        caching.apply(pipeline, Cache.model_validate(fields), STEPS)
+
+    with pytest.raises(InputError, match="3 of them, and a video has 10 denoise steps"):
+        applied(kind="mag", threshold=0.1, ratios=[1.0] * 3)
+    if importlib.util.find_spec("cache_dit"):
+        with pytest.raises(Unsupported, match="8 of this denoiser's 8 blocks"):
+            applied(kind="dbcache", threshold=0.1)
+    none = support.Machine("cpu")
+    wanted = Variant.model_validate({"cache": {"kind": "dbcache", "threshold": 0.1}})
+    assert "cache-dit is not installed" in (support.why_not(wanted, none) or "")
+    several = Variant.model_validate(
+        {"cache": {"kind": "sea", "threshold": 0.1}, "parallel": {"cfg": 2}}
+    )
+    assert "would skip different steps" in (support.why_not(several, none) or "")
 
 
 @pytest.mark.parametrize(

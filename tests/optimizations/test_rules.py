@@ -34,7 +34,7 @@ def test_faster_cache_needs_guidance_and_fails_without(pipeline: Any) -> None:
     assert _why_not({"cache": {"kind": "pab", "interval": 2}}, not_guided) == ""
     run = pipeline.resolve(specs.find("tiny-cogvideox"), Generation(steps=8, guidance=1.0))
     embeddings, noise = pipeline.encode(run, ["a red star"]), pipeline.noise(run, 0)
-    changes = caching.apply(pipeline, Cache(kind="faster", interval=2), run.steps)
+    changes = caching.apply(pipeline, Cache(kind="faster", interval=2), run.steps).changes
     with pytest.raises(IndexError):
         pipeline.denoise(
             run, embeddings, noise, lambda _: None, generators=pipeline.generators([0])

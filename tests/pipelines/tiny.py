@@ -105,8 +105,13 @@ TINY: dict[str, tuple[str, dict[str, dict[str, Any]], Callable[[Path], tuple[Any
 FRAMES, HEIGHT, WIDTH, STEPS = 9, 32, 48, 3
 
 
-def build(name: str, scratch: Path, dtype: torch.dtype = torch.float32) -> VideoPipeline:
+def build(
+    name: str, scratch: Path, dtype: torch.dtype = torch.float32, **more: Any
+) -> VideoPipeline:
+    """more: fields of a transformer's configuration, in place of those in the table."""
     class_name, configs, text = TINY[name]
+    if more:
+        configs = configs | {"transformer": configs["transformer"] | more}
     family = families.of_class(class_name)
     dtypes = {"default": torch.float32, family.part: dtype}
     pipe = random_weights.pipeline(family, configs, dtypes, "cpu")

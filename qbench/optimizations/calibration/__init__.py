@@ -84,19 +84,29 @@ class Work:
 
 def texts(settings: Calibration, model: Model, tests: Sequence[str]) -> list[str]:
     """Prompts to calibrate with, none of which is among `tests`. Raises InputError for too few."""
+    field = "variant.quantize.calibration.prompts"
+    return unmeasured(settings.prompts, field, model, tests, settings.set)
+
+
+def unmeasured(
+    count: int, field: str, model: Model, tests: Sequence[str], named: str | None = None
+) -> list[str]:
+    """So many prompts of the named set or the model's own, none of which is among `tests`.
+
+    field: of the recipe, that an InputError for too few names.
+    """
     from qbench import prompts
 
     own = "world-2048-v1" if model.world else model.prompts
-    name = settings.set or own
+    name = named or own
     apart = set(tests)
     if name != model.prompts and model.prompts in prompts.names():
         apart |= set(prompts.load(model.prompts).prompts)  # whatever their number, one calibration
     found = [text for text in prompts.load(name).prompts if text not in apart]
-    chosen = found[: settings.prompts]
-    if len(chosen) < settings.prompts:
+    chosen = found[:count]
+    if len(chosen) < count:
         raise InputError(
-            f"variant.quantize.calibration.prompts: {settings.prompts} asked for, and {name} has "
-            f"{len(found)} that are not measured with"
+            f"{field}: {count} asked for, and {name} has {len(found)} that are not measured with"
         )
     assert not set(chosen) & set(tests)
     return chosen

@@ -1,0 +1,235 @@
+"""Reusing what earlier denoise steps computed: by diffusers' own hooks, or by cache-dit.
+
+`CACHES` is the one table; docs/extending/cache.md says how to add a cache.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qbench.errors import InputError, Unsupported
+from qbench.optimizations.caching import dual_block, hooks, magnitudes, spectral
+from qbench.optimizations.caching.base import Method, Schedule
+from qbench.optimizations.caching.computed import Counter
+from qbench.optimizations.changes import Changes
+from qbench.optimizations.rules import ModelFacts, Rule, always
+from qbench.recipe.schema import Cache, Variant
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from qbench.optimizations.caching.base import Begin, Total
+    from qbench.optimizations.calibration import Occasion
+    from qbench.pipelines.base import VideoPipeline
+
+CACHES: dict[str, Method] = {
+    "first_block": Method(hooks.first_block),
+    "pab": Method(hooks.pab, inner=True, one_batch=True),
+    "faster": Method(hooks.faster, inner=True, guided=True, one_batch=True),
+    "taylorseer": Method(hooks.taylorseer),
+    "mag": Method(hooks.mag),
+    "sea": Method(spectral.sea, split=False),
+    "dbcache": Method(dual_block.dbcache, split=False, package="cache-dit"),
+}
+PACKAGES = (dual_block.PACKAGE,)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A cache in effect.
+
+    counter: of what it leaves to compute. library: whose it is, with its version.
+    ratios: that MagCache goes by.
+    """
+
+    changes: Changes
+    counter: Counter
+    library: str
+    ratios: tuple[float, ...] = ()
+
+
+def apply(
+    video: VideoPipeline,
+    wanted: Cache,
+    steps: int,
+    agree: Total | None = None,
+    occasion: Occasion | None = None,
+) -> Cached:
+    """Put the cache on the denoiser, for videos of so many denoise steps.
+
+    It forgets a video as the next one begins. agree: adds up over the GPUs that share a
+    batch, where what is skipped depends on what the latents are. occasion: the trajectories that
+    MagCache is calibrated along. Raises Unsupported where diffusers' hooks do not know the
+    denoiser's blocks or none is left to skip, InputError where there is nothing to calibrate with.
+    """
+    import importlib.metadata
+
+    module = video.denoiser
+    if not hasattr(module, "enable_cache"):
+        raise Unsupported(UNKNOWN_BLOCKS)
+    method, changes = CACHES[wanted.kind], Changes("cache")
+    if wanted.kind == "mag":
+        wanted = _with_ratios(video, wanted, steps, occasion)
+    counter = Counter(video, method.inner)
+    try:
+        for (
+            layer
+        ) in module.modules():  # diffusers leaves a forward behind where it takes a hook off
+            if "forward" not in vars(layer):
+                changes.on_undo(functools.partial(vars(layer).pop, "forward", None))
+        counter.watch(changes)
+        schedule = Schedule(video.pipe, steps)
+        begin = method.enable(video, wanted, schedule, changes)
+        _begin_anew(video, schedule, begin, changes)
+        if agree is not None and wanted.kind == "first_block":
+            hooks.decide_together(module, agree)
+        counter.watch_calls(module, changes)
+    except Exception:
+        changes.undo()
+        raise
+    library = f"{method.package} {importlib.metadata.version(method.package)}"
+    return Cached(changes, counter, library, tuple(wanted.ratios or ()))
+
+
+def _begin_anew(
+    video: VideoPipeline, schedule: Schedule, begin: Begin | None, changes: Changes
+) -> None:
+    """Have every video start without what the one before left, even of one that was cut short.
+
+    diffusers' pipelines reset hooks as a video ends, and only where it does.
+    """
+    module, seen = video.denoiser, set[str]()
+    plain, before = module.cache_context, -1
+
+    def context(name: str, **where: object) -> AbstractContextManager[None]:
+        nonlocal before
+        step = schedule.step()
+        if step < before or (step == before and name in seen) or before < 0:
+            module._reset_stateful_cache()
+            if begin is not None:
+                begin()
+        if step != before:
+            seen.clear()
+        seen.add(name)
+        before = step
+        inside: AbstractContextManager[None] = plain(name, **where)
+        return inside
+
+    changes.replace(module, "cache_context", context)
+
+
+def _with_ratios(
+    video: VideoPipeline, wanted: Cache, steps: int, occasion: Occasion | None
+) -> Cache:
+    """The recipe's own, of which there must be one a step, or calibrated ones."""
+    if wanted.ratios:
+        if len(wanted.ratios) != steps:
+            raise InputError(
+                f"variant.cache.ratios: {len(wanted.ratios)} of them, and a video has {steps} "
+                "denoise steps: give one a step, or none to have them calibrated"
+            )
+        return wanted
+    if occasion is None:
+        raise ValueError("MagCache without ratios needs an occasion to calibrate them on")
+    found = magnitudes.ratios(video, occasion, wanted.prompts or magnitudes.PROMPTS)
+    return wanted.model_copy(update={"ratios": found, "prompts": None})
+
+
+def _method(variant: Variant) -> Method | None:
+    return CACHES[variant.cache.kind] if variant.cache else None
+
+
+def _inner(variant: Variant) -> bool:
+    method = _method(variant)
+    return method is not None and method.inner
+
+
+def _guided(variant: Variant) -> bool:
+    method = _method(variant)
+    return method is not None and method.guided
+
+
+def _one_batch(variant: Variant) -> bool:
+    method = _method(variant)
+    return method is not None and method.one_batch
+
+
+def _has_blocks(_: Variant, model: ModelFacts) -> bool:
+    return model.blocks
+
+
+def _kind(*kinds: str) -> Callable[[Variant], bool]:
+    return lambda variant: variant.cache is not None and variant.cache.kind in kinds
+
+
+def _alone(variant: Variant) -> bool:
+    method = _method(variant)
+    return variant.parallel is not None and method is not None and not method.split
+
+
+UNKNOWN_BLOCKS = "cache: diffusers' cache hooks do not know the blocks of this denoiser"
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "caches and the denoiser's blocks",
+        lambda v: v.cache is not None,
+        always,
+        UNKNOWN_BLOCKS,
+        fits=_has_blocks,
+    ),
+    Rule(
+        "FasterCache and guidance",
+        _guided,
+        always,
+        "FasterCache predicts the unconditional half of the batch, which there is with guidance "
+        "above 1 only: raise generation.guidance, or choose another cache",
+        fits=lambda _, model: model.guided,
+    ),
+    Rule(
+        "caches and separate calls of guidance",
+        _one_batch,
+        always,
+        "cache: diffusers' PAB and FasterCache keep one state for both halves of guidance, which "
+        "this family computes in calls of their own: choose taylorseer or first_block",
+        fits=lambda _, model: not model.separate_guidance,
+    ),
+    Rule(
+        "DBCache",
+        _kind("dbcache"),
+        lambda m: dual_block.PACKAGE in m.packages,
+        "cache-dit is not installed: pip install --no-deps cache-dit==1.5.3",
+    ),
+    Rule(
+        "SeaCache, DBCache and families",
+        _kind("sea", "dbcache"),
+        always,
+        "cache: SeaCache and DBCache are driven here for CogVideoX and Wan alone",
+        fits=lambda _, model: model.pipeline in dual_block.PIPELINES,
+    ),
+    Rule(
+        "SeaCache, DBCache and several GPUs",
+        _alone,
+        lambda _: False,
+        "cache: SeaCache and DBCache decide by what a GPU has of a video, so GPUs that share one "
+        "would skip different steps: choose first_block, mag or taylorseer",
+        fails=False,
+    ),
+    Rule(
+        "caches inside compiled blocks",
+        lambda v: v.compile is not None and _inner(v),
+        lambda _: False,
+        "PAB and FasterCache hook the attention inside each block: compiled, every block becomes "
+        "a program of its own; use taylorseer or first_block, or leave out compile",
+        fails=False,
+    ),
+    Rule(
+        "caches and a model compiled whole",
+        lambda v: v.compile is not None and v.cache is not None and v.compile.scope == "model",
+        lambda _: False,
+        "a cache decides between blocks, which one compiled program cannot: compile with scope "
+        "blocks",
+        fails=False,
+    ),
+)
