@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 FRAMES, SIDE, FPS = 17, 64, 8
+# Frames and side of the clips that the bundled models learn, shortest first. Each is a finer
+# sampling of the same scene: every so many frames, averaged over squares, it is the first again.
+LENGTHS = ((FRAMES, SIDE), (33, 128), (49, 192), (49, 256))
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = {
@@ -48,7 +51,7 @@ MOTIONS = {
     "orbit": "circles around",
     "swing": "swings from side to side",
 }
-SIZES = {"small": 10.0, "large": 14.0}  # radius in pixels
+SIZES = {"small": 10.0, "large": 14.0}  # radius in pixels of a picture SIDE wide
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
@@ -58,7 +61,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "size": tuple(SIZES),
 }
 JITTERS = 4  # uniform numbers a clip draws: centre x, centre y, speed, phase
-EDGE = 1.4  # width in pixels over which an outline fades, so that edges are anti-aliased
+EDGE = 1.4  # width in pixels, at any size, over which an outline fades: edges are anti-aliased
 
 
 @dataclass(frozen=True)
@@ -127,21 +130,27 @@ def jitter(count: int, seed: int) -> torch.Tensor:
     return torch.rand(count, JITTERS, generator=torch.Generator().manual_seed(seed))
 
 
-def render(indices: torch.Tensor, jitters: torch.Tensor, frames: int = FRAMES) -> torch.Tensor:
+def render(
+    indices: torch.Tensor, jitters: torch.Tensor, frames: int = FRAMES, side: int = SIDE
+) -> torch.Tensor:
     """Clips of the scenes given.
 
     indices: (batch, 5) integers, `Scene.indices` a row. jitters: (batch, JITTERS) in [0, 1).
-    Returns (batch, frames, 3, SIDE, SIDE), float32 in [0, 1], on the device of `indices`.
+    Returns (batch, frames, 3, side, side), float32 in [0, 1], on the device of `indices`.
+
+    A scene is the same at any size: a shape is as large a part of the picture, and a clip shows as
+    much of its motion however many frames it has.
     """
     import torch
 
     device = indices.device
     shape, colour, background, motion, size = indices.unbind(1)
-    x, y, radius = _path(motion, size, jitters.to(device), frames)
+    scale = side / SIDE
+    x, y, radius = (scale * part for part in _path(motion, size, jitters.to(device), frames))
 
-    grid = torch.arange(SIDE, device=device, dtype=torch.float32) + 0.5
-    px = grid.view(1, 1, 1, SIDE) - x[..., None, None]
-    py = grid.view(1, 1, SIDE, 1) - y[..., None, None]
+    grid = torch.arange(side, device=device, dtype=torch.float32) + 0.5
+    px = grid.view(1, 1, 1, side) - x[..., None, None]
+    py = grid.view(1, 1, side, 1) - y[..., None, None]
     distance = _outline(shape, px, py, radius[..., None, None])
     alpha = (0.5 - distance / EDGE).clamp(0, 1).unsqueeze(2)
 
@@ -150,23 +159,48 @@ def render(indices: torch.Tensor, jitters: torch.Tensor, frames: int = FRAMES) -
         return rgb.view(-1, 1, 3, 1, 1)
 
     # A vertical gradient, so that no region is exactly flat and banding has somewhere to show.
-    shade = torch.linspace(1.2, 0.8, SIDE, device=device).view(1, 1, 1, SIDE, 1)
-    behind = (table(BACKGROUNDS, background) * shade).expand(-1, frames, -1, -1, SIDE)
+    shade = torch.linspace(1.2, 0.8, side, device=device).view(1, 1, 1, side, 1)
+    behind = (table(BACKGROUNDS, background) * shade).expand(-1, frames, -1, -1, side)
     return behind + alpha * (table(COLOURS, colour) - behind)
 
 
-def render_scenes(wanted: list[Scene], seed: int) -> torch.Tensor:
+def render_scenes(
+    wanted: list[Scene], seed: int, frames: int = FRAMES, side: int = SIDE
+) -> torch.Tensor:
     """`render` for a list of scenes, with jitter drawn from one seed."""
     import torch
 
     indices = torch.tensor([scene.indices() for scene in wanted])
-    return render(indices, jitter(len(wanted), seed))
+    return render(indices, jitter(len(wanted), seed), frames, side)
+
+
+def shrunk(clips: torch.Tensor) -> torch.Tensor:
+    """Clips as large as the smallest that are rendered: FRAMES frames, SIDE pixels a side.
+
+    clips: (batch, frames, 3, height, width), no fewer frames and no smaller. Frames are chosen
+    evenly from first to last, pixels averaged over their areas. Of a rendered clip this is nearly
+    the same scene rendered small; clips of that size come back as they are.
+    """
+    import torch
+
+    batch, frames, channels = clips.shape[:3]
+    if (frames, *clips.shape[3:]) == (FRAMES, SIDE, SIDE):
+        return clips
+    chosen = torch.linspace(0, frames - 1, FRAMES, dtype=torch.float64).round().long()
+    picked = clips[:, chosen.to(clips.device)].flatten(0, 1)
+    small = torch.nn.functional.adaptive_avg_pool2d(picked, SIDE)
+    return small.view(batch, FRAMES, channels, SIDE, SIDE)
+
+
+def shrinks(frames: int, height: int, width: int) -> bool:
+    """Whether `shrunk` gives a true picture of videos of this size: the world is square."""
+    return frames >= FRAMES and height == width >= SIDE
 
 
 def _path(
     motion: torch.Tensor, size: torch.Tensor, jitters: torch.Tensor, frames: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Centre x, y and radius, in pixels, each (batch, frames)."""
+    """Centre x, y and radius, in pixels of a picture SIDE wide, each (batch, frames)."""
     import torch
 
     device = motion.device
@@ -196,7 +230,20 @@ def _path(
 def _outline(
     shape: torch.Tensor, x: torch.Tensor, y: torch.Tensor, r: torch.Tensor
 ) -> torch.Tensor:
-    """Signed distance in pixels to the outline of each clip's shape, negative inside.
+    """Signed distance in pixels to the outline of each clip's shape, negative inside."""
+    import torch
+
+    size = torch.broadcast_shapes(x.shape, y.shape, r.shape)
+    found = torch.empty(size, device=x.device)
+    for number, name in enumerate(SHAPES):
+        rows = (shape == number).nonzero().flatten()
+        if len(rows):
+            found[rows] = _distance(name, x[rows], y[rows], r[rows])
+    return found
+
+
+def _distance(name: str, x: torch.Tensor, y: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """Signed distance to the outline of one shape of radius r around the origin.
 
     The formulas are the two-dimensional distance functions of Inigo Quilez
     (iquilezles.org/articles/distfunctions2d); y points down the picture.
@@ -227,15 +274,17 @@ def _outline(
         radii = [1.0 if i % 2 == 0 else inner for i in range(2 * count)]
         return [(q * math.sin(a), -q * math.cos(a)) for q, a in zip(radii, angles, strict=True)]
 
-    corners = [(math.sin(a), 0.1 - math.cos(a)) for a in (0.0, 2 * math.pi / 3, 4 * math.pi / 3)]
-    length = torch.hypot(x, y)
-    outlines = {
-        "circle": length - 0.9 * r,
-        "square": box(0.78 * r, 0.78 * r),
-        "triangle": polygon(corners),
-        "star": polygon(spikes(5, 0.42)),
-        "cross": torch.minimum(box(r, 0.32 * r), box(0.32 * r, r)),
-        "ring": (length - 0.72 * r).abs() - 0.23 * r,
-    }
-    stacked = torch.stack([outlines[name] for name in SHAPES])
-    return stacked[shape, torch.arange(len(shape), device=shape.device)]
+    if name == "circle":
+        return torch.hypot(x, y) - 0.9 * r
+    if name == "ring":
+        return (torch.hypot(x, y) - 0.72 * r).abs() - 0.23 * r
+    if name == "square":
+        return box(0.78 * r, 0.78 * r)
+    if name == "cross":
+        return torch.minimum(box(r, 0.32 * r), box(0.32 * r, r))
+    if name == "triangle":
+        thirds = (0.0, 2 * math.pi / 3, 4 * math.pi / 3)
+        return polygon([(math.sin(a), 0.1 - math.cos(a)) for a in thirds])
+    if name == "star":
+        return polygon(spikes(5, 0.42))
+    raise ValueError(f"no outline of a {name}")

@@ -57,6 +57,28 @@ def test_circle_has_its_closed_form_area() -> None:
     assert torch.allclose(area, torch.full_like(area, torch.pi * radius**2), rtol=0.03)
 
 
+def test_a_scene_is_the_same_at_every_length() -> None:
+    """Rendered large and shrunk it is the clip rendered small, edges apart."""
+    scenes = [s for s in world.scenes() if world.held_out(s)][::230]
+    small = world.render_scenes(scenes, 5)
+    assert torch.equal(world.shrunk(small), small)
+    for frames, side in world.LENGTHS[1:]:
+        clips = world.render_scenes(scenes, 5, frames, side)
+        assert clips.shape == (len(scenes), frames, 3, side, side)
+        error = (world.shrunk(clips) - small).square().mean()
+        assert -10 * torch.log10(error) > 38
+
+
+def test_edges_stay_as_sharp_in_pixels_and_areas_grow() -> None:
+    scene = world.Scene("circle", "white", "black", "swing", "large")
+    clip = world.render_scenes([scene], 0, 17, 192)[0]
+    radius = 3 * 0.9 * world.SIZES["large"]
+    area = (clip.mean(1) > 0.5).sum((1, 2)).float()
+    assert torch.allclose(area, torch.full_like(area, torch.pi * radius**2), rtol=0.01)
+    fading = ((clip.mean(1) > 0.2) & (clip.mean(1) < 0.8)).sum((1, 2))
+    assert fading.max() < 2 * torch.pi * radius * world.EDGE
+
+
 def test_shipped_prompts_of_the_world_all_parse_and_are_balanced() -> None:
     scenes = [world.parse(text) for text in prompts.load("world-v1").prompts]
     assert len(set(scenes)) == 256

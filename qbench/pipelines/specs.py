@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class Model:
     clip: str = "openai/clip-vit-base-patch32"
     denoiser: Literal["transformer", "unet"] = "transformer"  # the part that it is
     world: bool = False  # of the rendered world: the probe and rendered clips apply
+    trained: tuple[tuple[int, int, int], ...] = ()  # sizes that it learned; none is not known
     # The text encoder and the VAE are the same for every variant and have a dtype of their own.
     # BF16 falls back to FP32 on a CPU without it, where it would be many times slower.
     surroundings: Dtype = "bf16"
@@ -53,6 +55,23 @@ class Model:
     def spelling(self) -> str:
         """The one way in which a record names this model: known name, hub id, or whole path."""
         return self.name if self.name in KNOWN else self.source
+
+    def unlearned(self, frames: int, height: int, width: int) -> str | None:
+        """A sentence where videos of this size are none that the model has learned to make."""
+        if not self.trained or (frames, height, width) in self.trained:
+            return None
+
+        def away(size: tuple[int, int, int]) -> float:
+            asked = zip(size, (frames, height, width), strict=True)
+            return sum(abs(math.log(one / other)) for one, other in asked)
+
+        sizes = [f"{a}x{b}x{c}" for a, b, c in sorted(self.trained, key=away)]
+        others = f" (others: {', '.join(sizes[1:])})" if sizes[1:] else ""
+        return (
+            f"generation: {self.name} was not trained at {frames}x{height}x{width} (frames, "
+            "height, width), so its videos may show nothing; the nearest that it was trained at is "
+            f"{sizes[0]}{others}"
+        )
 
     def digest(self, weights: Weights = "pretrained") -> str:
         """Identifies the weights: a folder's configuration and weight files, or the hub id."""
@@ -86,6 +105,7 @@ KNOWN: dict[str, Model] = {
         prompts="world-v1",
         clip=str(BUNDLED / "tiny-clip"),
         world=True,
+        trained=((17, 64, 64),),
     ),
     "tiny-zeroscope": Model(
         name="tiny-zeroscope",
@@ -98,6 +118,7 @@ KNOWN: dict[str, Model] = {
         prompts="world-v1",
         clip=str(BUNDLED / "tiny-clip"),
         world=True,
+        trained=((17, 64, 64),),
     ),
     "cogvideox-2b": Model(
         name="cogvideox-2b",

@@ -310,8 +310,10 @@ def _load(job: Job, stages: Stages) -> Session:
         if cache and (cache.by_content or (cache.kind == "mag" and not cache.ratios)):
             recorder.note(BY_CONTENT_NOTE.format(cache.kind))
     else:
-        if uneven := pipeline.uneven(generation.steps):
-            recorder.note(uneven)
+        size = (generation.frames, generation.height, generation.width)
+        for note in (model.unlearned(*size), pipeline.uneven(generation.steps)):
+            if note:
+                recorder.note(note)
         for note in tokens.notes(pipeline.pipe.tokenizer, job.prompts, generation.text_tokens):
             recorder.note(note)
     if recipe.measure.unit == "step":

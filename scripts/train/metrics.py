@@ -20,14 +20,22 @@ CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]  # those of OpenAI's CLIP
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
-def random_clips(count: int, device: str, generator: torch.Generator) -> tuple[Any, Any]:
-    """Rendered clips of scenes drawn evenly, held-out ones too: a judge should know them all."""
+def random_clips(
+    count: int,
+    device: str,
+    generator: torch.Generator,
+    length: tuple[int, int] = world.LENGTHS[0],
+) -> tuple[Any, Any]:
+    """Rendered clips of scenes drawn evenly, held-out ones too: a judge should know them all.
+
+    length: frames and pixels a side.
+    """
     sizes = [len(values) for values in world.ATTRIBUTES.values()]
     index = torch.stack(
         [torch.randint(n, (count,), device=device, generator=generator) for n in sizes], dim=1
     )
     jitters = torch.rand(count, world.JITTERS, device=device, generator=generator)
-    return world.render(index, jitters), index
+    return world.render(index, jitters, *length), index
 
 
 def worn(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

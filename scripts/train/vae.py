@@ -35,12 +35,18 @@ def to_vae(clips: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def reconstruction_psnr(vae: Any, device: str, batches: int, batch: int) -> torch.Tensor:
+def reconstruction_psnr(
+    vae: Any,
+    device: str,
+    batches: int,
+    batch: int,
+    length: tuple[int, int] = world.LENGTHS[0],
+) -> torch.Tensor:
     """PSNR in dB of each clip over all its frames; the clips are drawn from an unseen seed."""
     generator = torch.Generator(device).manual_seed(UNSEEN_SEED)
     found = []
     for _ in range(batches):
-        clips, _ = random_clips(batch, device, generator)
+        clips, _ = random_clips(batch, device, generator, length)
         latents = vae.encode(to_vae(clips)).latent_dist.mean
         back = ((vae.decode(latents).sample + 1) / 2).clamp(0, 1).transpose(1, 2)
         found.append(-10 * torch.log10((back - clips).square().flatten(1).mean(1)))

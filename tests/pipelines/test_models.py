@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,57 @@ def test_numbers_of_steps_that_leave_noise_in_the_video_are_noted(pipeline: Vide
 def test_impossible_shapes_are_refused(pipeline: VideoPipeline, wanted: dict, hint: str) -> None:
     with pytest.raises(InputError, match=hint):
         pipeline.resolve(specs.find("tiny-cogvideox"), schema.Generation(**wanted))
+
+
+def test_a_size_that_was_not_learned_is_told_with_the_nearest_that_was() -> None:
+    model = replace(specs.find("tiny-cogvideox"), trained=((17, 64, 64), (49, 256, 256)))
+    assert model.unlearned(49, 256, 256) is None
+    assert specs.find("cogvideox-2b").unlearned(9, 64, 64) is None  # nobody said what it learned
+    told = model.unlearned(33, 192, 192)
+    assert told
+    assert told.endswith("nearest that it was trained at is 49x256x256 (others: 17x64x64)")
+
+
+def _position(embed: torch.nn.Module, at: tuple[int, int, int]) -> torch.Tensor:
+    """CogVideoX's embedding of one place (frame, row, column of patches), by its formula.
+
+    A quarter of the channels for time, three eighths for columns, three eighths for rows, each the
+    sines, then the cosines of place / scale / 10000^(i / n), i < n of n frequencies.
+    """
+
+    def waves(width: int, place: float) -> torch.Tensor:
+        n = width // 2
+        turn = place / 10000 ** (torch.arange(n, dtype=torch.float64) / n)
+        return torch.cat([turn.sin(), turn.cos()])
+
+    width, spatial = embed.embed_dim, embed.spatial_interpolation_scale
+    frame, row, column = at
+    parts = [waves(width // 4, frame / embed.temporal_interpolation_scale)]
+    parts += [waves(3 * width // 8, place / spatial) for place in (column, row)]
+    return torch.cat(parts).float()
+
+
+@pytest.mark.parametrize("known", ["bundled", "cogvideox-2b"])
+def test_positions_at_another_size_are_cogvideox_2bs_own(
+    pipeline: VideoPipeline, known: str
+) -> None:
+    """What the bundled weights rest on: a place is coded alike whatever the size around it."""
+    from diffusers.models.embeddings import CogVideoXPatchEmbed
+
+    plain = {"use_learned_positional_embeddings": False}
+    embed = pipeline.denoiser.patch_embed if known == "bundled" else CogVideoXPatchEmbed(**plain)
+    text, frames, side = embed.max_text_seq_length, 13, 32
+    blank = torch.zeros(1, frames, embed.proj.in_channels, side, 2 * side)
+    words = torch.zeros(1, text, embed.text_proj.in_features)
+    with torch.no_grad():
+        places = embed(words, blank)[0] - torch.cat(
+            [embed.text_proj(words)[0], embed.proj.bias.expand(frames * side * side // 2, -1)]
+        )
+    assert not places[:text].any()
+    grid = places[text:].unflatten(0, (frames, side // 2, side))
+    for at in ((0, 0, 0), (3, 1, 2), (12, 15, 31)):
+        torch.testing.assert_close(grid[at], _position(embed, at), rtol=0, atol=1e-5)
+    assert "pos_embedding" not in embed.state_dict()  # so weights hold for every size
 
 
 def test_unknown_models_and_foreign_folders(tmp_path: Path) -> None:

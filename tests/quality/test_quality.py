@@ -20,6 +20,7 @@ from qbench.quality.metrics import (
     features,
     fidelity,
     fvd,
+    probe,
     temporal,
     trajectory,
     validity,
@@ -314,6 +315,23 @@ def test_probe_is_right_on_rendered_clips() -> None:
     truth = torch.tensor([scene.indices() for scene in scenes])
     for i, (name, logits) in enumerate(answers.items()):
         assert (logits.argmax(1) == truth[:, i]).float().mean() >= 0.99, name
+
+
+def test_probe_is_right_on_larger_clips_that_are_shrunk_for_it() -> None:
+    scenes = world.scenes()[7::577]
+    truth = torch.tensor([scene.indices() for scene in scenes])
+    for frames, side in [*world.LENGTHS[1:3], (25, 96)]:
+        clips = world.render_scenes(scenes, 9, frames, side)
+        answers = load_probe(BUNDLED / "probe")(world.shrunk(clips))
+        found = torch.stack([logits.argmax(1) for logits in answers.values()], 1)
+        assert torch.equal(found, truth), (frames, side)
+
+
+def test_what_the_probe_is_shown_is_as_large_as_it_can_read_and_square() -> None:
+    for frames, height, width in ((49, 256, 256), (17, 64, 64)):
+        assert not probe.unfit((frames, 3, height, width))
+    for frames, height, width in ((16, 64, 64), (17, 64, 128), (17, 48, 48)):
+        assert "or more of a larger square" in probe.unfit((frames, 3, height, width))
 
 
 def test_probe_refuses_clips_of_another_shape() -> None:

@@ -8,9 +8,9 @@ import torch
 
 from qbench import world
 from qbench.pipelines.specs import BUNDLED, Model
+from qbench.quality.metrics import probe
 from qbench.quality.metrics.base import Batch, Context, MetricSpec, Shape
 from qbench.quality.metrics.catalogue import SMALL_WORLD
-from qbench.quality.metrics.probe import load_probe
 from qbench.quality.statistics import Metric
 from qbench.recipe.schema import Quality
 
@@ -22,9 +22,7 @@ def meter(specs: Sequence[MetricSpec], context: Context) -> Adherence:
 def lacking(name: str, quality: Quality, model: Model, shape: Shape | None) -> str:
     if not model.world:
         return "knows the bundled model's world alone"
-    if shape not in (None, (world.FRAMES, 3, world.SIDE, world.SIDE)):
-        return f"the probe reads {world.FRAMES} frames of {world.SIDE}x{world.SIDE}"
-    return ""
+    return probe.unfit(shape) if shape else ""
 
 
 class Adherence:
@@ -32,7 +30,7 @@ class Adherence:
 
     def __init__(self, spec: MetricSpec, device: str) -> None:
         self._spec = spec
-        self._probe = load_probe(BUNDLED / "probe", device)
+        self._probe = probe.load_probe(BUNDLED / "probe", device)
         self._right: dict[str, list[float]] = {name: [] for name in world.ATTRIBUTES}
 
     @torch.no_grad()
@@ -41,7 +39,7 @@ class Adherence:
         known = [i for i, scene in enumerate(scenes) if scene is not None]
         if not known:
             return
-        answers = self._probe(batch.frames[known])
+        answers = self._probe(world.shrunk(batch.frames[known]))
         truth = torch.tensor([scene.indices() for scene in scenes if scene is not None])
         for i, (name, logits) in enumerate(answers.items()):
             self._right[name] += (logits.argmax(1).cpu() == truth[:, i]).float().tolist()

@@ -19,7 +19,7 @@ from qbench.quality.statistics import LEAST, Metric
 from qbench.recipe.schema import Quality, digest
 
 RENDER_SEED = 4242
-PART = 64  # rendered clips looked at together
+PART = 64  # rendered clips looked at together, of the smallest
 OWN, RENDERED = "own", "rendered"  # features kept, (videos, size) each
 
 
@@ -28,8 +28,11 @@ def meter(specs: Sequence[MetricSpec], context: Context) -> Distances:
 
 
 def lacking(name: str, quality: Quality, model: Model, shape: Shape | None) -> str:
-    if name == "fvd_rendered" and not model.world:
-        return "knows the bundled model's world alone"
+    if name == "fvd_rendered":
+        if not model.world:
+            return "knows the bundled model's world alone"
+        if shape and shape[2] != shape[3]:
+            return "rendered clips are square"
     if reason := features.why_not(quality.fvd, model):
         return reason
     return features.unfit(quality.fvd, model, shape) if shape else ""
@@ -44,7 +47,7 @@ class Distances:
         reference = context.reference
         self._extractor, self._prompts = extractor, context.prompts
         self._outputs, self._compared = context.outputs, reference is not None
-        self._world = context.model.world
+        self._world, self._shape = context.model.world, context.shape
         self._key = f"{extractor.digest()}-{digest([RENDER_SEED, *context.prompts])}"
         self._kept = reference.features(self._key) if reference is not None else {}
         self._moments = fvd.Moments(extractor.size)
@@ -65,7 +68,8 @@ class Distances:
         count = len(ours)
         if count < 2:
             return {}
-        note = f"{self._extractor.protocol}; {count} videos"
+        frames, _, height, width = self._shape
+        note = f"{self._extractor.protocol}; {count} videos of {frames}x{height}x{width}"
         if count < FEW:
             note += f", fewer than {FEW}: too few for its size to mean much"
         note += f"; {SMALL_WORLD}" if self._world else ""
@@ -94,12 +98,14 @@ class Distances:
         return metrics
 
     def _rendered(self) -> torch.Tensor:
-        """Features of clips rendered for the same prompts, some at a time."""
+        """Features of clips rendered for the same prompts and as large, some at a time."""
+        frames, _, side, _ = self._shape
+        part = max(1, PART * world.FRAMES * world.SIDE**2 // (frames * side**2))
         known = [s for s in map(world.parse, self._prompts) if s is not None]
         jitters = world.jitter(len(known), RENDER_SEED)
         parts = [torch.zeros(0, self._extractor.size)]
-        for i in range(0, len(known), PART):
-            indices = torch.tensor([scene.indices() for scene in known[i : i + PART]])
-            clips = world.render(indices.to(self._device), jitters[i : i + PART])
+        for i in range(0, len(known), part):
+            indices = torch.tensor([scene.indices() for scene in known[i : i + part]])
+            clips = world.render(indices.to(self._device), jitters[i : i + part], frames, side)
             parts.append(self._extractor(clips))
         return torch.cat(parts)

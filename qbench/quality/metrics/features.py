@@ -51,10 +51,7 @@ def why_not(fvd: Fvd, model: Model) -> str:
 def unfit(fvd: Fvd, model: Model, expected: tuple[int, ...]) -> str:
     """Why videos of this shape cannot be read, empty where they can."""
     if networks.named(fvd, model) == PROBE:
-        own = (world.FRAMES, 3, world.SIDE, world.SIDE)
-        if expected != own:
-            return f"the probe reads {own[0]} frames of {own[2]}x{own[3]}"
-        return ""
+        return probe.unfit(expected)
     left = len(range(0, expected[0], fvd.stride)[: fvd.frames])
     if left < i3d.FEWEST_FRAMES:
         return f"I3D needs {i3d.FEWEST_FRAMES} frames, and the protocol leaves {left}"
@@ -85,13 +82,13 @@ def _text(label: str, fvd: Fvd) -> str:
 
 
 def _probe(device: str) -> Extractor:
-    """The probe has one protocol: the world's own clips, its feature layer."""
+    """The probe has one protocol: its feature layer, of the world's own clips or shrunk to them."""
     network = probe.load_probe(BUNDLED / "probe", device)
     return Extractor(
         probe.FEATURES,
         "the bundled probe, features, 17 frames of 64x64",
         network.features,
-        lambda videos: videos,
+        world.shrunk,
     )
 
 

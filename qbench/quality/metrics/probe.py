@@ -1,7 +1,8 @@
 """The probe: a small 3D network that names the attributes of a clip of the rendered world.
 
 Its answers are the prompt-adherence figures and its features serve FVD. Both are valid for
-the bundled models only and cannot be compared with published scores.
+the bundled models only and cannot be compared with published scores. It reads clips of one size;
+larger ones are shown to it as `world.shrunk` makes them.
 """
 
 from __future__ import annotations
@@ -45,6 +46,15 @@ class Probe(nn.Module):
         """Logits (batch, number of values) by attribute."""
         hidden = nn.functional.gelu(self.features(frames))
         return {name: head(hidden) for name, head in self.heads.items()}
+
+
+def unfit(shape: tuple[int, ...]) -> str:
+    """Why it can be shown no videos of this shape (frames, 3, height, width); empty: it can."""
+    frames, _, height, width = shape
+    if world.shrinks(frames, height, width):
+        return ""
+    smallest = f"{world.FRAMES} frames of {world.SIDE}x{world.SIDE}"
+    return f"the probe reads {smallest}, or more of a larger square"
 
 
 def load_probe(folder: Path, device: torch.device | str = "cpu") -> Probe:
