@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qbench.errors import Unsupported
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Memory
@@ -31,7 +32,7 @@ def apply(video: VideoPipeline, wanted: Memory, device: str) -> Changes:
     if wanted.expandable_segments:
         changes.permanent = ALLOCATOR
     if wanted.vae_tiling:
-        _tile(vae, changes)
+        _tile(vae, changes, wanted.vae_tile)
     if wanted.vae_slicing:
         if not vae.use_slicing:
             changes.on_undo(vae.disable_slicing)
@@ -53,14 +54,25 @@ def apply(video: VideoPipeline, wanted: Memory, device: str) -> Changes:
     return changes
 
 
-def _tile(vae: Module, changes: Changes) -> None:
+def _tile(vae: Module, changes: Changes, pixels: int | None) -> None:
     """Decode in tiles, by diffusers; with an overlap that this VAE's tiles can be cut to.
+
+    pixels: the side of a tile, or None for the VAE's own. Raises Unsupported where it has no such.
 
     The default overlaps leave whole latents only for tiles of CogVideoX's own size: for a smaller
     VAE the tiles would not add up to the frame.
     """
     if not vae.use_tiling:
         changes.on_undo(vae.disable_tiling)
+    if pixels:
+        sides = ("tile_sample_min_height", "tile_sample_min_width")
+        latent = ("tile_latent_min_height", "tile_latent_min_width")
+        if not all(hasattr(vae, name) for name in sides + latent):
+            raise Unsupported(f"memory.vae_tile: a {type(vae).__name__} has no tiles to size so")
+        for name in sides:
+            changes.replace(vae, name, pixels)
+        for name in latent:
+            changes.replace(vae, name, pixels // 2 ** (len(vae.config.block_out_channels) - 1))
     vae.enable_tiling()
     if not hasattr(vae, "tile_overlap_factor_height"):
         return  # a VAE of images, whose tiles fit as they are

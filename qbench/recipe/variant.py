@@ -255,11 +255,19 @@ class Memory(Strict):
     """diffusers' offloading to the CPU's memory: whole models, single layers, or groups of them."""
     vae_tiling: bool = False
     """Decode in overlapping tiles. The video differs at their borders."""
+    vae_tile: int | None = Field(None, ge=16, multiple_of=8)
+    """Side of a tile in pixels; null is the VAE's own, half of the size it was made for."""
     vae_slicing: bool = False
     """Decode the videos of a batch one after the other."""
     expandable_segments: bool = False
     """torch's allocator grows its segments instead of adding others, so that less is lost to
     fragments."""
+
+    @model_validator(mode="after")
+    def _tile_of_tiles(self) -> Memory:
+        if self.vae_tile and not self.vae_tiling:
+            raise ValueError("@vae_tile: sizes tiles, and 'vae_tiling' is false")
+        return self
 
 
 class Decode(Strict):

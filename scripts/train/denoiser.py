@@ -14,6 +14,8 @@ from torch import nn
 from qbench import world
 from scripts.train.denoising import caption_ids, training_scenes, v_loss
 from scripts.train.loop import fit
+from scripts.train.mixture import Length
+from scripts.train.rendered import together
 from scripts.train.text import TEXT_TOKENS, t5_tokenizer
 from scripts.train.vae import to_vae
 
@@ -68,16 +70,23 @@ def scheduler_model(snr_shift: float) -> Any:
 
 
 @torch.no_grad()
-def latent_bank(vae: Any, rows: torch.Tensor, seed: int, device: str) -> torch.Tensor:
+def latent_bank(
+    vae: Any,
+    rows: torch.Tensor,
+    seed: int,
+    device: str,
+    size: Length = world.LENGTHS[0],
+) -> torch.Tensor:
     """Scaled posterior means of a fresh clip for each row of scene indices, bfloat16."""
     generator = torch.Generator(device).manual_seed(seed)
-    chunk = 256 if device == "cuda" else 8
-    bank = torch.empty(len(rows), *LATENT, dtype=torch.bfloat16, device=device)
+    chunk = together(size, 256 if device == "cuda" else 8)
+    shape = (size[0] // 4 + 1, LATENT[1], size[1] // 8, size[1] // 8)
+    bank = torch.empty(len(rows), *shape, dtype=torch.bfloat16, device=device)
     for start in range(0, len(rows), chunk):
         index = rows[start : start + chunk].to(device)
         jitters = torch.rand(len(index), world.JITTERS, device=device, generator=generator)
         with torch.autocast(device, torch.bfloat16):
-            mean = vae.encode(to_vae(world.render(index, jitters))).latent_dist.mean
+            mean = vae.encode(to_vae(world.render(index, jitters, *size))).latent_dist.mean
         bank[start : start + chunk] = mean.transpose(1, 2) * vae.config.scaling_factor
     return bank
 
@@ -124,9 +133,8 @@ def main() -> None:
     def predict(noised: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return denoiser(noised, text(ids)[0], t, return_dict=False)[0]
 
-    loss_of_batch = v_loss(
-        predict, bank, ids, signal, arguments.clips_a_scene, arguments.batch, generator
-    )
+    owners = torch.arange(len(bank), device=device) // arguments.clips_a_scene
+    loss_of_batch = v_loss(predict, bank, ids, signal, owners, arguments.batch, generator)
 
     steps = fit(
         loss_of_batch,

@@ -29,14 +29,16 @@ def v_loss(
     bank: torch.Tensor,
     ids: torch.Tensor,
     signal: torch.Tensor,
-    clips_a_scene: int,
+    owners: torch.Tensor,
     batch: int,
     generator: torch.Generator,
+    even: bool = False,
 ) -> Callable[[], torch.Tensor]:
     """The loss of a batch that is drawn anew at every call, with one caption in ten left empty.
 
-    predict: noised latents, timesteps and ids of captions -> v, in autocast. bank: latents of
-    `clips_a_scene` clips for each scene. signal: cumulative alphas of the schedule.
+    predict: noised latents, timesteps and rows of `ids` (a caption's tokens or their embeddings) ->
+    v, in autocast. bank: latents of clips. owners: the scene of each. signal: cumulative alphas of
+    the schedule. even: one timestep from each equal part of the schedule, for small batches.
     """
     device, empty = bank.device, len(ids) - 1
 
@@ -48,10 +50,14 @@ def v_loss(
         clean = bank[pick].float()
         noise = torch.randn(clean.shape, device=device, generator=generator)
         t = draw(len(signal))
+        if even:
+            place = torch.arange(batch, device=device)
+            place = place + torch.rand(batch, device=device, generator=generator)
+            t = (place / batch * len(signal)).long().clamp(max=len(signal) - 1)
         # v = a * noise - s * clean (Salimans and Ho 2022, section 4), a^2 + s^2 = 1
         a = signal[t].sqrt().view(-1, 1, 1, 1, 1)
         s = (1 - signal[t]).sqrt().view(-1, 1, 1, 1, 1)
-        caption = (pick // clips_a_scene) * 2 + draw(2)
+        caption = owners[pick] * 2 + draw(2)
         unguided = torch.rand(len(t), device=device, generator=generator) < 0.1
         caption = torch.where(unguided, empty, caption)
         with torch.autocast(device.type, torch.bfloat16):

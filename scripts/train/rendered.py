@@ -20,17 +20,8 @@ from qbench import world
 from qbench.pipelines.specs import BUNDLED
 from qbench.quality.metrics.probe import Probe, load_probe
 from scripts.train.metrics import random_clips
+from scripts.train.mixture import Length, length
 from scripts.train.vae import UNSEEN_SEED, reconstruction_psnr
-
-Length = tuple[int, int]  # frames, pixels a side
-
-
-def length(text: str) -> Length:
-    """17x64: frames and side."""
-    frames, _, side = text.partition("x")
-    if not (frames.isdigit() and side.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a length such as 17x64")
-    return int(frames), int(side)
 
 
 def together(size: Length, most: int) -> int:

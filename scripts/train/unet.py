@@ -193,9 +193,8 @@ def main() -> None:
     def predict(noised: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         return unet(noised, t, text(ids)[0], return_dict=False)[0]
 
-    loss_of_batch = v_loss(
-        predict, bank, ids, signal, arguments.clips_a_scene, arguments.batch, generator
-    )
+    owners = torch.arange(len(bank), device=device) // arguments.clips_a_scene
+    loss_of_batch = v_loss(predict, bank, ids, signal, owners, arguments.batch, generator)
 
     if arguments.compile:
         before = time.monotonic()

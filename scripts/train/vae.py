@@ -1,17 +1,20 @@
-"""Train tiny-cogvideox's VAE on rendered clips."""
+"""Train tiny-cogvideox's VAE on rendered clips, or one that is trained on clips of more lengths."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qbench import world
-from scripts.train.loop import fit
+from scripts.train.loop import fit, join, resumed_at
 from scripts.train.metrics import random_clips
+from scripts.train.mixture import Mixture, Share, share
 
 SEEN_SEED, UNSEEN_SEED = 10, 20
 
@@ -71,6 +74,36 @@ def vae_loss(
     return error.square().mean() + 0.05 * error.abs().mean() + kl_weight * kl
 
 
+def losses(
+    vae: Any, shares: list[Share], kl: float, generator: torch.Generator, channels_last: bool
+) -> Mixture:
+    """The loss of each length, on clips that are rendered for the step.
+
+    The VAE codes eight frames at a time, and norms take each such part's moments: so windows of a
+    long clip teach it what the clip would, and pictures must be whole.
+    """
+    device = generator.device.type
+
+    def of(part: Share) -> Callable[[], torch.Tensor]:
+        frames = part.window or part.length[0]
+        starts = part.length[0] - frames + 1
+
+        def loss() -> torch.Tensor:
+            clips, _ = random_clips(part.batch, device, generator, part.length)
+            start = int(torch.randint(starts, (1,)))
+            video = to_vae(clips[:, start : start + frames])
+            if channels_last:
+                video = video.contiguous(memory_format=torch.channels_last_3d)
+            with torch.autocast(device, torch.bfloat16):
+                posterior = vae.encode(video).latent_dist
+                back = vae.decode(posterior.sample()).sample
+            return vae_loss(back, video, posterior, kl)
+
+        return loss
+
+    return Mixture({part: of(part) for part in shares})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the VAE to")
@@ -83,13 +116,28 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--start", type=Path, help="train this VAE on; its widths are kept")
+    parser.add_argument("--stage", type=float, default=math.inf, help="seconds of this call")
+    parser.add_argument(
+        "--shares", type=share, nargs="+", help="such as 17x64:12 49x256:1:2:17; see mixture.py"
+    )
     arguments = parser.parse_args()
 
+    from diffusers import AutoencoderKLCogVideoX
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    ranks = join(device)
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    vae = vae_model(tuple(arguments.widths), arguments.layers).to(device)
+    if arguments.start:
+        vae: Any = AutoencoderKLCogVideoX.from_pretrained(
+            arguments.start, torch_dtype=torch.float32
+        ).to(device)
+        arguments.widths = vae.config.block_out_channels
+        arguments.layers = vae.config.layers_per_block
+    else:
+        vae = vae_model(tuple(arguments.widths), arguments.layers).to(device)
     if arguments.channels_last:
         for module in vae.modules():
             if isinstance(module, torch.nn.Conv3d):
@@ -97,37 +145,41 @@ def main() -> None:
     if arguments.compile:
         vae.encoder.compile(dynamic=False)
         vae.decoder.compile(dynamic=False)
-    generator = torch.Generator(device).manual_seed(SEEN_SEED)
-
-    def loss_of_batch() -> torch.Tensor:
-        clips, _ = random_clips(arguments.batch, device, generator)
-        video = to_vae(clips)
-        if arguments.channels_last:
-            video = video.contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(device, torch.bfloat16):
-            posterior = vae.encode(video).latent_dist
-            back = vae.decode(posterior.sample()).sample
-        return vae_loss(back, video, posterior, arguments.kl)
-
+    if ranks.rank:  # the same weights, other draws of latents
+        torch.manual_seed(ranks.rank)
+    checkpoint = arguments.work / "vae.pt"
+    seed = SEEN_SEED + 1000 * ranks.rank + resumed_at(checkpoint)
+    generator = torch.Generator(device).manual_seed(seed)
+    shares = arguments.shares or [Share(world.LENGTHS[0], arguments.batch)]
+    mixture = losses(vae, shares, arguments.kl, generator, arguments.channels_last)
     steps = fit(
-        loss_of_batch,
+        mixture,
         vae,
         seconds=arguments.seconds,
         peak_lr=arguments.lr,
-        checkpoint=arguments.work / "vae.pt",
+        checkpoint=checkpoint,
         weight_decay=0.0,
         label=f"vae {arguments.out.parent.name}",
+        check=lambda _: print(mixture.told(), flush=True) if ranks.first else None,
+        check_s=30.0,
+        stage_s=arguments.stage,
+        ranks=ranks,
     )
+    if not ranks.first:
+        return
     stored = vae_model(tuple(arguments.widths), arguments.layers).to(device)
     state = vae.state_dict()
     stored.load_state_dict({name: value.half().float() for name, value in state.items()})
-    stored.register_to_config(scaling_factor=latent_scale(stored, device))
+    factor = vae.config.scaling_factor if arguments.start else latent_scale(stored, device)
+    stored.register_to_config(scaling_factor=factor)
     psnr = reconstruction_psnr(stored, device, batches=8, batch=64 if device == "cuda" else 2)
     figures = {
         "steps": steps,
         "seconds": arguments.seconds,
         "batch": arguments.batch,
         "lr": arguments.lr,
+        "ranks": ranks.size,
+        "shares": [part.name for part in shares],
         "parameters": sum(p.numel() for p in vae.parameters()),
         "psnr_db_mean": psnr.mean().item(),
         "psnr_db_p5": psnr.quantile(0.05).item(),

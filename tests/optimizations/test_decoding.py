@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -72,6 +73,31 @@ def test_tiles_of_a_small_vae_add_up_to_the_frame() -> None:
     _, whole, tiled = _decoded({"memory": {"vae_tiling": True}})
     assert tiled.shape == whole.shape
     assert (tiled - whole).abs().mean() < 0.2 * whole.abs().mean()
+
+
+@torch.no_grad()
+def test_tiles_are_as_large_as_asked_and_then_the_vaes_own_again() -> None:
+    vae = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").pipe.vae.float()
+    latents = torch.randn(1, 16, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    whole, seen = vae.decode(latents).sample, []
+    hook = vae.decoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[3:]))
+    for pixels, tiles in ((None, [4, 4]), (64, [8, 8]), (96, [12, 12])):
+        seen.clear()
+        wanted = Memory(vae_tiling=True, vae_tile=pixels)
+        changes = memory.apply(SimpleNamespace(pipe=SimpleNamespace(vae=vae)), wanted, "cpu")
+        made = vae.decode(latents).sample
+        assert [max(sides) for sides in zip(*seen, strict=True)] == tiles
+        assert torch.equal(made, whole) == (pixels == 96)
+        changes.undo()
+        assert vae.tile_sample_min_height == 32
+        assert vae.tile_latent_min_width == 4
+        assert not vae.use_tiling
+    hook.remove()
+
+
+def test_tiles_cannot_be_sized_where_there_are_none() -> None:
+    with pytest.raises(ValidationError, match="vae_tile: sizes tiles"):
+        Memory(vae_tile=64)
 
 
 def _makes_the_very_video(way: Decode, frames: int) -> None:
