@@ -66,6 +66,19 @@ CALIBRATED = (
 CALIBRATED_QUALITY = (
     *BUNDLED, "prompts.count=256", "quality.batch=128", "variant.compile=null",
 )  # fmt: skip
+# A batch of 16 decodes in 12 GiB at the longest, so that several programs share a GPU.
+LENGTH = (*BUNDLED, "prompts.count=256", "quality.batch=16", "measure.warm_start=false")
+ATTENTION = (
+    "fp32", "bf16", "attention/fp8", "fast", "exact", "fp8-dynamic", "floor/kernel", "floor/seed",
+)  # fmt: skip
+
+
+def _sized(frames: int, side: int) -> tuple[str, ...]:
+    return (
+        f"generation.frames={frames}", f"generation.height={side}", f"generation.width={side}",
+    )  # fmt: skip
+
+
 PARTS = {
     "calibrated": Part(
         "quality of calibrated schemes beside plain ones: the bundled model, then its outlier form",
@@ -246,6 +259,36 @@ PARTS = {
         (
             "fp32", "floor/seed", "floor/kernel", "fast", "fp8-dynamic", "bf16", "fast-cached",
             "int8-dynamic", "fp16", "int8", "ladder/int4", "floor/compiled",
+        ),
+    ),
+    "length": Part(
+        "quality at 49x256x256, 3,352 tokens, 256 videos of the bundled model; then shorter ones",
+        (*LENGTH, *_sized(49, 256)),
+        (
+            *ATTENTION, "fast-cached", "offload/fused", "offload/tiling-128", "offload/tiling",
+            "cache/half-steps", "int8-dynamic", "fp16", "int8", "offload/strips", "compile",
+            "attention/flash-3", "attention/flash-3-fp8", "attention/cudnn", "fp8", "ladder/int4",
+        ),
+        then="length-49x192",
+    ),
+    "length-49x192": Part(
+        "attention in FP8 against length: 1,896 tokens", (*LENGTH, *_sized(49, 192)), ATTENTION,
+        then="length-33x128",
+    ),
+    "length-33x128": Part(
+        "attention in FP8 against length: 600 tokens", (*LENGTH, *_sized(33, 128)), ATTENTION,
+        then="length-17x64",
+    ),
+    "length-17x64": Part(
+        "attention in FP8 against length: 104 tokens", (*LENGTH, *_sized(17, 64)), ATTENTION,
+    ),
+    "length-caches": Part(
+        "every cache at 50 steps and 49x256x256, against BF16, with their honest control",
+        (*LENGTH, *_sized(49, 256), "generation.steps=50", "reference=bf16"),
+        (
+            "bf16", "cache/taylorseer", "cache/first-block", "cache/pab", "cache/faster",
+            "cache/half-steps", "fast", "fast-cached", "cache/fast-cached-2", "cache/fast-cached-4",
+            "floor/kernel",
         ),
     ),
     "faults": Part(

@@ -1,7 +1,7 @@
 """Train tiny-cogvideox's denoiser on at several lengths, with the same weights for all.
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 -m scripts.train.lengths
-        --vae FOLDER --out FOLDER --work FOLDER [--seconds 300] [--stage 280] [--compile]
+        --vae FOLDER --out FOLDER --work FOLDER [--seconds 300] [--until 560] [--compile]
         [--shares 17x64:240 33x128:64 49x192:20 49x256:14] [--clips 8 4 1 1]
 
 The text encoder stays as it is, so each caption is encoded once. Latents of rendered clips are made
@@ -56,12 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--start", type=Path, default=BUNDLED / "tiny-cogvideox")
+    parser.add_argument("--pretrained", type=Path, default=BUNDLED / "tiny-cogvideox")
     parser.add_argument("--vae", type=Path, help="another VAE than the one that it starts with")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--seconds", type=float, default=300, help="of training, all stages")
-    parser.add_argument("--stage", type=float, default=math.inf, help="of this call's training")
+    parser.add_argument(
+        "--until", type=float, default=math.inf, help="seconds from the start of this call"
+    )
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--shares", type=share, nargs="+", default=[share(one) for one in SHARES])
@@ -70,7 +72,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--bank-only", action="store_true", help="stop when latents are made")
     arguments = parser.parse_args()
-    shares: list[Share] = arguments.shares
+    began, shares = time.monotonic(), list[Share](arguments.shares)
     if len(arguments.clips) != len(shares):
         parser.error("--clips has one number for each of --shares")
 
@@ -81,9 +83,10 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     arguments.work.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    pipeline: Any = CogVideoXPipeline.from_pretrained(arguments.start, torch_dtype=torch.float32)
-    source = arguments.vae or arguments.start / "vae"
+    pipeline: Any = CogVideoXPipeline.from_pretrained(
+        arguments.pretrained, torch_dtype=torch.float32
+    )
+    source = arguments.vae or arguments.pretrained / "vae"
     if arguments.vae:
         pipeline.vae = AutoencoderKLCogVideoX.from_pretrained(source, torch_dtype=torch.float32)
     pipeline.to(device)
@@ -122,13 +125,13 @@ def main() -> None:
             for part, (bank, owners) in banks.items()
         }
     )
-    began = time.monotonic()
     for part, loss_of_batch in mixture.losses.items():  # compiled before the clock starts
         loss_of_batch().backward()
         denoiser.zero_grad(set_to_none=True)
         if ranks.first:
             print(f"{part.name} ready after {time.monotonic() - began:.0f} s", flush=True)
-    ranks.wait()
+    left = max(0.0, arguments.until - (time.monotonic() - began))
+    stage = ranks.agreed(left, denoiser.device)
     steps = fit(
         mixture,
         denoiser,
@@ -139,7 +142,7 @@ def main() -> None:
         label=f"lengths {arguments.out.name}",
         check=lambda _: print(mixture.told(), flush=True) if ranks.first else None,
         check_s=min(20.0, arguments.seconds / 4),
-        stage_s=arguments.stage,
+        stage_s=stage,
         ranks=ranks,
     )
     if not ranks.first:
@@ -150,7 +153,8 @@ def main() -> None:
     pipeline.to(torch.float16).save_pretrained(arguments.out)
     figures = {
         "steps": steps,
-        "seconds": arguments.seconds,
+        "seconds": torch.load(checkpoint, weights_only=True, mmap=True)["spent"],
+        "of_seconds": arguments.seconds,
         "lr": arguments.lr,
         "ranks": ranks.size,
         "device": torch.cuda.get_device_name() if device == "cuda" else device,

@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--start", type=Path, help="train this VAE on; its widths are kept")
+    parser.add_argument("--pretrained", type=Path, help="train this VAE on; its widths are kept")
     parser.add_argument("--stage", type=float, default=math.inf, help="seconds of this call")
     parser.add_argument(
         "--shares", type=share, nargs="+", help="such as 17x64:12 49x256:1:2:17; see mixture.py"
@@ -130,9 +130,9 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    if arguments.start:
+    if arguments.pretrained:
         vae: Any = AutoencoderKLCogVideoX.from_pretrained(
-            arguments.start, torch_dtype=torch.float32
+            arguments.pretrained, torch_dtype=torch.float32
         ).to(device)
         arguments.widths = vae.config.block_out_channels
         arguments.layers = vae.config.layers_per_block
@@ -170,7 +170,7 @@ def main() -> None:
     stored = vae_model(tuple(arguments.widths), arguments.layers).to(device)
     state = vae.state_dict()
     stored.load_state_dict({name: value.half().float() for name, value in state.items()})
-    factor = vae.config.scaling_factor if arguments.start else latent_scale(stored, device)
+    factor = vae.config.scaling_factor if arguments.pretrained else latent_scale(stored, device)
     stored.register_to_config(scaling_factor=factor)
     psnr = reconstruction_psnr(stored, device, batches=8, batch=64 if device == "cuda" else 2)
     figures = {
