@@ -7,12 +7,12 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import programs
 import pytest
 
 if TYPE_CHECKING:
@@ -46,12 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
-def qbench(*words: str, cwd: Path = ROOT, prefix: str = "") -> subprocess.CompletedProcess[str]:
-    """The program as a user calls it. `prefix` is shell text before it, such as 'ulimit ...;'."""
-    command = [sys.executable, "-m", "qbench", *words]
-    if prefix:
-        command = ["bash", "-c", f'{prefix} exec "$0" "$@"', *command]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+def qbench(
+    *words: str, cwd: Path = ROOT, limits: Mapping[str, int] = {}
+) -> subprocess.CompletedProcess[str]:
+    """The program as a user calls it. limits: of the system, by their names in `resource`."""
+    return programs.run("qbench", *words, cwd=cwd, limits=limits)
 
 
 def _once(name: str, make: Callable[[Path], object], base: pytest.TempPathFactory) -> Path:

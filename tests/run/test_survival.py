@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import RECIPES, ROOT, SMALL, qbench
-from test_sweep import _record, _runner, _start
+from test_sweep import _record, _runner, _start, _start_anew
 
 pytestmark = pytest.mark.slow
 FP32 = str(RECIPES / "fp32.yaml")
@@ -54,7 +54,7 @@ def test_hung_up_or_impatiently_stopped_sweep_leaves_interrupted_and_no_process(
 
 def test_run_ends_with_a_killed_sweep_and_the_next_one_clears_up(tmp_path: Path) -> None:
     sockets = "qbench-{}-*"
-    process = _start(tmp_path, FP32, *SMALL)
+    process = _start_anew(tmp_path, FP32, *SMALL)
     runner = _runner(process.pid)
     process.kill()
     process.communicate(timeout=60)
@@ -105,7 +105,7 @@ def test_labels_of_a_complete_run_follow_the_recipe_without_running_it(complete:
 def test_full_disk_is_one_line_and_earlier_records_stay(complete: Path) -> None:
     """Files may have 1 KiB, so the record of another run cannot be written."""
     words = [str(RECIPES / "bf16.yaml"), *SMALL, "--device=cpu", f"--out={complete}"]
-    done = qbench("run", *words, prefix="ulimit -f 1;")
+    done = qbench("run", *words, limits={"RLIMIT_FSIZE": 2**10})
     assert done.returncode == 1, done.stdout + done.stderr
     assert "the record cannot be written" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

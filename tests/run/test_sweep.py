@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RECIPES, ROOT, SMALL, qbench
+from programs import Program
 
 from qbench.pipelines import specs
 from qbench.results import store
@@ -74,7 +75,7 @@ def test_out_of_memory_becomes_a_record_with_its_stage(tmp_path: Path) -> None:
         "--set=generation.width=8192",
         "--device=cpu",
         f"--out={tmp_path}",
-        prefix="ulimit -v 9000000;",
+        limits={"RLIMIT_AS": 9_000_000 * 2**10},
     )
     assert done.returncode == 1
     record = _record(tmp_path, "fp32")
@@ -84,7 +85,12 @@ def test_out_of_memory_becomes_a_record_with_its_stage(tmp_path: Path) -> None:
     assert "Traceback" in (next(tmp_path.glob("*/fp32-*")) / "log.txt").read_text()
 
 
-def _start(out: Path, *words: str) -> subprocess.Popen[str]:
+def _start(out: Path, *words: str) -> Program:
+    return Program("qbench", "run", *words, "--device=cpu", f"--out={out}")
+
+
+def _start_anew(out: Path, *words: str) -> subprocess.Popen[str]:
+    """The same with nothing imported ahead, as a user starts it."""
     command = [sys.executable, "-m", "qbench", "run", *words, "--device=cpu", f"--out={out}"]
     return subprocess.Popen(
         command,
@@ -105,7 +111,7 @@ def _runner(parent: int) -> int:
     while time.monotonic() < deadline:
         with contextlib.suppress(psutil.NoSuchProcess):  # short ones come and go
             for server in psutil.Process(parent).children():
-                if "forkserver" in " ".join(server.cmdline()):
+                if "forkserver" in " ".join([server.name(), *server.cmdline()]):
                     for child in server.children():
                         return child.pid
         time.sleep(0.05)
@@ -158,7 +164,9 @@ def test_crash_becomes_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None:
 def test_interrupt_leaves_a_record_and_no_process(tmp_path: Path) -> None:
     import psutil
 
-    process = _start(tmp_path, str(RECIPES / "fp32.yaml"), str(RECIPES / "tensorrt.yaml"), *SMALL)
+    process = _start_anew(
+        tmp_path, str(RECIPES / "fp32.yaml"), str(RECIPES / "tensorrt.yaml"), *SMALL
+    )
     runner = _runner(process.pid)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
