@@ -5,8 +5,9 @@
 
 Kernels take turns, so that drift of the clock hits all alike. Prints for each the median, FLOP/s
 (quantizing the inputs included), and its relative error to attention in FP32 over the first
-queries. The defaults are CogVideoX-2B's 49 frames of 480x720, with guidance. A kernel that cannot
-run here is a line with the reason.
+queries; then its error to attention in FP64 on inputs like those of trained models. The defaults
+are CogVideoX-2B's 49 frames of 480x720, with guidance. A kernel that cannot run here is a line with
+the reason.
 """
 
 from __future__ import annotations
@@ -27,13 +28,24 @@ from qbench.errors import Unsupported
 from qbench.meters import environment
 from qbench.meters.clock import sample
 from qbench.optimizations import attention
+from scripts import attention_inputs
 
 TORCH = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-PACKAGES = ("fp8", "flash-3", "flash-4", "sage", "xformers")
+PACKAGES = ("fp8", "flash-3", "flash-3-fp8", "torchao-fp8", "flash-4", "sage", "xformers")
+# Of attention_inputs: what trained models have, and what is hard for eight bits.
+HARD = (
+    "random",
+    "keys with a common part of 6",
+    "three channels of q and k times 30",
+    "one channel of v times 300",
+    "a sink of half the weight",
+    "scores of sigma 30",
+)
+HARD_TOKENS, HARD_HEADS = 2222, 4
 CHECKED = 512  # queries: the scores of all would take tens of gigabytes in FP32
 
 Run = Callable[[], torch.Tensor]
@@ -64,7 +76,34 @@ def runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Run]:
     return found
 
 
-@torch.no_grad()
+def errors_of(names: Sequence[str], channels: int, device: str) -> list[dict[str, Any]]:
+    """Each kernel's relative error to attention in FP64 on inputs like those of trained models."""
+    found = []
+    for name in HARD:
+        given = attention_inputs.made(name, HARD_TOKENS, HARD_TOKENS, channels, HARD_HEADS)
+        true = attention_inputs.exact(*(x.to(device) for x in given))
+        q, k, v = (x.bfloat16().to(device) for x in given)
+        for kernel, run in runs(q, k, v).items():
+            if kernel in names:
+                got = run()[:, : attention_inputs.CHECKED].double()
+                error = float((got - true).norm() / true.norm())
+                found.append({"kernel": kernel, "input": name, "relative_error": error})
+    return found
+
+
+def inputs_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, from the JSON file's inputs: a column a kernel."""
+    kernels = list(dict.fromkeys(str(row["kernel"]) for row in rows))
+    by_input: dict[str, dict[str, float]] = {}
+    for row in rows:
+        by_input.setdefault(row["input"], {})[row["kernel"]] = row["relative_error"]
+    lines = [" | ".join(["| inputs", *kernels]) + " |", "| --- " * (len(kernels) + 1) + "|"]
+    for name, found in by_input.items():
+        shown = [f"{found[kernel]:.2g}" if kernel in found else "-" for kernel in kernels]
+        lines.append(" | ".join([f"| {name}", *shown]) + " |")
+    return "\n".join(lines)
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, from the JSON file's rows."""
     lines = ["| kernel | time | TFLOP/s | relative error |", "| --- | --- | --- | --- |"]
@@ -77,6 +116,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -120,12 +160,15 @@ def main() -> None:
             f"{name}: {statistics.median(taken) * 1e3:.3g} ms, {rate / 1e12:.3g} TFLOP/s, "
             f"relative error {errors[name]:.2g}"
         )
+    inputs = errors_of(list(kept), args.channels, args.device)
+    print(inputs_table(inputs))
     if args.out:
         facts = {
             "environment": environment.read(args.device).model_dump(),
             "shape": dict(zip(("batch", "tokens", "heads", "channels"), shape, strict=True))
             | {"keys": keys[1]},
             "rows": rows,
+            "inputs": inputs,
             "failed": failed,
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,21 @@ def _sized(frames: int, side: int) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+# Caches at equal numbers of computed steps, in FP32: rounding to BF16 is larger than their errors.
+PEER_CACHES = (
+    "fp32", "peers/taylorseer-20", "peers/mag-20", "peers/sea-20", "peers/first-block-20",
+    "peers/dbcache-20", "peers/dbcache-taylor-20", "peers/steps-20", "peers/taylorseer-25",
+    "peers/mag-25", "peers/sea-25", "peers/first-block-25", "peers/dbcache-25",
+    "peers/dbcache-taylor-25", "cache/half-steps", "peers/taylorseer-16",
+    "peers/taylorseer-16-order-2", "peers/mag-16", "peers/sea-16", "peers/first-block-16",
+    "peers/dbcache-taylor-16", "cache/pab", "cache/faster", "peers/taylorseer-authors",
+    "peers/mag-authors", "peers/sea-authors", "peers/first-block-authors",
+    "peers/dbcache-authors", "peers/faster-authors",
+)  # fmt: skip
+FAST_CACHED = (
+    "fast-cached", "cache/fast-cached-4", "peers/fast-cached-order-2", "peers/fast-cached-mag",
+    "peers/fast-cached-sea", "peers/fast-cached-dbcache",
+)  # fmt: skip
 PARTS = {
     "calibrated": Part(
         "quality of calibrated schemes beside plain ones: the bundled model, then its outlier form",
@@ -158,6 +173,25 @@ PARTS = {
         ("bf16", "attention/flash-4", "attention/xformers", "attention/flash-3", "fast"),
     ),
     "peers": Part(
+        "quality of every cache at 50 steps on the bundled model, in FP32; read no latency from it",
+        (
+            "measure.timing=false", "measure.repeats=1", "measure.warmup=0",
+            "measure.profile=false", "quality.batch=16", "quality.trajectories=0",
+            "generation.steps=50", "variant.dtype=fp32",
+        ),
+        PEER_CACHES,
+    ),
+    "peers-videos": Part(
+        "the same caches at full size, whole videos of CogVideoX-2B",
+        VIDEO,
+        ("bf16", *FAST_CACHED, "fast", *PEER_CACHES[1:]),
+    ),
+    "peers-fast-cached": Part(
+        "what fast-cached may become: quality on the bundled model at 50 steps, 256 videos",
+        (*BUNDLED, "prompts.count=256", "generation.steps=50"),
+        ("fp32", "bf16", "fast", *FAST_CACHED),
+    ),
+    "peers-steps": Part(
         "others' recipes beside ours; their first call takes minutes, so run nothing beside it",
         (*STEP, "measure.timeout_s=3000"),
         ("bf16", "fast", "peers/diffusers-torchao", "peers/diffusers"),

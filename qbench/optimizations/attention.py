@@ -147,6 +147,47 @@ def _flash_3() -> AttentionFunction:
     return _opaque("flash_3", lambda q, k, v: torch.ops.flash_attn_3.fwd(q, k, v)[0])
 
 
+def _flash_3_fp8() -> AttentionFunction:
+    """By FlashAttention 3's own package; the library inside xformers has no FP8 kernels."""
+    from flash_attn_interface import flash_attn_func
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q8, k8, v8 = (per_head(x) for x in (q, k, v))
+        scales = {"q_descale": q8[1], "k_descale": k8[1], "v_descale": v8[1]}
+        return _first(flash_attn_func(q8[0], k8[0], v8[0], **scales)).to(q.dtype)
+
+    return _opaque("flash_3_fp8", attend)
+
+
+def per_head(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x: (batch, tokens, heads, channels) in FP8 (E4M3), and what each head is to be scaled by.
+
+    The scales are (batch, heads) float32: as FlashAttention 3 takes them.
+    """
+    import torch
+
+    format = torch.finfo(torch.float8_e4m3fn)
+    scales = x.float().abs().amax((1, 3)).clamp_min(format.tiny) / format.max
+    rounded = (x.float() / scales[:, None, :, None]).clamp(format.min, format.max)
+    return rounded.to(torch.float8_e4m3fn), scales
+
+
+def _torchao_fp8() -> AttentionFunction:
+    """torchao's low-precision attention: its quantization around FlashAttention 3's kernels."""
+    from torch.nn import attention
+    from torchao.prototype.attention.fp8_fa3.attention import fp8_fa3_sdpa
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        attention.activate_flash_attention_impl("FA3")
+        try:
+            out: Tensor = fp8_fa3_sdpa(*(x.transpose(1, 2) for x in (q, k, v)))
+        finally:
+            attention.restore_flash_attention_impl()
+        return out.transpose(1, 2)
+
+    return _opaque("torchao_fp8", attend)
+
+
 def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
@@ -196,8 +237,10 @@ KERNELS: dict[str, Kernel] = {
     "efficient": Kernel("EFFICIENT_ATTENTION"),
     "cudnn": Kernel("CUDNN_ATTENTION", half=True),
     "flash-3": Kernel(load=_flash_3, half=True),
+    "flash-3-fp8": Kernel(load=_flash_3_fp8, half=True, arithmetic="fp8"),
     "flash-4": Kernel(load=_flash_4, half=True),
     "sage": Kernel(load=_sage),
+    "torchao-fp8": Kernel(load=_torchao_fp8, half=True, arithmetic="fp8"),
     "xformers": Kernel(load=_xformers),
     "fp8": Kernel(load=_fp8, half=True, arithmetic="fp8"),
 }
@@ -249,7 +292,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "FlashAttention 3's GPU",
-        _is("flash-3"),
+        _is("flash-3", "flash-3-fp8", "torchao-fp8"),
         _hopper,
         "FlashAttention 3 is written for NVIDIA Hopper (compute capability 9.0)",
     ),
@@ -259,6 +302,13 @@ RULES: tuple[Rule, ...] = (
         lambda m: bool({"flash_attn_interface", "xformers"} & m.packages),
         "FlashAttention 3 is not installed: pip install --no-deps xformers==0.0.34 "
         "nvidia-cuda-runtime-cu12",
+    ),
+    Rule(
+        "FlashAttention 3's FP8 kernels",
+        _is("flash-3-fp8", "torchao-fp8"),
+        lambda m: "flash_attn_interface" in m.packages,
+        "FlashAttention 3's own package, which alone has its FP8 kernels, is not installed: it is "
+        "built from hopper/ of github.com/Dao-AILab/flash-attention",
     ),
     Rule(
         "FlashAttention 4's GPU",
@@ -282,7 +332,7 @@ RULES: tuple[Rule, ...] = (
         "SageAttention",
         _is("sage"),
         lambda m: "sageattention" in m.packages,
-        "SageAttention is not installed: pip install sageattention==1.0.6",
+        "SageAttention is not installed: pip install sageattention==1.0.6 (2 is built from source)",
     ),
     Rule(
         "xformers",

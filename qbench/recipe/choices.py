@@ -66,7 +66,18 @@ FIXED = (("torchao", "int8_static"),)
 AS_IT_IS = "none"  # in place of a scheme, of a layer that is not quantized
 
 Attention = Literal[
-    "auto", "math", "flash", "efficient", "cudnn", "flash-3", "flash-4", "sage", "xformers", "fp8"
+    "auto",
+    "math",
+    "flash",
+    "efficient",
+    "cudnn",
+    "flash-3",
+    "flash-3-fp8",
+    "flash-4",
+    "sage",
+    "torchao-fp8",
+    "xformers",
+    "fp8",
 ]
 
 CacheKind = Literal["first_block", "pab", "faster", "taylorseer", "mag", "sea", "dbcache"]
