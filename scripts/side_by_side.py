@@ -1,12 +1,13 @@
 """Run parts of `scripts.matrix` whose latency nobody reads, many recipes at once on each GPU.
 
     python -m scripts.side_by_side PART... --out FOLDER [--jobs 16] [--gpus 0,1] [--limit 400]
-        [--only RECIPE...] [--set FIELD=VALUE] [--device cuda]
+        [--only RECIPE...] [--set FIELD=VALUE] [--device cuda] [--drop]
 
 The videos of a small model leave most of a GPU idle, and the start of a program more. Each part's
 reference is run once; each other recipe then runs in a folder of its own, `FOLDER/PART/RECIPE`,
-with a copy of it, for in one folder they would wait for each other. All programs get the same
-threads and variables, or the copy would not be taken for theirs. What is complete is not run again.
+with a copy of it (its videos linked), for in one folder they would wait for each other. All programs
+get the same threads and variables, or the copy would not be taken for theirs. Long videos fill a
+disk: `--drop` removes a recipe's own once it has its figures. What is complete is not run again.
 After `--limit` seconds what still runs is interrupted as by Ctrl-C. Then
 
     python -m scripts.publish FOLDER/PART results/published/NAME
@@ -31,6 +32,7 @@ from scripts.matrix import PARTS, command
 
 UNTIMED = "measure.timing=false"
 GRACE = 20.0  # seconds in which an interrupted run writes its record
+VIDEOS = ".safetensors"  # raw, as metrics read them
 REFERENCE = "reference"  # the folder of the run that all others are compared with
 
 
@@ -92,6 +94,18 @@ def chain(names: list[str]) -> Iterator[tuple[str, str]]:
             folder = folder if part.beside else name
 
 
+def linked(source: str, target: str) -> None:
+    """A copy; of videos a second name, for a run writes them once and never changes them."""
+    (os.link if source.endswith(VIDEOS) else shutil.copy2)(source, target)
+
+
+def drop_own_videos(folder: Path) -> None:
+    """Remove the videos that only this folder has."""
+    for path in folder.rglob(f"*{VIDEOS}"):
+        if path.stat().st_nlink == 1:
+            path.unlink()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -104,6 +118,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="RECIPE", help="of the parts'")
     parser.add_argument("--set", action="append", default=[], help="besides the parts' own")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--drop", action="store_true", help="keep no raw videos but the reference's"
+    )
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     gpus = [gpu for gpu in args.gpus.split(",") if gpu] or [""]
@@ -114,10 +131,13 @@ def main() -> None:
         first = PARTS[part].recipes[0]
         own = folder / (REFERENCE if recipe == first else recipe.replace("/", "-"))
         if recipe != first and not own.exists():
-            shutil.copytree(folder / REFERENCE, own)
+            shutil.copytree(folder / REFERENCE, own, copy_function=linked)
         recipes = list(dict.fromkeys([first, recipe]))
         words = command(PARTS[part], own, args.device, recipes, args.set, floors=False)
-        return jobs.run(f"{part} {recipe}", words, own.with_name(f"{own.name}.log"))
+        good = jobs.run(f"{part} {recipe}", words, own.with_name(f"{own.name}.log"))
+        if good and args.drop and recipe != first:
+            drop_own_videos(own)
+        return good
 
     asked = {
         name: [recipe for recipe in part.recipes[1:] if not args.only or recipe in args.only]

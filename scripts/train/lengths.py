@@ -139,6 +139,7 @@ def main() -> None:
         peak_lr=arguments.lr,
         checkpoint=checkpoint,
         ema=arguments.ema,
+        warmup=0.05,
         label=f"lengths {arguments.out.name}",
         check=lambda _: print(mixture.told(), flush=True) if ranks.first else None,
         check_s=min(20.0, arguments.seconds / 4),

@@ -106,12 +106,15 @@ def fit(
     label: str = "",
     check: Callable[[list[torch.Tensor]], None] | None = None,
     check_s: float = 60.0,
+    warmup: float = 0.02,
     stage_s: float = math.inf,
     ranks: Ranks = Ranks(),
 ) -> int:
     """Train `module` for `seconds` in all, earlier calls counted in. Returns the steps taken.
 
-    The learning rate climbs over the first 2 % of the time and falls to zero along a half cosine.
+    The learning rate climbs over the `warmup` share of the time and falls to zero along a half
+    cosine. Weights that were trained before want a longer one: Adam's first steps go by the sign of
+    few gradients.
     With `ema` above zero, the averaged weights are what `module` holds afterwards.
     loss_of_batch: one loss, or several that are summed: each is let go before the next is computed.
     stage_s: seconds of this call, where another is to go on from its checkpoint.
@@ -156,7 +159,7 @@ def fit(
     checked, end = spent, min(seconds, spent + stage_s)
     while spent < end:
         share = spent / seconds
-        lr = peak_lr * min(1.0, share / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * share))
+        lr = peak_lr * min(1.0, share / warmup + 0.01) * 0.5 * (1 + math.cos(math.pi * share))
         for group in optimizer.param_groups:
             group["lr"] = lr
         made = loss_of_batch()

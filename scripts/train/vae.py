@@ -159,6 +159,7 @@ def main() -> None:
         peak_lr=arguments.lr,
         checkpoint=checkpoint,
         weight_decay=0.0,
+        warmup=0.1 if arguments.pretrained else 0.02,
         label=f"vae {arguments.out.parent.name}",
         check=lambda _: print(mixture.told(), flush=True) if ranks.first else None,
         check_s=30.0,
