@@ -5,9 +5,10 @@
 
 The videos of a small model leave most of a GPU idle, and the start of a program more. Each part's
 reference is run once; each other recipe then runs in a folder of its own, `FOLDER/PART/RECIPE`,
-with a copy of it (its videos linked), for in one folder they would wait for each other. All programs
-get the same threads and variables, or the copy would not be taken for theirs. Long videos fill a
-disk: `--drop` removes a recipe's own once it has its figures. What is complete is not run again.
+with a copy of it (its videos linked), for in one folder they would wait for each other. All
+programs get the same threads and variables, or the copy would not be taken for theirs. Long videos
+fill a disk: `--drop` removes a recipe's own once it has its figures. What is complete is not run
+again.
 After `--limit` seconds what still runs is interrupted as by Ctrl-C. Then
 
     python -m scripts.publish FOLDER/PART results/published/NAME
