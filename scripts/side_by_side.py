@@ -97,7 +97,10 @@ def chain(names: list[str]) -> Iterator[tuple[str, str]]:
 
 def linked(source: str, target: str) -> None:
     """A copy; of videos a second name, for a run writes them once and never changes them."""
-    (os.link if source.endswith(VIDEOS) else shutil.copy2)(source, target)
+    if source.endswith(VIDEOS):
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
 
 
 def drop_own_videos(folder: Path) -> None:
