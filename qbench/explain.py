@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from qbench.errors import InputError, nearest
-from qbench.optimizations import attention, axes, quantization
+from qbench.optimizations import attention, axes, schemes
 from qbench.results import archive, store
 from qbench.results.record import VIDEO_STAGES
 
@@ -174,7 +174,7 @@ def bound(profile: Profile, reference: Record, variant: Variant, share: float) -
         return None
     rates, seconds = ceilings.product_flop_per_s, dict(profile.seconds())
     before = sum(seconds.values())
-    quantized = quantization.scheme(variant.quantize).activations if variant.quantize else None
+    quantized = schemes.find(variant.quantize).activations if variant.quantize else None
     if quantized and quantized in rates:
         part = min(1.0, share * work.flop / work.product_flop)
         floor = part * work.product_flop / rates[quantized]

@@ -19,7 +19,7 @@ from qbench.optimizations import (
     compilation,
     memory,
     parallel,
-    quantization,
+    schemes,
 )
 from qbench.optimizations.rules import Machine, ModelFacts, Rule
 from qbench.optimizations.vae import patch
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["PACKAGES", "RULES", "Machine", "ModelFacts", "Rule", "refusing", "why_not"]
 
 RULES: tuple[Rule, ...] = (
-    *quantization.RULES,
+    *schemes.RULES,
     *attention.RULES,
     *compilation.RULES,
     *caching.RULES,
@@ -41,7 +41,7 @@ RULES: tuple[Rule, ...] = (
     *engines.rules(),
 )
 PACKAGES: tuple[str, ...] = (
-    *quantization.PACKAGES,
+    *schemes.PACKAGES,
     *attention.PACKAGES,
     *caching.PACKAGES,
     *engines.packages(),

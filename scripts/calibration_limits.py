@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from qbench import prompts
-from qbench.optimizations import calibration, quantization
+from qbench.optimizations import calibration, quantization, schemes
 from qbench.optimizations.calibration import Occasion, observe
 from qbench.optimizations.kernels import fp8_attention
 from qbench.pipelines import specs
@@ -49,7 +49,7 @@ def linears(video: Any, bench: Any, occasion: Occasion, scheme: str, smooth: boo
     fit = Calibration(method="smoothquant", prompts=2, steps=5, samples=512) if smooth else None
     wanted = Quantize(backend="torchao", scheme=scheme, exclude=EXCLUDE, calibration=fit)
     names = list(quantization.chosen(video.denoiser, wanted))
-    stored, inputs = quantization.numbers(wanted, torch.float32)
+    stored, inputs = schemes.numbers(wanted, torch.float32)
     if fit:  # folds scales into the layers before; the function stays
         numbers = dict.fromkeys(names, stored)
         calibration.fit(video, fit, occasion, numbers, inputs, scales_inputs=False)

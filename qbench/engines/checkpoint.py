@@ -99,14 +99,14 @@ def _declare(module: Module, wanted: Quantize) -> None:
     from diffusers.quantizers.auto import DiffusersAutoQuantizer
     from torchao.quantization import FqnToConfig
 
-    from qbench.optimizations import builds, quantization
+    from qbench.optimizations import builds, quantization, schemes
 
     linears = {name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)}
     left = sorted(linears - set(quantization.chosen(module, wanted)))
     parts = quantization.by_scheme(wanted.model_copy(update={"tune": False}), linears - set(left))
     configs: dict[str, object] = {}
     for one, names in parts:
-        build = quantization.scheme(one).build
+        build = schemes.find(one).build
         assert isinstance(build, builds.Torchao)  # `refuses` let no other through
         configs |= dict.fromkeys(sorted(names), build.config(one))
     whole = next(iter(configs.values())) if len(parts) == 1 else FqnToConfig(configs)

@@ -12,6 +12,7 @@ from qbench.optimizations import (
     memory,
     parallel,
     quantization,
+    schemes,
 )
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.vae import patch
@@ -66,7 +67,7 @@ def apply(
             changes.append(faults.apply(video, variant.fault))
         if variant.fuse_qkv:
             changes.append(fuse_qkv(video.denoiser))
-        if variant.quantize and quantization.scheme(variant.quantize).build:
+        if variant.quantize and schemes.find(variant.quantize).build:
             found, change = quantization.apply(video.denoiser, variant.quantize, video, occasion)
             facts |= found
             for earlier in changes:
@@ -99,7 +100,7 @@ def arithmetic(variant: Variant) -> set[str]:
     """The formats in which GEMMs are computed: fp32, fp16, bf16, fp8, int8."""
     formats = {str(variant.dtype)}
     if variant.quantize:
-        found = quantization.schemes(variant.quantize)
+        found = schemes.of_layers(variant.quantize)
         formats |= {one.activations or variant.dtype for one in found}
     if variant.attention != "auto":
         formats.add(attention.KERNELS[variant.attention].arithmetic or variant.dtype)

@@ -1,7 +1,7 @@
 """The names that a recipe may choose from, axis by axis.
 
 What stands behind a name (how it is built, what it needs, how it is undone) is in the table of its
-axis: `optimizations/quantization.py`, `attention.py` and `caching.py`, and `engines/<name>.py`. A
+axis: `optimizations/schemes.py`, `attention.py` and `caching.py`, and `engines/<name>.py`. A
 new choice is its name here and its entry there; a test holds the two against each other.
 """
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qbench.errors import Unsupported
 from qbench.meters.memory import stored_bytes
-from qbench.optimizations import quantization
+from qbench.optimizations import schemes as known
 from qbench.optimizations.calibration import observe
 from qbench.recipe.choices import AS_IT_IS
 
@@ -102,7 +102,7 @@ def _alone(layer: nn.Linear, wanted: Quantize, scheme: str, dtype: Dtype) -> nn.
     if scheme != AS_IT_IS:
         update: dict[str, object] = {"scheme": scheme, "layers": {}, "calibration": None}
         one = wanted.model_copy(update=update)
-        build = quantization.scheme(one).build
+        build = known.find(one).build
         assert build is not None
         build(whole, one, {"0"})
     return whole

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from qbench.errors import InputError
-from qbench.optimizations import quantization
+from qbench.optimizations import schemes as known
 from qbench.optimizations.calibration import gptq, observe
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def weights_of(
     layer: nn.Linear, wanted: Quantize, hessian: Tensor | None
 ) -> tuple[Tensor, Activations]:
     """What is left of a linear's weights by the scheme that is wanted, and of its inputs."""
-    stored, inputs = quantization.numbers(wanted, layer.weight.dtype)
+    stored, inputs = known.numbers(wanted, layer.weight.dtype)
     weight = layer.weight.detach().float()
     if hessian is None:
         return stored.rounded(weight), inputs
@@ -110,7 +110,7 @@ def candidates(wanted: Quantize) -> list[str]:
             "so there is nothing to search layer by layer: use gptq, or none"
         )
     found = []
-    for entry in quantization.SCHEMES.values():
+    for entry in known.SCHEMES.values():
         one = {"backend": entry.backend, "scheme": entry.name, "calibration": wanted.calibration}
         if entry.backend == wanted.backend and entry.build and not entry.static:
             try:
@@ -127,7 +127,7 @@ def candidates(wanted: Quantize) -> list[str]:
 
 
 def _is_fp8(wanted: Quantize) -> bool:
-    return quantization.scheme(wanted).weights == "fp8"
+    return known.find(wanted).weights == "fp8"
 
 
 @dataclass(frozen=True)

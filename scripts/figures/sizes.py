@@ -85,7 +85,7 @@ def stored(model: str, scheme: str, backend: str = "qbench", exclude: tuple[str,
     """Bytes of the denoiser with its linears' weights in a scheme and the rest in BF16."""
     import torch
 
-    from qbench.optimizations import quantization
+    from qbench.optimizations import quantization, schemes
     from qbench.optimizations.calibration.numbers import bits
     from qbench.recipe.schema import Quantize
 
@@ -94,7 +94,7 @@ def stored(model: str, scheme: str, backend: str = "qbench", exclude: tuple[str,
         {"backend": backend, "scheme": scheme, "exclude": list(exclude)}
     )
     total = 2 * _count(module)
-    weights, _ = quantization.numbers(wanted, torch.bfloat16)
+    weights, _ = schemes.numbers(wanted, torch.bfloat16)
     for layer in quantization.chosen(module, wanted).values():
         rows, columns = layer.weight.shape
         scales = rows * (columns // weights.group if weights.group else 1)

@@ -9,14 +9,14 @@ import pytest
 from qbench import engines
 from qbench.engines import formats
 from qbench.engines.base import engine
-from qbench.optimizations import attention, axes, caching, quantization
+from qbench.optimizations import attention, axes, caching, schemes
 from qbench.recipe import choices
 from qbench.recipe.schema import Quantize, Variant
 
 
 def test_each_name_that_a_recipe_may_choose_has_its_entry_and_no_other() -> None:
     named = {(backend, name) for backend, names in choices.SCHEMES.items() for name in names}
-    assert set(quantization.SCHEMES) == named
+    assert set(schemes.SCHEMES) == named
     assert set(choices.SCHEMES) == set(typing.get_args(choices.Backend))
     assert {"auto", *attention.KERNELS} == set(typing.get_args(choices.Attention))
     assert set(caching.CACHES) == set(typing.get_args(choices.CacheKind))
@@ -27,7 +27,7 @@ def test_each_name_that_a_recipe_may_choose_has_its_entry_and_no_other() -> None
         assert formats.module(formats.OF_ENGINE[name]) is engine(name)
         assert engine(name).RULES
         assert set(engine(name).PACKAGES) <= set(engines.packages())
-    for one in quantization.SCHEMES.values():
+    for one in schemes.SCHEMES.values():
         assert (one.build is None) == (one.backend in choices.ENGINES)
 
 
@@ -38,7 +38,7 @@ def test_unknown_names_raise() -> None:
     with pytest.raises(KeyError, match="flash-5"):
         axes.arithmetic(unknown)
     with pytest.raises(KeyError, match="int3"):
-        quantization.scheme(Quantize.model_construct(backend="torchao", scheme="int3"))
+        schemes.find(Quantize.model_construct(backend="torchao", scheme="int3"))
     with pytest.raises(KeyError, match="openvino"):
         engine("openvino")
 

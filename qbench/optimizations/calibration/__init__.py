@@ -152,13 +152,13 @@ def by_range(
 
     from torch import nn
 
-    from qbench.optimizations import quantization
+    from qbench.optimizations import schemes
     from qbench.optimizations.calibration import observe, ranges, storing
 
     settings, module = wanted.calibration, video.denoiser
     assert settings is not None
     assert settings.ranges is not None
-    stored, inputs = quantization.numbers(wanted, module.dtype)
+    stored, inputs = schemes.numbers(wanted, module.dtype)
     chosen = texts(settings, occasion.model, occasion.tests)
     calls = observe.walk(video, occasion.run, chosen, settings)
     cuts = ranges.borders(calls, settings.ranges)
@@ -172,7 +172,7 @@ def by_range(
         for name in names:
             linear = copy.deepcopy(work.linear(name))
             alone = nn.Sequential(linear)
-            build = quantization.scheme(wanted).build
+            build = schemes.find(wanted).build
             assert build is not None
             build(alone, wanted, {"0"})
             storing.into_torchao(alone, {"0": found[name]}, {"0": stored})
