@@ -61,7 +61,7 @@ def paragraphs(
     """
     if record.status not in ("ok", "invalid"):
         return [_failure(record)]
-    said = [_step(record, ranking), _shares(record, profiles.get(record.run))]
+    said = [_step(record, ranking), _computed(record), _shares(record, profiles.get(record.run))]
     reference = ranking.reference
     if reference is not None and reference.run in profiles:
         said.append(_gains(record, ranking, profiles[reference.run], others))
@@ -102,6 +102,21 @@ def _failure(record: Record) -> str:
         lower = ["" if expandable else FRAGMENTS, *lower]
     told = "; or ".join(filter(None, lower))
     return f"{text} What lowers it: {told}." if told else text
+
+
+def _computed(record: Record) -> str:
+    """What a cache left to compute."""
+    found = record.computed
+    if found is None:
+        return ""
+    text = (
+        f"Its cache ({found.library}) left {found.steps:.3g} of {len(found.by_step)} denoise steps "
+        "to compute, by the FLOPs of the blocks"
+    )
+    if found.least != found.most:
+        text += f", from {found.least:.3g} to {found.most:.3g} of a video"
+    full = [str(step + 1) for step, share in enumerate(found.by_step) if share > 0.999]
+    return f"{text}; in full: {', '.join(full) or 'none'}."
 
 
 def _step(record: Record, ranking: Ranking) -> str:

@@ -131,6 +131,17 @@ class Row:
         judged = self.ranking.judged.get(self.record.run)
         return Figure((judged.distance if judged else "") or tables.MISSING)
 
+    def computed(self) -> Figure:
+        """Denoise steps that were computed, by the FLOPs of the blocks; all of them uncached."""
+        found, made = self.record.computed, self.record.generation.get("steps")
+        value = found.steps if found else float(made or 0)
+        return Figure(f"{value:.3g}", value)
+
+    def by_computed(self) -> Figure:
+        """Seconds of denoising over the steps that were computed."""
+        steps = self.computed().value
+        return _seconds((self.stage("denoise").value or 0.0) / steps if steps else None)
+
     def gain(self, metric: str, digits: int) -> Figure:
         """The mean paired difference from the reference, positive where better."""
         judged = self.ranking.judged.get(self.record.run)
@@ -221,6 +232,13 @@ FIGURES: dict[str, Callable[[Row], Figure]] = {
     "psnr": lambda row: row.quality("psnr", "%.1f dB"),
     "psnr-interval": lambda row: row.interval("psnr", 1),
     "ssim": lambda row: row.quality("ssim", "%.4f"),
+    "latent-error": lambda row: row.quality("latent_error", "%.4f"),
+    "motion-amount": lambda row: row.quality("motion_amount", "%+.4f"),
+    "motion-direction": lambda row: row.quality("motion_direction", "%+.4f"),
+    "motion-rhythm": lambda row: row.quality("motion_rhythm", "%+.4f"),
+    "computed": Row.computed,
+    "by-computed": Row.by_computed,
+    "library": lambda row: Figure(row.record.computed.library if row.record.computed else "-"),
     "lpips": lambda row: row.quality("lpips", "%.4f"),
     "clip": lambda row: row.quality("clip_score", "%.2f"),
     "clip-gain": lambda row: row.gain("clip_score", 2),

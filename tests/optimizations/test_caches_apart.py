@@ -285,3 +285,66 @@ def test_two_halves_of_guidance_and_attention_are_counted_by_flop() -> None:
     assert found is not None
     assert (found.videos, found.steps, found.least, found.most) == (4, 1.1875, 1.0, 1.25)
     assert found.by_step == [1.0, 0.1875]
+
+
+def _skipped(video: Any, run: Any, stop: int = STEPS) -> list[bool]:
+    """Of each step of a video, whether its last block was left out."""
+    ran: list[bool] = [False]
+    handle = video.repeated_blocks()[-1].ff.register_forward_hook(
+        lambda *_: ran.__setitem__(-1, True)
+    )
+
+    def on_step(step: int) -> None:
+        ran.append(False)
+        if step + 1 == stop < STEPS:
+            raise InterruptedError
+
+    embeddings, noise = tiny.inputs(video, run, [3])
+    try:
+        video.denoise(run, embeddings, noise, on_step, generators=video.generators([3]))
+    except InterruptedError:
+        pass
+    finally:
+        handle.remove()
+    return [not one for one in ran[:-1]]
+
+
+def test_what_the_documents_say_of_the_libraries_by_themselves(tmp_path: Path) -> None:
+    """docs/results/peers.md: where one of these no longer holds, the library was mended."""
+    import diffusers
+
+    video, run = _pipeline("cogvideox", tmp_path)
+    module = video.denoiser
+    module.enable_cache(diffusers.SeaCacheConfig(0.3, raw_vision_callback=lambda *_: [noise]))
+    noise = torch.zeros(4, 3, 4, 6)
+    assert not any(_skipped(video, run))  # the pipeline does not say where it is
+    module.disable_cache()
+
+    config = diffusers.MagCacheConfig(0.06, 3, 0.25, STEPS, RATIOS)
+    module.enable_cache(config)
+    whole = _skipped(video, run)
+    assert _skipped(video, run) == whole
+    assert whole[-1]  # the video is a skipped step's
+    _skipped(video, run, stop=4)
+    assert _skipped(video, run) != whole
+    module.disable_cache()
+
+
+@pytest.mark.skipif(hasattr(functools.partial, "__get__"), reason="Python 3.14's have one")
+def test_cache_dit_by_itself_patches_a_class_and_cannot_always_let_go(tmp_path: Path) -> None:
+    cache_dit = pytest.importorskip("cache_dit")
+    video, _ = _pipeline("cogvideox", tmp_path)
+    kind = type(video.pipe)
+    plain = kind.__call__
+    config = cache_dit.DBCacheConfig(Fn_compute_blocks=1)
+    video.denoiser.forward = functools.partial(type(video.denoiser).forward, video.denoiser)
+    try:
+        cache_dit.enable_cache(video.pipe, cache_config=config)
+        assert kind.__call__ is not plain
+        with pytest.raises(AttributeError, match="__get__"):
+            cache_dit.disable_cache(video.pipe)
+    finally:
+        kind.__call__ = plain
+        for name in ("_original_call", "_is_cached"):
+            if name in vars(kind):
+                delattr(kind, name)

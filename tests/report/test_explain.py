@@ -15,6 +15,7 @@ from qbench.explain import bound
 from qbench.meters import flops, profile, roofline
 from qbench.meters.profile import Kernel, Profile
 from qbench.meters.roofline import Ceilings
+from qbench.optimizations.caching.computed import Computed
 from qbench.recipe.schema import Decode, Variant
 from qbench.results import archive, store
 from qbench.results.record import SCHEMA, Record
@@ -252,3 +253,18 @@ def test_what_lowers_memory_names_nothing_that_the_recipe_has_already() -> None:
     assert last_of("steps", "fast").endswith("What lowers it: " + explain.STREAM + ".")
     assert last_of("videos", "bf16").endswith(f"{explain.TILES}.")
     assert "What lowers" not in last_of("tiling", "tiling").partition("decode")[2]
+
+
+def test_what_a_cache_computed_is_said(finished: Path) -> None:
+    found, _ = store.read_all(store.find([finished]))
+    record = next(record for _, record in found if record.recipe.name == "int8")
+    shares = [1.0, 1.0, 0.125, 1.0]
+    computed = Computed(
+        videos=2, steps=3.125, least=3, most=3.25, by_step=shares, blocks=3.125, library="it 1.0"
+    )
+    cached = record.model_copy(update={"computed": computed})
+    said = explain._computed(cached)
+    assert "(it 1.0) left 3.12 of 4 denoise steps" in said
+    assert "from 3 to 3.25 of a video; in full: 1, 2, 4." in said
+    assert explain._computed(record) == ""
+    assert Record.model_validate_json(cached.model_dump_json()) == cached
