@@ -140,6 +140,8 @@ def _step(record: Record, ranking: Ranking) -> str:
             f"dtype that it uses ({kinds}: {rate / share / 1e12:.4g} TFLOP/s); at that rate a step "
             f"would take {seconds * share * 1000:.4g} ms."
         )
+    if "attention_density" in record.facts:
+        text += f" Attention computed {record.facts['attention_density']:.0%} of its blocks."
     return text
 
 

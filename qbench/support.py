@@ -20,6 +20,7 @@ from qbench.optimizations import (
     memory,
     parallel,
     schemes,
+    sparse,
 )
 from qbench.optimizations.rules import Machine, ModelFacts, Rule
 from qbench.optimizations.vae import patch
@@ -38,6 +39,7 @@ RULES: tuple[Rule, ...] = (
     *memory.RULES,
     *patch.RULES,
     *parallel.RULES,
+    *sparse.RULES,
     *engines.rules(),
 )
 PACKAGES: tuple[str, ...] = (

@@ -82,6 +82,11 @@ def export(
 
     if recipe.variant.exported:
         raise InputError(f"{recipe.variant.exported.folder}: is exported already")
+    if recipe.variant.sparse_attention:
+        raise InputError(
+            f"{recipe.name}: sparse_attention counts blocks and follows denoise steps in the run "
+            "itself, and no format holds that: export the recipe without it"
+        )
     folder.check_place(out, force)
     form = form or formats.implied(recipe.variant)
     if reason := formats.module(form).refuses(recipe.variant):

@@ -19,6 +19,7 @@ from qbench.errors import Unsupported
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.rules import Machine, ModelFacts, Rule, always
 from qbench.pipelines.attention import Kernel as AttentionFunction
+from qbench.recipe.choices import SPARSE
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qbench.optimizations.parallel.tokens import Attention
+    from qbench.optimizations.sparse import Sparse
     from qbench.pipelines.base import VideoPipeline
 
 
@@ -43,10 +45,16 @@ class Kernel:
     arithmetic: str | None = None
 
 
-def apply(video: VideoPipeline, kernel: str, over: Attention | None = None) -> Changes:
+def apply(
+    video: VideoPipeline,
+    kernel: str,
+    over: Attention | None = None,
+    sparse: Sparse | None = None,
+) -> Changes:
     """Have the denoiser compute attention by this kernel alone, and nothing around it.
 
     over: attention over tokens of several GPUs, each of which computes by the kernel.
+    sparse: has the kernel leave out blocks.
     """
     changes = Changes("attention")
     module, backend = video.denoiser, None
@@ -63,6 +71,9 @@ def apply(video: VideoPipeline, kernel: str, over: Attention | None = None) -> C
         attend = over.around(tokens.plain if by_torch else load(kernel), partial)
     elif by_torch:
         return changes
+    elif sparse is not None:
+        sparse.follow(video, changes)
+        attend = sparse.attend
     else:
         attend = load(kernel)
     for layer in module.modules():
@@ -113,6 +124,12 @@ def _fp8() -> AttentionFunction:
     from qbench.optimizations.kernels import fp8_attention
 
     return fp8_attention.attend
+
+
+def _fp8_reference() -> AttentionFunction:
+    from qbench.optimizations.kernels import fp8_attention
+
+    return _opaque("fp8_reference", fp8_attention.reference)
 
 
 def _xformers() -> AttentionFunction:
@@ -243,6 +260,7 @@ KERNELS: dict[str, Kernel] = {
     "torchao-fp8": Kernel(load=_torchao_fp8, half=True, arithmetic="fp8"),
     "xformers": Kernel(load=_xformers),
     "fp8": Kernel(load=_fp8, half=True, arithmetic="fp8"),
+    "fp8-reference": Kernel(load=_fp8_reference, arithmetic="fp8"),
 }
 HALF = [name for name, kernel in KERNELS.items() if kernel.half]
 
@@ -285,7 +303,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "FP8 attention's heads",
-        _is("fp8"),
+        _is(*SPARSE),
         always,
         "qbench's FP8 attention takes heads of 64 or 128 channels, and this model has others",
         fits=_heads_of_64_or_128,

@@ -13,6 +13,7 @@ from qbench.optimizations import (
     parallel,
     quantization,
     schemes,
+    sparse,
 )
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.vae import patch
@@ -29,12 +30,14 @@ class Applied:
     """facts: figures for the record. changes: what was done, in order, to be undone in reverse.
 
     ranks: that the denoiser's calls are split over. cached: the cache in effect.
+    sparse: attention that leaves out blocks, which tells how many, once videos were made.
     """
 
     facts: dict[str, float]
     changes: tuple[Changes, ...]
     ranks: Ranks | None = None
     cached: caching.Cached | None = None
+    sparse: sparse.Sparse | None = None
 
     def undo(self) -> list[str]:
         """Take back what can be taken back; a sentence for each axis that cannot be."""
@@ -60,6 +63,7 @@ def apply(
     changes: list[Changes] = []
     shared: parallel.Shared | None = None
     cached: caching.Cached | None = None
+    skipping: sparse.Sparse | None = None
     try:
         if variant.fault:
             from qbench.optimizations import faults
@@ -77,7 +81,9 @@ def apply(
         if variant.parallel:
             shared = parallel.join(variant.parallel, video, device)
         over = shared.attention if shared else None
-        changes.append(attention.apply(video, variant.attention, over))
+        if variant.sparse_attention:
+            skipping = sparse.Sparse(variant.sparse_attention, variant.attention)
+        changes.append(attention.apply(video, variant.attention, over, skipping))
         if variant.compile:
             hooked = variant.cache is not None or variant.memory.offload == "group" or bool(over)
             changes.append(compilation.apply(video, variant.compile, hooked))
@@ -93,7 +99,7 @@ def apply(
         Applied(facts, tuple(changes)).undo()
         raise
     ranks = shared.ranks if shared else None
-    return Applied(facts, tuple(filter(None, changes)), ranks, cached)
+    return Applied(facts, tuple(filter(None, changes)), ranks, cached, skipping)
 
 
 def arithmetic(variant: Variant) -> set[str]:

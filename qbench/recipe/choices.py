@@ -78,7 +78,10 @@ Attention = Literal[
     "torchao-fp8",
     "xformers",
     "fp8",
+    "fp8-reference",
 ]
+# Kernels that can leave out blocks of keys.
+SPARSE: tuple[Attention, ...] = ("fp8", "fp8-reference")
 
 CacheKind = Literal["first_block", "pab", "faster", "taylorseer", "mag", "sea", "dbcache"]
 # Caches that decide by the latents which steps they skip; the others go by the step's number.

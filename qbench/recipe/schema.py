@@ -29,6 +29,7 @@ from qbench.recipe.variant import (
     Memory,
     Parallel,
     Quantize,
+    SparseAttention,
     Strict,
     Variant,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "Quality",
     "Quantize",
     "Recipe",
+    "SparseAttention",
     "Strict",
     "Variant",
     "Verdict",
@@ -294,8 +296,12 @@ class Recipe(Strict):
         facts: dict[str, object] = self.model_dump(mode="json", exclude=left_out)
         if self.outliers is None:  # as before there was such a field
             facts.pop("outliers", None)
-        quantized = facts.get("variant", {})
-        quantized = quantized.get("quantize") if isinstance(quantized, dict) else None
+        variant = facts.get("variant")
+        quantized = None
+        if isinstance(variant, dict):
+            if not variant["sparse_attention"]:
+                del variant["sparse_attention"]
+            quantized = variant["quantize"]
         for name in ("group", "calibration", "layers"):
             if quantized and not quantized[name]:
                 del quantized[name]

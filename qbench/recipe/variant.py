@@ -17,6 +17,7 @@ from qbench.recipe.choices import (
     FIXED,
     GROUPED,
     SCHEMES,
+    SPARSE,
     Attention,
     Backend,
     CacheKind,
@@ -188,6 +189,20 @@ class Compile(Strict):
     def captures_graphs(self) -> bool:
         """Whether CUDA graphs are captured: they replay in memory that torch counts as free."""
         return self.mode in ("reduce-overhead", "max-autotune")
+
+
+class SparseAttention(Strict):
+    """Attention that leaves out blocks of keys which weigh next to nothing.
+
+    A block is 64 queries and 128 keys (192 in heads of 128 channels). Its scores are computed, its
+    weights and what they would add are not where all of them are below `threshold` times the
+    largest of their row so far.
+    """
+
+    threshold: Annotated[float, Field(ge=0, lt=1)]
+    """0 leaves out nothing, and up to 0.00003 only what FP8 rounds to zero."""
+    dense_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """This share of the denoise steps, the first ones, leaves out nothing."""
 
 
 class Cache(Strict):
@@ -362,7 +377,10 @@ class Variant(Strict):
     quantize: Quantize | None = None
     """Quantization of the linear layers; null leaves them as they are."""
     attention: Attention = "auto"
-    """The attention kernel; `auto` is torch's choice."""
+    """The attention kernel; `auto` is torch's choice. `fp8-reference` computes what `fp8` does with
+    plain operations on any device: for quality, as it is slow."""
+    sparse_attention: SparseAttention | None = None
+    """Leave out blocks of keys, with the kernels `fp8` and `fp8-reference`; null computes all."""
     cache: Cache | None = None
     """Reuse of earlier denoise steps; null computes every step."""
     compile: Compile | None = None
@@ -393,6 +411,11 @@ class Variant(Strict):
             raise ValueError("@parallel: an engine computes whole steps, which cannot be split")
         if self.exported:  # it holds what was chosen, and the choices were looked at as it was made
             return self
+        if self.sparse_attention and self.attention not in SPARSE:
+            raise ValueError(
+                f"@sparse_attention: needs 'attention: {SPARSE[0]}' or '{SPARSE[1]}', which can "
+                f"leave out blocks, not {self.attention}"
+            )
         if self.engine and self.compile:
             raise ValueError("@compile: an engine replaces the module, so there is none to compile")
         if self.engine and self.attention != "auto":

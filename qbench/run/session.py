@@ -72,6 +72,7 @@ class Session:
         self.work: Work | None = None  # of a step, with that of each linear
         self.cached: Cached | None = None
         self.computed: list[tuple[int, list[Share]]] = []  # videos of each batch, and its steps
+        self.counted: Callable[[], dict[str, float]] = dict  # facts that videos add to
 
     def seeds(self, numbers: list[int]) -> list[int]:
         """The seeds of the videos with these numbers: the same for every variant."""
@@ -429,6 +430,8 @@ def _quantize(session: Session, work: Work | None) -> Ranks | None:
     applied = axes.apply(session.pipeline, outside, session.device, steps, occasion)
     recorder.facts(applied.facts)
     session.cached = applied.cached
+    if applied.sparse:
+        session.counted = applied.sparse.facts
     if variant.decode.fused and not patch.fuses(session.pipeline.pipe.vae):
         recorder.note(NOT_FUSED_NOTE)
     if applied.ranks:

@@ -132,6 +132,7 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
         ranks = session.lead.report(timings)
         results.put(ranks=ranks, gauges=together.gauges_of_all(ranks))
     generate.profile(session)
+    results.facts(session.counted())
     if not session.compared:
         results.put(computed=session.what_was_computed())
         session.end_ranks()
@@ -139,6 +140,7 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     outputs = generate.generate(session)
     results.put(computed=session.what_was_computed())
     results.put(error_growth=generate.error_by_step(session))
+    results.facts(session.counted())
     generate.save_samples(session, outputs)
     evaluation = evaluate(session, outputs)
     results.put(videos=evaluation.videos, quality=evaluation.quality)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
+
+from qbench.optimizations.timesteps import on_timestep
 
 if TYPE_CHECKING:
     from qbench.optimizations.calibration.observe import Call
@@ -56,17 +57,11 @@ def follow(module: Module, cuts: Sequence[float]) -> None:
 
     The timestep is read on the host, once a call.
     """
-    import inspect
-
     layers = [layer for layer in module.modules() if isinstance(layer, RangedLinear)]
-    place = list(inspect.signature(type(module).forward).parameters).index("timestep") - 1
 
-    @torch.compiler.disable
-    def look(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        value = kwargs["timestep"] if "timestep" in kwargs else args[place]
-        first = float(value.flatten()[0]) if isinstance(value, Tensor) else float(value)  # type: ignore[arg-type]
-        now = range_of(first, cuts)
+    def enter(timestep: float) -> None:
+        now = range_of(timestep, cuts)
         for layer in layers:
             layer.current = now
 
-    module.register_forward_pre_hook(look, with_kwargs=True)
+    on_timestep(module, enter)

@@ -24,7 +24,15 @@
 // A thread holds a row's sums twice, fresh and added up: 36 registers each at 64 channels, 68 at
 // 128, where there is room for two warpgroups of queries instead of three. With tiles of 192 keys,
 // which add them up less often, those two keep the tensor cores as busy as products alone would.
+//
+// SKIP makes another kernel of it, which leaves out tiles that cannot matter: where all scores of a
+// warpgroup's 64 queries lie more than `depth` codes below their rows' largest so far, neither P nor
+// P V is computed (BLASST, arXiv 2512.12087; the online filter of SpargeAttn, Zhang 2025). Q K^T of
+// every tile is, and every tile is loaded, for the other warpgroups of the cluster.
 
+#ifndef SKIP
+#define SKIP 0
+#endif
 #define CONSUMERS (D == 64 ? 3 : 2)  // warpgroups of 64 query rows each
 #define STAGES (D == 64 ? 6 : 4)     // tiles of K and V in flight
 #define CLUSTER 2                    // blocks that share what they load
@@ -166,16 +174,21 @@ struct Row {  // what one thread knows about one of its two query rows
     float top;   // largest score so far, in codes
 };
 
-// Turns scores into packed e4m3 codes in place of a softmax's exponentials. `first` is 0 for the
-// thread's upper row and 1 for its lower one. Returns what earlier sums must be multiplied by.
-__device__ __forceinline__ float weigh(u32 (&s)[TILE / 4], int first, Row& row, float k_scale) {
+// A row's largest score in this tile, in codes. `first` is 0 for the thread's upper row and 1 for its
+// lower one.
+__device__ __forceinline__ float highest(const u32 (&s)[TILE / 4], int first, float unit) {
     u32 m = s[first];
 #pragma unroll
     for (int i = 1; i < TILE / 8; i++) m = max2(m, s[2 * i + first]);
-    float unit = row.unit * k_scale;
     float top = fmaxf(low_half(m), high_half(m)) * unit;
     top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+    return fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+}
+
+// Turns scores, of which `top` is the largest, into packed e4m3 codes in place of a softmax's
+// exponentials. Returns what earlier sums must be multiplied by.
+__device__ __forceinline__ float weigh(u32 (&s)[TILE / 4], int first, Row& row, float unit,
+                                       float top) {
     // 1024 is where FP16 counts in ones: adding it rounds to a whole code.
     u32 offset = half_twice(1024.0f + TOP - fmaxf(top, row.top));
     float now = 1024.0f + TOP - low_half(offset);
@@ -190,12 +203,27 @@ __device__ __forceinline__ float weigh(u32 (&s)[TILE / 4], int first, Row& row, 
     return shrink;
 }
 
+#if SKIP
+// Whether it is so for any thread of this warpgroup, all of which wait for each other.
+__device__ __forceinline__ int any_of_warpgroup(int so, int warpgroup) {
+    int any;
+    asm volatile(
+        "{\n.reg .pred p, q;\nsetp.ne.b32 p, %1, 0;\n"
+        "barrier.cta.red.or.pred q, %2, 128, p;\nselp.b32 %0, 1, 0, q;\n}"
+        : "=r"(any) : "r"(so), "r"(warpgroup + 1) : "memory");
+    return __shfl_sync(0xffffffffu, any, 0);  // which the compiler knows for the same in a warp
+}
+#endif
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
     __launch_bounds__(128 * (CONSUMERS + 1), 1)
         attend(const u8* q8, const float2* q_scale, const u8* tiles, const float* v_scale,
                const float* k_norm, u16* out, int q_tokens, int tokens, int heads, int padded,
-               int is_bf16) {
+               int is_bf16
+#if SKIP
+               , double depth_codes, u64* computed
+#endif
+        ) {
     extern __shared__ __align__(128) u8 memory[];
     __shared__ __align__(8) u64 barriers[2 * STAGES];
     int tile_count = tiles_of(tokens);
@@ -270,13 +298,40 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
         };
         // `shrink` is what sums up to here must be multiplied by once this tile's come to them.
         float shrink[2], before[2] = {1.0f, 1.0f};
+#if SKIP
+        float depth;  // volatile: or the compiler converts it anew in every turn
+        asm volatile("cvt.rn.f32.f64 %0, %1;" : "=f"(depth) : "d"(depth_codes));
+        float units[2], tops[2];
+        // Whether this thread has a score that matters, or the tile a value that is NaN or infinite.
+        auto look = [&](int stage) {
+            float k_scale, must;
+            u32 at = base + stage * TILE_BYTES + K_BYTES + V_BYTES;
+            asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(k_scale), "=f"(must) : "r"(at));
+            bool quiet = must == 0.0f;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                units[half] = rows[half].unit * k_scale;
+                tops[half] = highest(s, half, units[half]);
+                quiet = quiet && tops[half] < rows[half].top - depth;  // never where one is NaN
+            }
+            return !quiet;
+        };
+        auto weigh_scores = [&]() {
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                shrink[half] = weigh(s, half, rows[half], units[half], tops[half]);
+        };
+#else
         auto weigh_scores = [&](int stage) {
             float k_scale;
             u32 at = base + stage * TILE_BYTES + K_BYTES + V_BYTES;
             asm volatile("ld.shared.f32 %0, [%1];" : "=f"(k_scale) : "r"(at));
-            shrink[0] = weigh(s, 0, rows[0], k_scale);
-            shrink[1] = weigh(s, 1, rows[1], k_scale);
+            float unit = rows[0].unit * k_scale;
+            shrink[0] = weigh(s, 0, rows[0], unit, highest(s, 0, unit));
+            unit = rows[1].unit * k_scale;
+            shrink[1] = weigh(s, 1, rows[1], unit, highest(s, 1, unit));
         };
+#endif
         auto pack_codes = [&](u32* p) {
 #pragma unroll
             for (int j = 0; j < TILE / 8; j++) {
@@ -294,9 +349,51 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
         wgmma_fence();
         issue_scores(0);
         wgmma_wait<0>();
+#if SKIP
+        look(0);  // nothing is below the largest of no scores
+        weigh_scores();
+#else
         weigh_scores(0);
+#endif
         u32 p[TILE / 8];
         pack_codes(p);
+#if SKIP
+        // A tile that is left out changes no row's largest score, so weighing it beside the product
+        // before, as is done with every tile there, does no harm and saves a branch.
+        const int real = (tokens + TILE - 1) / TILE;
+        int keep = 1, kept = 0;
+        for (int i = 0; i < tile_count; i++) {
+            int stage = i % STAGES;
+            int after = min(i + 1, tile_count - 1), after_stage = after % STAGES;
+            barrier_wait(full + 8 * after_stage, (after / STAGES) & 1);
+            if (keep) {
+                kept += i < real;
+                wgmma_fence();
+                issue_scores(after_stage);
+                issue_values(stage, p);
+                wgmma_wait<1>();
+                int matters = look(after_stage);
+                weigh_scores();
+                wgmma_wait<0>();
+                if (lane < CLUSTER) barrier_arrive(empty + 8 * stage, lane);
+                add_fresh();
+                keep = any_of_warpgroup(matters, warpgroup);
+                pack_codes(p);
+            } else {
+                wgmma_fence();
+                issue_scores(after_stage);
+                wgmma_wait<0>();
+                if (lane < CLUSTER) barrier_arrive(empty + 8 * stage, lane);
+                keep = any_of_warpgroup(look(after_stage), warpgroup);
+                if (keep) {
+                    weigh_scores();
+                    before[0] = shrink[0], before[1] = shrink[1];
+                    pack_codes(p);
+                }
+            }
+        }
+        if (thread == 0 && row < q_tokens) atomicAdd(computed, (u64)kept);
+#else
         for (int i = 0; i < tile_count; i++) {
             int stage = i % STAGES;
             // The last turn repeats its own scores: a branch would keep the compiler from
@@ -313,6 +410,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
             add_fresh();
             pack_codes(p);
         }
+#endif
 
         const float* scales = v_scale + blockIdx.y * D;
         int head = blockIdx.y % heads, batch = blockIdx.y / heads;

@@ -17,7 +17,7 @@ from torch.library import custom_op
 
 from qbench.optimizations.kernels import HOPPER, Kernel, build
 
-CHUNK, CLUSTER = 512, 2  # as in the sources
+CHUNK, CLUSTER, QUERIES = 512, 2, 64  # as in the sources; QUERIES are a warpgroup's
 TOP = 120
 K_MAX, V_MAX = 32.0, 448.0
 LOUDEST = 56000.0
@@ -47,6 +47,44 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return _operator(q, k, v)
 
 
+class Skip(NamedTuple):
+    """Which tiles the skipping kernel leaves out, and where it counts those that it computes.
+
+    A block is 64 queries and a tile of keys. It is left out where each of its weights is below
+    `threshold` times the largest of its row so far, in [0, 1); none is below 0. As a row's largest
+    weight is kept, n keys left out held less than n * threshold of what the others hold together.
+    Below 2**-15 a weight's code is zero anyway, and leaving the block out changes nothing.
+
+    computed: int64, one number, on the inputs' device, to which blocks computed are added.
+    """
+
+    threshold: float
+    computed: torch.Tensor
+
+    @property
+    def depth(self) -> float:
+        """The threshold in codes below a row's largest score."""
+        return -8 * math.log2(self.threshold) if self.threshold else math.inf
+
+
+def attend_skipping(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, skip: Skip) -> torch.Tensor:
+    """`attend` without the blocks that `skip` says. At a threshold of 0 it is `attend` itself.
+
+    A block with a value that is NaN or infinite is always computed, and so is all of a head whose
+    keys, and all of a row whose query, has one.
+    """
+    if skip.threshold:
+        return _launch(q, k, v, skip)
+    skip.computed.add_(blocks(q, k))
+    return _launch(q, k, v)
+
+
+def blocks(q: torch.Tensor, k: torch.Tensor) -> int:
+    """How many blocks of 64 queries and a tile of keys there are, over all heads and videos."""
+    tile = SHAPES[q.shape[3]].tile
+    return q.shape[0] * q.shape[2] * -(-q.shape[1] // QUERIES) * -(-k.shape[1] // tile)
+
+
 @custom_op("qbench::fp8_attention", mutates_args=())  # one node for torch.compile
 def _operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return _launch(q, k, v)
@@ -62,12 +100,13 @@ def _tile_bytes(dim: int) -> int:
 
 
 @functools.cache
-def _kernels(_: int, dim: int) -> tuple[Kernel, Kernel, Kernel]:
+def _kernels(_: int, dim: int, skips: bool) -> tuple[Kernel, Kernel, Kernel]:
     """The three kernels for heads of `dim` channels, compiled for the current device."""
+    defines = {"D": dim, "SKIP": 1} if skips else {"D": dim}
 
     def made(file: str, *names: str) -> list[Kernel]:
         layout = ("fp8_attention_layout.cu",)
-        return build(file, *names, capability=HOPPER, defines={"D": dim}, after=layout)
+        return build(file, *names, capability=HOPPER, defines=defines, after=layout)
 
     stats, pack = made("fp8_pack.cu", "stats", "pack")
     (attention,) = made("fp8_attention.cu", "attend")
@@ -76,6 +115,12 @@ def _kernels(_: int, dim: int) -> tuple[Kernel, Kernel, Kernel]:
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    _check_shapes(q, k, v)
+    if q.dtype not in (torch.bfloat16, torch.float16) or not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"BF16 or FP16, the same for all three, not {q.dtype}")
+
+
+def _check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
     if q.ndim != 4 or q.shape[-1] not in SHAPES:
         raise ValueError(f"(batch, tokens, heads, 64 or 128), not {shapes}")
@@ -87,8 +132,6 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         raise ValueError(f"keys and values of one shape, with the queries' heads, not {shapes}")
     if not (k.shape[1] and q.numel()):
         raise ValueError(f"at least one query and one key, not {shapes}")
-    if q.dtype not in (torch.bfloat16, torch.float16) or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"BF16 or FP16, the same for all three, not {q.dtype}")
 
 
 def _readable(x: torch.Tensor) -> torch.Tensor:
@@ -99,17 +142,19 @@ def _readable(x: torch.Tensor) -> torch.Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _launch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _launch(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, skip: Skip | None = None
+) -> torch.Tensor:
     _check(q, k, v)
     q, k, v = (_readable(x) for x in (q, k, v))
     batch, queries, heads, dim = q.shape
     tokens = k.shape[1]
-    stats, pack, attention = _kernels(q.device.index or 0, dim)
+    stats, pack, attention = _kernels(q.device.index or 0, dim, skip is not None)
     shape, rows = SHAPES[dim], batch * heads
     chunks = -(-tokens // CHUNK)
     tiles = -(-tokens // (shape.at_once * shape.tile)) * shape.at_once
     q_tiles = -(-queries // shape.tile)
-    queries_each = 64 * shape.consumers  # a block's
+    queries_each = QUERIES * shape.consumers  # a block's
     blocks = -(-queries // (queries_each * CLUSTER)) * CLUSTER
     padded = max(blocks * queries_each, q_tiles * shape.tile)
     shared_bytes = shape.stages * _tile_bytes(dim)
@@ -142,16 +187,23 @@ def _launch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     attention(
         (blocks, rows, 1),
         (128 * (shape.consumers + 1), 1, 1),
-        [q8, q_scale, packed, v_scale, k_norm, out, queries, tokens, heads, padded, is_bf16],
+        [
+            *(q8, q_scale, packed, v_scale, k_norm, out, queries, tokens, heads, padded, is_bf16),
+            *((float(skip.depth), skip.computed) if skip else ()),
+        ],
         shared_mem=shared_bytes,
     )
     return out
 
 
-def emulated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """What `attend` computes, in plain operations, for shapes whose scores fit in memory.
+def emulated(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, skip: Skip | None = None
+) -> torch.Tensor:
+    """What `attend` or `attend_skipping` computes, in plain operations, on any device; float32.
 
     FP16 accumulation inside the first GEMM is the one thing that is not reproduced bit by bit.
+    In FP64 where FP32 would depend on how a library adds or vectorises. Every block is computed,
+    and those that are skipped are left out: skipping saves no time here.
     """
     dim, tokens = q.shape[-1], k.shape[1]
     q, k, v = (x.float().transpose(1, 2) for x in (q, k, v))
@@ -159,33 +211,53 @@ def emulated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     shape = SHAPES[dim]
     unit = q.abs().amax(-1, keepdim=True).clamp_min(1e-20) / shape.q_max * codes
     unit = _eleven_bits(unit, up=True).clamp_min(6e-5 / 256)
-    q8 = _e4m3(q * (codes / unit))
+    q8 = _e4m3(q * (codes / unit)).double()
     k = k - k.mean(2, keepdim=True)
     bound = q.norm(dim=-1, keepdim=True) * codes * k.norm(dim=-1).amax(-1)[..., None, None]
     loud = _eleven_bits(unit * (LOUDEST / bound), up=False)
     unit = torch.where(bound <= LOUDEST, unit, torch.where(bound < torch.inf, loud, torch.nan))
-    tiles = -(-tokens // shape.tile)
-    top = torch.stack([part.abs().amax((2, 3)) for part in k.split(shape.tile, 2)], -1).clamp_min(
-        1e-20
-    )
-    scale = torch.exp2(torch.ceil(torch.log2(top / K_MAX)))  # (batch, heads, tiles)
-    scale = scale.repeat_interleave(shape.tile, -1)[..., None, :tokens]
-    k8 = _e4m3(k / scale.transpose(-1, -2))
     v_scale = v.abs().amax(2, keepdim=True).clamp_min(1e-20) / V_MAX
-    v8 = _e4m3(v / v_scale)
-    scores = (q8 @ k8.transpose(-1, -2)).half().float() * (unit * scale)
-    weights = torch.zeros_like(scores)
-    running = torch.full_like(scores[..., :1], -60000.0)
-    for i in range(tiles):
-        part = slice(i * shape.tile, (i + 1) * shape.tile)
-        highest = torch.maximum(running, scores[..., part].amax(-1, keepdim=True))
+    v8 = _e4m3(v / v_scale).double()
+    running = torch.full_like(q[..., :1], -60000.0)
+    out, total = torch.zeros_like(q), torch.zeros_like(q[..., :1])
+    for begin in range(0, tokens, shape.tile):
+        part = slice(begin, begin + shape.tile)
+        top = k[:, :, part].abs().amax((2, 3), keepdim=True).clamp_min(1e-20)
+        scale = torch.exp2(torch.ceil(torch.log2(top / K_MAX)))
+        k8 = _e4m3(k[:, :, part] / scale)
+        scores = (q8 @ k8.transpose(-1, -2).double()).half().float() * (unit * scale)
+        here = scores.amax(-1, keepdim=True)
+        highest = torch.maximum(running, here)
         now = 1024 + TOP - _half_down(1024 + TOP - highest)
-        weights[..., : i * shape.tile] *= torch.exp2((running - now) / 8)
-        code = torch.round(scores[..., part] - now + TOP).clamp_min(0)
-        weights[..., part] = code.to(torch.uint8).view(torch.float8_e4m3fn).float()
+        code = torch.round(scores - now + TOP).clamp_min(0)
+        weights = code.to(torch.uint8).view(torch.float8_e4m3fn).float()
+        if skip:
+            matters = ~(here < running - skip.depth)  # so a NaN does
+            forced = ~v[:, :, part].isfinite().all(3).all(2)
+            kept = _any_of_64(matters) | forced[..., None, None]
+            skip.computed.add_(kept[:, :, ::QUERIES].sum())
+            now, weights = torch.where(kept, now, running), weights * kept
+        shrink = torch.exp2((running - now).double() / 8).float()
+        out = out * shrink + (weights.double() @ v8[:, :, part]).float()
+        total = total * shrink + weights.sum(-1, keepdim=True)
         running = now
-    out = (weights @ v8) / weights.sum(-1, keepdim=True) * v_scale
-    return out.transpose(1, 2)
+    return (out / total * v_scale).transpose(1, 2)
+
+
+def reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, skip: Skip | None = None
+) -> torch.Tensor:
+    """`emulated`, checked and in the inputs' dtype, which may be FP32 too."""
+    _check_shapes(q, k, v)
+    return emulated(q, k, v, skip).to(q.dtype)
+
+
+def _any_of_64(x: torch.Tensor) -> torch.Tensor:
+    """For each query whether it is so for any of its 64; (batch, heads, queries, 1) in and out."""
+    queries = x.shape[2]
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -queries % QUERIES))
+    any_of = padded.unflatten(2, (-1, QUERIES)).any(3, keepdim=True)
+    return any_of.expand(-1, -1, -1, QUERIES, -1).flatten(2, 3)[:, :, :queries]
 
 
 def _e4m3(x: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@
 #define ROWS (D + 8)                // rows of V^T: the channels, one of ones, seven of zeros
 #define K_BYTES (TILE * D)
 #define V_BYTES (TILE * ROWS)
-#define TILE_BYTES (K_BYTES + V_BYTES + 128)  // then the tile's K scale, padded
+#define TILE_BYTES (K_BYTES + V_BYTES + 128)  // then the tile's K scale, padded (SKIP: see pack)
 
 // By twos for heads of 64, so that their results stay what they have been, bit for bit: a tile of
 // padding repeats the last key with a scale of its own, and may round it otherwise.
