@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from qbench.errors import InputError, Unsupported
 from qbench.quality.outputs import FOLDER, Outputs, video_bytes
 from qbench.run import together
+from qbench.run.computing import Computing
 from qbench.run.events import StepsDone
 from qbench.run.job import Job
 from qbench.run.stages import Stages
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     from qbench.meters.flops import Work
-    from qbench.optimizations.caching import Cached
-    from qbench.optimizations.caching.computed import Computed, Share
     from qbench.optimizations.parallel.groups import Ranks
     from qbench.optimizations.rules import Machine
     from qbench.pipelines.base import Conditioning, Resolved, VideoPipeline
@@ -69,9 +68,7 @@ class Session:
         self.prompts = list(job.prompts)
         self.outputs = Outputs(job.folder / FOLDER)
         self.lead: Lead | None = None  # of other ranks, which share the work of each video
-        self.work: Work | None = None  # of a step, with that of each linear
-        self.cached: Cached | None = None
-        self.computed: list[tuple[int, list[Share]]] = []  # videos of each batch, and its steps
+        self.computing: Computing | None = None  # where a cache leaves steps out
         self.counted: Callable[[], dict[str, float]] = dict  # facts that videos add to
 
     def seeds(self, numbers: list[int]) -> list[int]:
@@ -105,9 +102,8 @@ class Session:
         steady: steps after which figures count, where steps are timed one by one.
         """
         said, lead = on_step, self.lead
-        if self.cached and exchange is None and (steps is None or steady is not None):
-            on_step = self._counting(on_step, len(numbers))
-            said = on_step
+        if self.computing and exchange is None and (steps is None or steady is not None):
+            said = on_step = self.computing.follow(on_step, len(numbers))
         if lead:
             conditioning = lead.denoise(conditioning, numbers, steps, exchange is not None, steady)
             exchange = lead.exchange(exchange) if exchange else None
@@ -125,19 +121,6 @@ class Session:
             steps=steps,
             exchange=exchange,
         )
-
-    def _counting(self, said: Callable[[int], None], videos: int) -> Callable[[int], None]:
-        """Note what the cache left to compute of each step, too."""
-        assert self.cached is not None
-        counter, steps = self.cached.counter, []  # type: ignore[var-annotated]
-        counter.mark()
-        self.computed.append((videos, steps))
-
-        def on_step(step: int) -> None:
-            steps.append(counter.mark())
-            said(step)
-
-        return on_step
 
     def video(self, numbers: list[int]) -> Video:
         """Generate the videos with these numbers as one batch."""
@@ -168,16 +151,6 @@ class Session:
         stages.name = outer
         return Video(frames.cpu(), latents.float().cpu(), seconds, steps.seconds())
 
-    def what_was_computed(self) -> Computed | None:
-        """Of all videos since the warm-up; None without a cache."""
-        from qbench.optimizations.caching import computed
-
-        if self.cached is None:
-            return None
-        names = self.cached.counter.attention_names
-        attention = computed.attention_share(self.work, names)
-        return computed.summed(self.computed, attention, self.cached.library, self.cached.ratios)
-
     @property
     def shares_decode(self) -> bool:
         """Whether other ranks decode parts of each video."""
@@ -187,7 +160,8 @@ class Session:
     def forget(self) -> None:
         """What came before is not steady, on any rank."""
         self.stages.forget_peaks()
-        self.computed.clear()
+        if self.computing:
+            self.computing.clear()
         if self.lead:
             self.lead.forget()
 
@@ -238,8 +212,8 @@ def prepare(job: Job, stages: Stages) -> Session:
     session = _load(job, stages)
     _check_model(session)
     _check_disk(session)
-    session.work = _count_work(session)
-    ranks = _quantize(session, session.work)
+    work = _count_work(session)
+    ranks = _quantize(session, work)
     if ranks:
         session.lead = together.Lead(ranks)
     _compile(session)
@@ -429,7 +403,10 @@ def _quantize(session: Session, work: Work | None) -> Ranks | None:
     together.meet(session.job)
     applied = axes.apply(session.pipeline, outside, session.device, steps, occasion)
     recorder.facts(applied.facts)
-    session.cached = applied.cached
+    if applied.cached:
+        session.computing = Computing(applied.cached, work)
+        if applied.cached.ratios:
+            recorder.facts({"calibration_s": applied.cached.calibration_s})
     if applied.sparse:
         session.counted = applied.sparse.facts
     if variant.decode.fused and not patch.fuses(session.pipeline.pipe.vae):

@@ -134,11 +134,13 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     generate.profile(session)
     results.facts(session.counted())
     if not session.compared:
-        results.put(computed=session.what_was_computed())
+        if session.computing:
+            results.put(computed=session.computing.summed())
         session.end_ranks()
         return "ok", ""
     outputs = generate.generate(session)
-    results.put(computed=session.what_was_computed())
+    if session.computing:
+        results.put(computed=session.computing.summed())
     results.put(error_growth=generate.error_by_step(session))
     results.facts(session.counted())
     generate.save_samples(session, outputs)

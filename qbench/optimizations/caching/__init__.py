@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,13 +43,14 @@ class Cached:
     """A cache in effect.
 
     counter: of what it leaves to compute. library: whose it is, with its version.
-    ratios: that MagCache goes by.
+    ratios: that MagCache goes by. calibration_s: that they took.
     """
 
     changes: Changes
     counter: Counter
     library: str
     ratios: tuple[float, ...] = ()
+    calibration_s: float = 0.0
 
 
 def apply(
@@ -71,8 +73,10 @@ def apply(
     if not hasattr(module, "enable_cache"):
         raise Unsupported(UNKNOWN_BLOCKS)
     method, changes = CACHES[wanted.kind], Changes("cache")
+    began = time.perf_counter()
     if wanted.kind == "mag":
         wanted = _with_ratios(video, wanted, steps, occasion)
+    calibration_s = time.perf_counter() - began
     counter = Counter(video, method.inner)
     try:
         for (
@@ -91,7 +95,7 @@ def apply(
         changes.undo()
         raise
     library = f"{method.package} {importlib.metadata.version(method.package)}"
-    return Cached(changes, counter, library, tuple(wanted.ratios or ()))
+    return Cached(changes, counter, library, tuple(wanted.ratios or ()), calibration_s)
 
 
 def _begin_anew(

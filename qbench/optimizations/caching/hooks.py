@@ -45,12 +45,14 @@ def first_block(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes
 
 
 def pab(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes: Changes) -> None:
-    """The last step lies below its range of timesteps."""
+    """The last step lies below its range of timesteps, of few steps too."""
     import diffusers
+
+    low, high = PAB_RANGE
 
     config = diffusers.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=wanted.interval,
-        spatial_attention_timestep_skip_range=PAB_RANGE,
+        spatial_attention_timestep_skip_range=(max(low, schedule.below), high),
         current_timestep_callback=schedule.now,
     )
     _enable(video, config, changes)
