@@ -125,7 +125,8 @@ def main() -> None:
             for part, (bank, owners) in banks.items()
         }
     )
-    for part, loss_of_batch in mixture.losses.items():  # compiled before the clock starts
+    denoiser.train()  # as `fit` has it, or all would be compiled once more
+    for part, loss_of_batch in mixture.losses.items():  # before the clock starts
         loss_of_batch().backward()
         denoiser.zero_grad(set_to_none=True)
         if ranks.first:
