@@ -60,7 +60,9 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, help="another VAE than the one that it starts with")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
-    parser.add_argument("--seconds", type=float, default=300, help="of training, all stages")
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="of training, all stages; 0 ends with this call"
+    )
     parser.add_argument(
         "--until", type=float, default=math.inf, help="seconds from the start of this call"
     )
@@ -108,7 +110,8 @@ def main() -> None:
         captions = torch.cat([pipeline.text_encoder(some)[0] for some in ids.split(512)])
     signal = pipeline.scheduler.alphas_cumprod.float().to(device)
     checkpoint = arguments.work / "lengths.pt"
-    seed = SEED + 1000 * ranks.rank + resumed_at(checkpoint)
+    before, spent = resumed_at(checkpoint)
+    seed = SEED + 1000 * ranks.rank + before
     generator = torch.Generator(device).manual_seed(seed)
     if arguments.compile:
         torch._dynamo.config.recompile_limit = 4 * len(shares)
@@ -133,10 +136,11 @@ def main() -> None:
             print(f"{part.name} ready after {time.monotonic() - began:.0f} s", flush=True)
     left = max(0.0, arguments.until - (time.monotonic() - began))
     stage = ranks.agreed(left, denoiser.device)
+    seconds = arguments.seconds or spent + stage
     steps = fit(
         mixture,
         denoiser,
-        seconds=arguments.seconds,
+        seconds=seconds,
         peak_lr=arguments.lr,
         checkpoint=checkpoint,
         ema=arguments.ema,
@@ -155,8 +159,8 @@ def main() -> None:
     pipeline.to(torch.float16).save_pretrained(arguments.out)
     figures = {
         "steps": steps,
-        "seconds": torch.load(checkpoint, weights_only=True, mmap=True)["spent"],
-        "of_seconds": arguments.seconds,
+        "seconds": resumed_at(checkpoint)[1],
+        "of_seconds": seconds,
         "lr": arguments.lr,
         "ranks": ranks.size,
         "device": torch.cuda.get_device_name() if device == "cuda" else device,

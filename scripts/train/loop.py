@@ -87,11 +87,12 @@ class Average(nn.Module):
             target.copy_(source)
 
 
-def resumed_at(checkpoint: Path) -> int:
-    """Steps that were taken before, so that a stage draws other clips than the one before it."""
+def resumed_at(checkpoint: Path) -> tuple[int, float]:
+    """Steps taken before and their seconds; by the steps, a stage can draw clips of its own."""
     if not checkpoint.exists():
-        return 0
-    return int(torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)["steps"])
+        return 0, 0.0
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)
+    return int(state["steps"]), float(state["spent"])
 
 
 def fit(

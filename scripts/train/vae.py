@@ -148,7 +148,7 @@ def main() -> None:
     if ranks.rank:  # the same weights, other draws of latents
         torch.manual_seed(ranks.rank)
     checkpoint = arguments.work / "vae.pt"
-    seed = SEEN_SEED + 1000 * ranks.rank + resumed_at(checkpoint)
+    seed = SEEN_SEED + 1000 * ranks.rank + resumed_at(checkpoint)[0]
     generator = torch.Generator(device).manual_seed(seed)
     shares = arguments.shares or [Share(world.LENGTHS[0], arguments.batch)]
     mixture = losses(vae, shares, arguments.kl, generator, arguments.channels_last)
