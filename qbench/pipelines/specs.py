@@ -67,10 +67,10 @@ class Model:
 
         sizes = [f"{a}x{b}x{c}" for a, b, c in sorted(self.trained, key=away)]
         others = f" (others: {', '.join(sizes[1:])})" if sizes[1:] else ""
+        asked = f"{frames}x{height}x{width}"
         return (
-            f"generation: {self.name} was not trained at {frames}x{height}x{width} (frames, "
-            "height, width), so its videos may show nothing; the nearest that it was trained at is "
-            f"{sizes[0]}{others}"
+            f"generation: {self.name} was not trained at {asked} (frames, height, width), so its "
+            f"videos may not follow their prompts; the nearest that it was is {sizes[0]}{others}"
         )
 
     def digest(self, weights: Weights = "pretrained") -> str:

@@ -153,7 +153,7 @@ def test_a_size_that_was_not_learned_is_told_with_the_nearest_that_was() -> None
     assert specs.find("cogvideox-2b").unlearned(9, 64, 64) is None  # nobody said what it learned
     told = model.unlearned(33, 192, 192)
     assert told
-    assert told.endswith("nearest that it was trained at is 49x256x256 (others: 17x64x64)")
+    assert told.endswith("nearest that it was is 49x256x256 (others: 17x64x64)")
 
 
 def _position(embed: torch.nn.Module, at: tuple[int, int, int]) -> torch.Tensor:
