@@ -17,6 +17,7 @@ from qbench.pipelines.base import frames_of
 from qbench.quality import evaluate
 from qbench.quality.metrics import (
     clip_score,
+    distances,
     features,
     fidelity,
     fvd,
@@ -318,7 +319,7 @@ def test_probe_is_right_on_rendered_clips() -> None:
 
 
 def test_probe_is_right_on_larger_clips_that_are_shrunk_for_it() -> None:
-    scenes = world.scenes()[7::577]
+    scenes = world.scenes()[7::1153]
     truth = torch.tensor([scene.indices() for scene in scenes])
     for frames, side in [*world.LENGTHS[1:3], (25, 96)]:
         clips = world.render_scenes(scenes, 9, frames, side)
@@ -469,6 +470,22 @@ def test_what_a_network_cannot_read_is_a_note_and_not_a_crash(tmp_path: Path) ->
     assert found.metrics["psnr"].value == fidelity.PSNR_CAP
     assert {"adherence", "fvd_reference"}.isdisjoint(found.metrics)
     assert any("the probe reads 17 frames" in note for note in found.notes)
+
+
+def test_larger_videos_are_held_against_clips_rendered_as_large(tmp_path: Path) -> None:
+    """Those very clips are at no distance, and show what their prompts say."""
+    scenes = world.scenes()[5::577]
+    indices = torch.tensor([scene.indices() for scene in scenes])
+    jitters = world.jitter(len(scenes), distances.RENDER_SEED)
+    videos = world.render(indices, jitters, 25, 80)
+    outputs = Outputs(tmp_path)
+    outputs.add(0, videos, torch.zeros(len(videos), 7, 16, 10, 10))
+    texts = [scene.caption() for scene in scenes]
+    wanted = Quality(metrics=["adherence", "fvd_rendered"])
+    found = evaluate.measure(outputs, None, texts, (25, 3, 80, 80), MODEL, wanted, "cpu").metrics
+    assert found["adherence"].value == 1
+    assert found["fvd_rendered"].value < 0.01
+    assert "8 videos of 25x80x80" in found["fvd_rendered"].note
 
 
 def test_error_by_step_of_known_trajectories() -> None:
