@@ -188,7 +188,7 @@ PARTS = {
     ),
     "peers-fast-cached": Part(
         "what fast-cached may become: quality on the bundled model at 50 steps, 256 videos",
-        (*BUNDLED, "prompts.count=256", "generation.steps=50"),
+        (*CALIBRATED_QUALITY, "generation.steps=50"),
         ("fp32", "bf16", "fast", *FAST_CACHED),
     ),
     "peers-steps": Part(
