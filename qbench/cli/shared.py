@@ -50,6 +50,7 @@ def records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list
         raise InputError(f"{places[0]}: no {store.FILE} at or below it")
     found = store.read_all(paths, compact=True)
     gc.freeze()  # records are read once and held to the end: nothing of them is garbage
+    gc.set_threshold(100_000, 20, 20)  # nor is most of what is made of them
     return found
 
 

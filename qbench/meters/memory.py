@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,16 @@ class Peak(BaseModel):
 
     def larger(self, other: Peak) -> Peak:
         """Field by field the larger of two peaks."""
-        pairs = {
-            name: [v for v in (getattr(self, name), getattr(other, name)) if v is not None]
-            for name in Peak.model_fields
-        }
-        return Peak(**{name: max(values) if values else None for name, values in pairs.items()})
+        return largest([self, other])
+
+
+def largest(peaks: Sequence[Peak]) -> Peak:
+    """Field by field the largest of the peaks."""
+    found: dict[str, int | None] = {}
+    for name in Peak.model_fields:
+        known = [size for peak in peaks if (size := getattr(peak, name)) is not None]
+        found[name] = max(known, default=None)
+    return Peak(**found)
 
 
 class PeakMeter:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from qbench.quality.statistics import CONFIDENCE, Moments, difference, interval_of, moments
+from qbench.quality.statistics import (
+    CONFIDENCE,
+    ManyMoments,
+    difference,
+    interval_of,
+    many_moments,
+    moments,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 BROKEN = 5.0  # margins
+TOGETHER = 2**17  # numbers that are compared at once
+SEEN = 1e-5
+FAINT = 1e-32  # chance of an outcome that is left out where it cannot be seen in the sum
 STEP = 2.0**-29  # of a share, to which its interval is computed
 Better = Literal["higher", "lower", "zero"]
 
@@ -40,6 +50,19 @@ class Comparison:
     better_p: float  # a gain of the margin at most
 
 
+class Asked(NamedTuple):
+    """Paired samples of one metric. margin: above 0, in the metric's unit.
+
+    theirs: the reference's samples; None stands for zeros, where ours are differences already.
+    """
+
+    metric: str
+    ours: Sequence[float]
+    theirs: Sequence[float] | None
+    better: Better
+    margin: float
+
+
 def compare(
     metric: str,
     ours: Sequence[float],
@@ -47,24 +70,68 @@ def compare(
     better: Better,
     margin: float,
 ) -> Comparison:
-    """Compare paired samples of one metric. margin: above 0, in the metric's unit.
+    """Compare the samples of one metric: see `Asked`, and `compare_all`."""
+    return compare_all([Asked(metric, ours, theirs, better, margin)])[0]
 
-    theirs: the reference's samples; None stands for zeros, where ours are differences already.
-    Samples of yes and no (0 and 1 alone) get exact tests. Raises ValueError for unequal lengths.
+
+def compare_all(asked: Iterable[Asked]) -> list[Comparison]:
+    """A comparison of each. Samples of yes and no (0 and 1 alone) get exact tests.
+
+    What has as many samples is compared together: tables of many rows ask for a hundred thousand.
+    Raises ValueError for unequal lengths.
     """
     import numpy as np
 
-    a = np.asarray(ours, dtype=np.float64)
-    b = np.zeros_like(a) if theirs is None else np.asarray(theirs, dtype=np.float64)
-    if a.shape != b.shape or not len(a):
-        raise ValueError(f"paired samples need equal lengths, got {len(a)} and {len(b)}")
-    if theirs is not None and _yes_or_no(a) and _yes_or_no(b):
-        return _of_shares(metric, a, b, better, margin)
-    gaps = b - a if better == "lower" else a - b
-    found = moments(gaps)
-    low, high = interval_of(found)
-    tests = (_two_sided if better == "zero" else _one_sided)(found, margin)
-    return Comparison(metric, better, found.n, found.mean, low, high, margin, *tests)
+    found: dict[int, Comparison] = {}
+    waiting: dict[int, list[tuple[int, Asked, NDArray[np.float64]]]] = {}
+    for i, one in enumerate(asked):
+        a = np.asarray(one.ours, dtype=np.float64)
+        b = np.zeros_like(a) if one.theirs is None else np.asarray(one.theirs, dtype=np.float64)
+        if a.shape != b.shape or not len(a):
+            raise ValueError(f"paired samples need equal lengths, got {len(a)} and {len(b)}")
+        if one.theirs is not None and _yes_or_no(a) and _yes_or_no(b):
+            found[i] = _of_shares(one.metric, a, b, one.better, one.margin)
+            continue
+        alike = waiting.setdefault(len(a), [])
+        alike.append((i, one, b - a if one.better == "lower" else a - b))
+        if len(alike) * len(a) >= TOGETHER:
+            found |= _compared(waiting.pop(len(a)))
+    for alike in waiting.values():
+        found |= _compared(alike)
+    return [found[i] for i in range(len(found))]
+
+
+def _compared(
+    alike: Sequence[tuple[int, Asked, NDArray[np.float64]]],
+) -> dict[int, Comparison]:
+    """Of gaps of equal numbers, by the place of each."""
+    import numpy as np
+
+    gains = many_moments(np.stack([gaps for _, _, gaps in alike]))
+    margins = np.array([one.margin for _, one, _ in alike])
+    low, high = gains.intervals()
+    two_sided = np.array([one.better == "zero" for _, one, _ in alike])
+    tests = np.where(two_sided, _two_sided(gains, margins), _one_sided(gains, margins)).T.tolist()
+    bounds = zip(gains.known.tolist(), low.tolist(), high.tolist(), strict=True)
+    found = {}
+    for (i, one, _), mean, (known, least, most), (worse, beyond, broken, no_loss, better) in zip(
+        alike, gains.mean.tolist(), bounds, tests, strict=True
+    ):
+        found[i] = Comparison(
+            metric=one.metric,
+            better=one.better,
+            n=gains.n,
+            gain=mean,
+            low=least if known else None,
+            high=most if known else None,
+            margin=one.margin,
+            worse_p=worse,
+            beyond_p=beyond,
+            broken_p=broken,
+            no_loss_p=no_loss,
+            better_p=better,
+        )
+    return found
 
 
 def compare_unpaired(
@@ -80,39 +147,54 @@ def compare_unpaired(
     """
     a, b = moments(ours), moments(theirs)
     gain = difference(b, a) if better == "lower" else difference(a, b)
-    half = (1 - CONFIDENCE) / 2
-    low, high = (-gain.flipped().bound(half), gain.bound(half)) if gain.known else (None, None)
-    n = min(a.n, b.n)
-    return Comparison(metric, better, n, gain.mean, low, high, margin, *_one_sided(gain, margin))
-
-
-Tests = tuple[float, float, float, float, float]  # worse, beyond, broken, no_loss, better
-
-
-def _one_sided(gain: Moments, margin: float) -> Tests:
-    loss = gain.flipped()
-    return (
+    low, high = interval_of(gain)
+    loss, n = gain.flipped(), min(a.n, b.n)
+    tests = (
         loss.tail(0.0),
         loss.tail(margin),
         loss.tail(BROKEN * margin),
         gain.tail(-margin),
         gain.tail(margin),
     )
+    return Comparison(metric, better, n, gain.mean, low, high, margin, *tests)
 
 
-def _two_sided(change: Moments, margin: float) -> Tests:
+# Five rows: worse, beyond, broken, no_loss, better.
+
+
+def _one_sided(gains: ManyMoments, margins: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
+    losses = gains.flipped()
+    return np.stack(
+        [
+            losses.tails(0 * margins),
+            losses.tails(margins),
+            losses.tails(BROKEN * margins),
+            gains.tails(-margins),
+            gains.tails(margins),
+        ]
+    )
+
+
+def _two_sided(changes: ManyMoments, margins: NDArray[np.float64]) -> NDArray[np.float64]:
     """Two one-sided tests either way (Schuirmann 1987): any change beyond the margin is a loss."""
-    other = change.flipped()
+    import numpy as np
 
-    def beyond(edge: float) -> float:
-        return min(1.0, 2 * min(change.tail(edge), other.tail(edge)))
+    others = changes.flipped()
 
-    return (
-        beyond(0.0),
-        beyond(margin),
-        beyond(BROKEN * margin),
-        max(change.tail(-margin), other.tail(-margin)),
-        1.0,
+    def beyond(edges: NDArray[np.float64]) -> NDArray[np.float64]:
+        either: NDArray[np.float64] = np.minimum(changes.tails(edges), others.tails(edges))
+        return np.minimum(1.0, 2 * either)
+
+    return np.stack(
+        [
+            beyond(0 * margins),
+            beyond(margins),
+            beyond(BROKEN * margins),
+            np.maximum(changes.tails(-margins), others.tails(-margins)),
+            np.ones_like(margins),
+        ]
     )
 
 
@@ -120,7 +202,7 @@ def _two_sided(change: Moments, margin: float) -> Tests:
 
 
 def _yes_or_no(values: NDArray[np.float64]) -> bool:
-    return bool(((values == 0) | (values == 1)).all())
+    return values[0] in (0.0, 1.0) and bool(((values == 0) | (values == 1)).all())
 
 
 def _of_shares(
@@ -173,7 +255,7 @@ def loss_tail(n: int, lost: int, won: int, share: float) -> float:
     changed = min(p_won + p_lost, 1.0)
     if changed == 0:
         return 1.0  # nothing changes for certain, and nothing did
-    m = np.arange(n + 1, dtype=np.float64)
+    m = np.arange(n + 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = (
             gammaln(n + 1) - gammaln(m + 1) - gammaln(n - m + 1)
@@ -181,9 +263,15 @@ def loss_tail(n: int, lost: int, won: int, share: float) -> float:
             + np.where(m < n, (n - m) * np.log1p(-changed), 0.0)
         )  # fmt: skip
     most = np.floor((m + lost - won) / 2)  # lost of m changed, for a difference this small
-    tails = np.where(most >= m, 1.0, bdtr(np.clip(most, 0, m), m, p_lost / changed))
-    tails = np.where(most < 0, 0.0, tails)
-    return float(min(np.exp(logs) @ tails, 1.0))
+    chances, tails = np.exp(logs), np.where(most >= m, 1.0, 0.0)
+    open_ = (most >= 0) & (most < m)
+    for faint in (FAINT, -1.0):  # most of the time goes into the tails of what hardly ever is
+        some = open_ & (chances > faint)
+        tails[some] = bdtr(most[some], m[some], p_lost / changed)
+        p = float(min(chances @ tails, 1.0))
+        if p > SEEN:
+            break
+    return p
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -136,11 +137,10 @@ def speed_up(reference: Sequence[float], variant: Sequence[float]) -> Ratio:
 
     Whatever drifts between the two runs is in the ratio and not in its interval.
     """
-    import numpy as np
-
-    ratios = resampled_medians(tuple(reference), 0) / resampled_medians(tuple(variant), 1)
-    value = float(np.median(reference) / np.median(variant))
-    fewest = min(effective_n(reference) / len(reference), effective_n(variant) / len(variant))
+    theirs, ours = tuple(reference), tuple(variant)
+    ratios = resampled_medians(theirs, 0) / resampled_medians(ours, 1)
+    value = median(theirs) / median(ours)
+    fewest = min(effective_n(theirs) / len(theirs), effective_n(ours) / len(ours))
     n = min(len(reference), len(variant))
     return _ratio(value, *central(ratios), n, n * fewest, interleaved=False)
 
@@ -153,7 +153,7 @@ def paired_speed_up(reference: Sequence[float], variant: Sequence[float]) -> Rat
         raise ValueError(f"pairs need equal lengths, got {len(reference)} and {len(variant)}")
     ratios = np.asarray(reference, dtype=np.float64) / np.asarray(variant, dtype=np.float64)
     low, high = central(resampled_medians(tuple(ratios.tolist()), 0))
-    value = float(np.median(ratios))
+    value = median(ratios.tolist())
     return _ratio(value, low, high, len(ratios), effective_n(ratios), interleaved=True)
 
 

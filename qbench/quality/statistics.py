@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, field_serializer
 
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    Value = TypeVar("Value", float, NDArray[np.float64])
+
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
 RESAMPLES = 2000
 NORMAL = 1.959964  # standard deviations to either side that hold 95 %
+SYMMETRIC = 1e-8  # skewness that is none
 LEAST = 3  # samples below which there is no interval
 MANY = 255  # samples up to which what resamples consist of is kept, in a byte each
 
@@ -131,6 +134,73 @@ class Moments:
         return self.mean + self.error * max(quantile, hall)
 
 
+@dataclass(frozen=True)
+class ManyMoments:
+    """As `Moments`, of many samples of one size: an array each."""
+
+    n: int
+    mean: NDArray[np.float64]
+    error: NDArray[np.float64]
+    skew: NDArray[np.float64]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        import numpy as np
+
+        return np.isfinite(self.error) & (self.error > 0) & (self.n >= LEAST)
+
+    def tails(self, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`Moments.tail` of each, at an edge of its own."""
+        import numpy as np
+        from scipy.special import stdtr
+
+        known = self.known
+        t = (np.where(known, self.mean, 0.0) - edges) / np.where(known, self.error, 1.0)
+        found = stdtr(self.n - 1, -np.minimum(t, _transformed(t, self.skew)))
+        return np.where(known, found, 1.0)
+
+    def flipped(self) -> ManyMoments:
+        return ManyMoments(self.n, -self.mean, self.error, -self.skew)
+
+    def intervals(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Low and high of 95 %, which mean nothing where the moments are not known."""
+        return -self.flipped()._upper(), self._upper()
+
+    def _upper(self) -> NDArray[np.float64]:
+        import numpy as np
+
+        if self.n < LEAST:
+            return self.mean
+        quantile = student_quantile(self.n - 1, 1 - (1 - CONFIDENCE) / 2)
+        a = np.where(np.abs(self.skew) < SYMMETRIC, 1.0, self.skew)
+        inner = 1 + a * (-quantile - a / 6)
+        hall = 3 / a * (np.copysign(np.abs(inner) ** (1 / 3), inner) - 1)
+        hall = np.where(np.abs(self.skew) < SYMMETRIC, -quantile, hall)
+        error = np.where(self.known, self.error, 0.0)
+        found: NDArray[np.float64] = self.mean + error * np.maximum(quantile, -hall)
+        return found
+
+
+def many_moments(values: NDArray[np.float64]) -> ManyMoments:
+    """Of samples of one size, a row each: as `moments` of each row."""
+    import numpy as np
+
+    n = values.shape[1]
+    with np.errstate(invalid="ignore", over="ignore"):  # where a value is not finite
+        mean = np.add.reduce(values, axis=1) / n
+        centred = values - mean[:, None]
+        squares = centred * centred
+        second = (centred[:, None] @ centred[:, :, None])[:, 0, 0]
+        rounding = n * (1e-12 * np.maximum.reduce(np.abs(values), axis=1)) ** 2
+        spread = second > rounding
+        third = (squares[:, None] @ centred[:, :, None])[:, 0, 0] / n
+        some = np.where(spread & np.isfinite(second), second, 1.0)
+        error = np.where(spread, np.sqrt(second / max(n - 1, 1) / n), 0.0)
+        skew = np.where(spread, third / (some / n) ** 1.5 / math.sqrt(n), 0.0)
+    unknown = ~np.isfinite(second) | (n < 2)
+    return ManyMoments(n, mean, np.where(unknown, math.inf, error), np.where(unknown, 0.0, skew))
+
+
 def moments(values: Sequence[float] | NDArray[np.float64]) -> Moments:
     """Of a sample; Moments.error is infinite where a value is not finite."""
     import numpy as np
@@ -166,13 +236,13 @@ def student_quantile(freedom: float, chance: float) -> float:
     return float(stdtrit(freedom, chance))
 
 
-def _transformed(t: float, a: float) -> float:
+def _transformed(t: Value, a: Value) -> Value:
     return t + a / 3 * t**2 + a**2 / 27 * t**3 + a / 6
 
 
 def _untransformed(y: float, a: float) -> float:
     """The t of which `_transformed` makes y: the transformation is a cube plus a constant."""
-    if abs(a) < 1e-8:
+    if abs(a) < SYMMETRIC:
         return y
     inner = 1 + a * (y - a / 6)
     return 3 / a * (math.copysign(abs(inner) ** (1 / 3), inner) - 1)

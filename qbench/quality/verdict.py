@@ -18,11 +18,12 @@ Beside the word stands the distance: *close*, or *as far as another seed*.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qbench.quality.comparison import Comparison, compare
+from qbench.quality.comparison import Asked, Comparison, compare_all
 from qbench.quality.floor import FEW, NEAR, Distance, Floor, Quality, Word, closeness, distance_of
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.statistics import ALPHA, LEAST, holm
@@ -113,8 +114,9 @@ def judge(
 
     margins: by metric, in the metric's own unit.
     """
-    found = [_comparisons(one, reference, floor.without([one.name]), margins) for one in candidates]
-    tested = _corrected(found)
+    asked = [_asked(one, reference, floor.without([one.name]), margins) for one in candidates]
+    made = iter(compare_all(item for items in asked for item in items))
+    tested = _corrected([tuple(itertools.islice(made, len(items))) for items in asked])
     words = [
         {t.comparison.metric: _word(t) for t in tests} | _as_a_set(one.quality, floor)
         for one, tests in zip(candidates, tested, strict=True)
@@ -128,28 +130,28 @@ def judge(
     ]
 
 
-def _comparisons(
+def _asked(
     one: Candidate, reference: Quality, floor: Floor, margins: Mapping[str, float]
-) -> tuple[Comparison, ...]:
+) -> list[Asked]:
     """Every figure with a margin that both sides have, or that is a difference already."""
-    made = []
+    asked = []
     for name, margin in margins.items():
         if name == "psnr" or name not in one.quality:  # how close videos are is no loss by itself
             continue
         metric = one.quality[name]
         samples, theirs = metric.samples, reference[name].samples if name in reference else None
         if metric.better == "zero" and samples:
-            made += _from_zero(name, one, floor, margin)
+            asked += _from_zero(name, one, floor, margin)
         elif samples and theirs and len(samples) == len(theirs):
-            made.append(compare(name, samples, theirs, metric.better, margin))
+            asked.append(Asked(name, samples, theirs, metric.better, margin))
     for name, metric in one.quality.items():
         if metric.scale and metric.samples:
             share = SET_SHARE * metric.scale
-            made.append(compare(name, metric.samples, None, "lower", share))
-    return tuple(made)
+            asked.append(Asked(name, metric.samples, None, "lower", share))
+    return asked
 
 
-def _from_zero(name: str, one: Candidate, floor: Floor, margin: float) -> list[Comparison]:
+def _from_zero(name: str, one: Candidate, floor: Floor, margin: float) -> list[Asked]:
     """A figure that is 0 as the reference, of any videos or of the reference's own alone.
 
     Other videos as good are away from 0 in the latter (`MetricSpec.away`), so those that are as far
@@ -157,12 +159,12 @@ def _from_zero(name: str, one: Candidate, floor: Floor, margin: float) -> list[C
     """
     samples = one.quality[name].samples or []
     if not METRICS[name].away or distance_of(one.quality, floor, one.other_noise)[0] in NEAR:
-        return [compare(name, samples, None, "zero", margin)]
+        return [Asked(name, samples, None, "zero", margin)]
     for seed in floor.other_noise.values():
         theirs = seed[name].samples if name in seed else None
         if theirs and len(theirs) == len(samples):
             away = [abs(value) for value in samples]
-            return [compare(name, away, [abs(value) for value in theirs], "lower", margin)]
+            return [Asked(name, away, [abs(value) for value in theirs], "lower", margin)]
     return []
 
 
@@ -195,20 +197,23 @@ def _corrected(found: Sequence[tuple[Comparison, ...]]) -> list[tuple[Tested, ..
 def _word(tested: Tested) -> Word:
     """What one figure says by itself."""
     c = tested.comparison
+    if tested.broken_p < ALPHA:
+        return Word("broken", True, _change(c))
+    if tested.beyond_p < ALPHA:
+        return Word("degraded", True, _change(c))
+    if tested.better_p < ALPHA:
+        return Word("drift", True, _change(c))
+    within = c.low is not None and c.low > -c.margin and (c.better != "zero" or _below(c))
+    if tested.worse_p < ALPHA and not tested.settled and not within:
+        return Word("degraded", False, f"{_change(c)}: a loss, of the margin or not")
+    return Word("indistinguishable", tested.settled)
+
+
+def _change(c: Comparison) -> str:
     change = f"{c.metric} {c.gain:+.3g}"
     if c.low is not None and c.high is not None:
         change += f" [{c.low:+.3g}, {c.high:+.3g}]"
-    change += f" (margin {c.margin:.3g})"
-    if tested.broken_p < ALPHA:
-        return Word("broken", True, change)
-    if tested.beyond_p < ALPHA:
-        return Word("degraded", True, change)
-    if tested.better_p < ALPHA:
-        return Word("drift", True, change)
-    within = c.low is not None and c.low > -c.margin and (c.better != "zero" or _below(c))
-    if tested.worse_p < ALPHA and not tested.settled and not within:
-        return Word("degraded", False, f"{change}: a loss, of the margin or not")
-    return Word("indistinguishable", tested.settled)
+    return f"{change} (margin {c.margin:.3g})"
 
 
 def _below(c: Comparison) -> bool:

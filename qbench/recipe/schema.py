@@ -282,18 +282,23 @@ class Recipe(Strict):
 
     def fingerprint(self) -> str:
         """Identifies what is measured: every field that a figure depends on."""
-        return digest(self._measured(_UNMEASURED))
+        return self.both_fingerprints()[0]
 
     def settings_fingerprint(self) -> str:
         """Identifies how it is measured. Only runs that share it may share a ranking."""
-        return digest(self.measured_settings())
+        return self.both_fingerprints()[1]
+
+    def both_fingerprints(self) -> tuple[str, str]:
+        """`fingerprint` and `settings_fingerprint`, for half the time that they take apart."""
+        facts = self._measured()
+        return digest(facts), digest({k: v for k, v in facts.items() if k != "variant"})
 
     def measured_settings(self) -> dict[str, object]:
         """The fields that runs must share to be compared: all that is measured but the variant."""
-        return self._measured({**_UNMEASURED, "variant": True})
+        return {k: v for k, v in self._measured().items() if k != "variant"}
 
-    def _measured(self, left_out: dict[str, Left]) -> dict[str, object]:
-        facts: dict[str, object] = self.model_dump(mode="json", exclude=left_out)
+    def _measured(self) -> dict[str, object]:
+        facts: dict[str, object] = self.model_dump(mode="json", exclude=_UNMEASURED)
         if self.outliers is None:  # as before there was such a field
             facts.pop("outliers", None)
         variant = facts.get("variant")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import tempfile
 from pathlib import Path
@@ -63,13 +64,16 @@ def _write_csv(made: list[Ranking], path: Path) -> None:
             for row in frame.rows(ranking):
                 columns.update(dict.fromkeys(row))
                 cells = map(row.get, itertools.islice(columns, COLUMNS))
-                writer.writerow([escape.csv(c) if isinstance(c, str) else c for c in cells])
+                writer.writerow([_cell(c) if type(c) is str else c for c in cells])
                 known.append(min(len(columns), COLUMNS))
         names = list(columns)[:COLUMNS]
         csv.writer(file, lineterminator="\n").writerow([escape.csv(name) for name in names])
         body.seek(0)
         for count, line in zip(known, body, strict=True):  # no cell has two lines
             file.write(line[:-1] + "," * (len(names) - count) + "\n")
+
+
+_cell = functools.lru_cache(maxsize=4096)(escape.csv)  # most of what is not a number is alike
 
 
 def how(ranking: Ranking) -> str:

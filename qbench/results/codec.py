@@ -1,6 +1,7 @@
 """A record as text and numbers, from which it is made again without being checked again.
 
-For records that were read once: see `kept`. Lists of numbers, which are most of a record, stay on
+For records that were read once: see `kept`. Values lie in the order of the fields of their class,
+so nothing but the class tells what they are. Lists of numbers, which are most of a record, stay on
 disk until somebody asks for them. What many records have in common (machine, settings, ceilings) is
 apart, so that it is stored and held once.
 """
@@ -9,20 +10,24 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
+import operator
+import types
 import typing
 from array import array
-from collections.abc import Callable
-from typing import NewType
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, NewType
 
 from pydantic import BaseModel
+from pydantic_core import from_json, to_json
 
 from qbench.meters.environment import Environment
 from qbench.meters.flops import Work
 from qbench.meters.roofline import Ceilings
 from qbench.recipe.schema import Generation, Measure, Prompts, Quality, Recipe, Variant
 from qbench.results.record import Record
-from qbench.results.samples import Samples
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # What lists and rankings are made by; the rest of a record is looked at where it is shown.
 HEAD = ("run", "recipe", "status", "started", "reference", "fingerprints", "environment")
@@ -32,10 +37,12 @@ _PARTS = frozenset(
     {Environment, Ceilings, Work, Recipe, Variant, Generation, Prompts, Measure, Quality}
 )
 _LEFT_OUT = {"by_frame"}  # figures by frame, which no report of many runs reads
-_PLAIN = frozenset({str, float, int, bool, type(None)})
-MET = 2000  # parts that are recognised
+MET = 4000  # parts that are recognised, and held
 UNSET: set[str] = set()
 Key = NewType("Key", str)
+Read = Callable[[int, int], bytes]  # so many doubles from a place on
+Plain = typing.Any  # what JSON gives
+Make = Callable[[Plain, Read], Plain]
 
 
 class Encoded(typing.NamedTuple):
@@ -47,99 +54,183 @@ class Encoded(typing.NamedTuple):
     parts: dict[Key, bytes]
 
 
-@functools.cache
-def _classes() -> tuple[type[BaseModel], ...]:
-    """All models that a record consists of, itself first, in the order of its fields."""
-    found: dict[type[BaseModel], None] = {}
+class Samples(Sequence[float]):
+    """A list of numbers that is read when it is used."""
 
-    def add(annotation: object) -> None:
-        for inner in typing.get_args(annotation):
-            add(inner)
-        if not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
-            return
-        if annotation not in found:
-            found[annotation] = None
-            for field in annotation.model_fields.values():
-                add(field.annotation)
+    __slots__ = ("_n", "_read", "_start")
 
-    add(Record)
-    return tuple(found)
+    def __init__(self, read: Read, start: int, n: int) -> None:
+        self._read, self._start, self._n = read, start, n
+
+    def _all(self) -> array[float]:
+        found = array("d")
+        found.frombytes(self._read(self._start, self._n))
+        return found
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self._all())
+
+    @typing.overload
+    def __getitem__(self, place: int) -> float: ...
+
+    @typing.overload
+    def __getitem__(self, place: slice) -> array[float]: ...
+
+    def __getitem__(self, place: int | slice) -> float | array[float]:
+        return self._all()[place]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __array__(
+        self, dtype: np.dtype[np.float64] | None = None, copy: bool | None = None
+    ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        import numpy as np
+
+        return np.array(self._all(), dtype=dtype)
+
+
+# What fields hold ---------------------------------------------------------------------------------
+
+
+class _Shape(typing.NamedTuple):
+    """What is not written as it is: a model, numbers, or a list or dict of such.
+
+    videos: a list of numbers for each.
+    """
+
+    what: typing.Literal["model", "numbers", "videos", "list", "dict"]
+    kind: type[BaseModel] = BaseModel
+    inner: _Shape | None = None
+
+
+def _shape(annotation: object) -> _Shape | None:
+    """None: JSON gives the value back as it was."""
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _Shape("model", annotation)
+    if origin is Annotated:
+        return _shape(inside[0])
+    if origin in (typing.Union, types.UnionType):
+        found = [shape for one in inside if (shape := _shape(one))]
+        if len(found) > 1:
+            raise TypeError(f"{annotation}: two kinds that JSON does not tell apart")
+        return found[0] if found else None
+    if origin is list and _bare(inside[0]) is float:
+        return _Shape("numbers")
+    if origin is list and (inner := _shape(inside[0])) and inner.what == "numbers":
+        return _Shape("videos")
+    if origin in (list, dict) and (inner := _shape(inside[-1])):
+        return _Shape("list" if origin is list else "dict", inner=inner)
+    if origin in (tuple, set, frozenset):
+        raise TypeError(f"{annotation}: JSON would make a list of it")
+    return None
+
+
+def _bare(annotation: object) -> object:
+    annotated = typing.get_origin(annotation) is Annotated
+    return typing.get_args(annotation)[0] if annotated else annotation
+
+
+def _inner(kind: type[BaseModel], names: Sequence[str]) -> list[tuple[int, _Shape]]:
+    """The places of those fields that are not written as they are."""
+    found = ((i, _shape(kind.model_fields[name].annotation)) for i, name in enumerate(names))
+    return [(i, shape) for i, shape in found if shape]
 
 
 # Writing ------------------------------------------------------------------------------------------
+
+Code = Callable[[object], object]
+_json = functools.partial(to_json, inf_nan_mode="constants")
 
 
 class Encoder:
     """Makes text and numbers of records; parts that it has met are recognised."""
 
     def __init__(self) -> None:
-        self._met: dict[tuple[type, str], Key] = {}
-        self._fields = {kind: tuple(kind.model_fields) for kind in _classes()}
-        self._marks = {kind: number for number, kind in enumerate(_classes())}
+        self._met: dict[bytes, Key] = {}
         self._numbers, self._parts = array("d"), dict[Key, bytes]()
+        self._models: dict[type[BaseModel], Code] = {}
+        self._head, self._rest = self._fields(Record, HEAD), self._fields(Record, REST)
 
     def encode(self, record: Record) -> Encoded:
-        """Raises TypeError where a value is none that records have."""
         self._numbers, self._parts = array("d"), {}
-        own = record.__dict__
-        head = _text([self._plain(own[name]) for name in HEAD])
-        rest = _text([self._plain(own[name]) for name in REST])
-        return Encoded(head, rest, self._numbers.tobytes(), self._parts)
+        head, rest = self._head(record), self._rest(record)
+        return Encoded(_json(head), _json(rest), self._numbers.tobytes(), self._parts)
 
-    def _plain(self, value: object) -> object:
-        """As JSON, in which an object has one key that says what it stands for."""
-        kind = type(value)
-        if kind in _PLAIN:
-            return value
-        if isinstance(value, list):
-            if value and type(value[0]) is float:  # and so are all others
-                start = len(self._numbers)
-                self._numbers.extend(value)
-                return {"n": [start, len(value)]}
-            return [self._plain(item) for item in value]
-        if isinstance(value, dict):
-            flat: list[object] = []
-            for key, item in value.items():
-                flat += (key, item if type(item) in _PLAIN else self._plain(item))
-            return {"d": flat}
-        if isinstance(value, tuple):
-            return {"t": [self._plain(item) for item in value]}
-        if not isinstance(value, BaseModel) or kind not in self._marks or value.__pydantic_extra__:
-            raise TypeError(f"a {kind.__name__} in a record")
-        return self._part(value) if kind in _PARTS else self._model(value)
+    def _of(self, shape: _Shape) -> Code:
+        if shape.what == "numbers":
+            return self._list_of_numbers
+        if shape.what == "videos":
+            return self._lists_of_numbers
+        if shape.what == "model":
+            if shape.kind not in self._models:
+                made = self._fields(shape.kind, tuple(shape.kind.model_fields))
+                self._models[shape.kind] = self._part(made) if shape.kind in _PARTS else made
+            return self._models[shape.kind]
+        assert shape.inner is not None
+        inner = self._of(shape.inner)
+        if shape.what == "list":
+            return lambda value: [inner(item) for item in _list(value)]
+        return lambda value: {key: inner(item) for key, item in _dict(value).items()}
 
-    def _model(self, value: BaseModel) -> dict[str, object]:
-        own, kind, plain = value.__dict__, type(value), self._plain
-        fields: list[object] = [self._marks[kind]]
-        for name in self._fields[kind]:
-            field = own[name]
-            if type(field) not in _PLAIN:
-                field = None if name in _LEFT_OUT else plain(field)
-            fields.append(field)
-        return {"m": fields}
+    def _list_of_numbers(self, value: object) -> object:
+        start, numbers = len(self._numbers), _list(value)
+        self._numbers.extend(numbers)  # type: ignore[arg-type]
+        return start, len(numbers)
 
-    def _part(self, value: BaseModel) -> dict[str, Key]:
-        known = (type(value), value.model_dump_json())
-        key = self._met.get(known)
-        if key is None:
-            outer, self._numbers = self._numbers, array("d")
-            made = self._model(value)
-            if self._numbers:
-                raise TypeError("a part with numbers")
-            self._numbers = outer
-            text = _text(made)
-            key = key_of(text)
-            self._parts[key] = text
-            if len(self._met) < MET:
-                self._met[known] = key
-        return {"p": key}
+    def _lists_of_numbers(self, value: object) -> object:
+        start, lists = len(self._numbers), [*map(_list, _list(value))]
+        for numbers in lists:
+            self._numbers.extend(numbers)  # type: ignore[arg-type]
+        return start, *map(len, lists)
+
+    def _fields(self, kind: type[BaseModel], names: Sequence[str]) -> Code:
+        all_of = operator.itemgetter(*names, names[0])  # of one name it would be no tuple
+        inner = [(i, self._of(shape)) for i, shape in _inner(kind, names)]
+        empty = [i for i, name in enumerate(names) if name in _LEFT_OUT]
+
+        def encode(value: object) -> object:
+            if not isinstance(value, BaseModel):  # of a union, and written as it is
+                return value
+            values = list(all_of(value.__dict__))
+            for i in empty:
+                values[i] = None
+            for i, one in inner:
+                if values[i] is not None:
+                    values[i] = one(values[i])
+            del values[-1]
+            return values
+
+        return encode
+
+    def _part(self, made: Code) -> Code:
+        def encode(value: object) -> object:
+            text = _json(made(value))
+            key = self._met.get(text)
+            if key is None:
+                key = key_of(text)
+                self._parts[key] = text
+                if len(self._met) < MET:
+                    self._met[text] = key
+            return key
+
+        return encode
 
 
-_text_of = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+def _list(value: object) -> Sequence[object]:
+    assert isinstance(value, (list, Samples))
+    return value
 
 
-def _text(value: object) -> bytes:
-    return _text_of(value).encode()
+def _dict(value: object) -> dict[str, object]:
+    assert isinstance(value, dict)
+    return value
 
 
 def key_of(part: bytes) -> Key:
@@ -149,60 +240,98 @@ def key_of(part: bytes) -> Key:
 # Reading ------------------------------------------------------------------------------------------
 
 
-Read = Callable[[int, int], bytes]
-
-
-def _nothing(start: int, n: int) -> bytes:
-    raise ValueError("numbers where there are none")
-
-
 class Decoder:
     """Makes records again. part: the JSON of a part, which raises KeyError where it has none."""
 
     def __init__(self, part: Callable[[Key], bytes]) -> None:
-        self._part = part
-        self._parts: dict[str, object] = {}
-        self._texts: dict[str, str] = {}
-        self._read: Read = _nothing
-        self._fields = [tuple(kind.model_fields) for kind in _classes()]
-        self._json = json.JSONDecoder(object_hook=self._hook)
+        self._part = functools.lru_cache(maxsize=MET)(self._made_part)
+        self._text_of = part
+        self._models: dict[type[BaseModel], Make] = {}
+        self._kinds: dict[type[BaseModel], Make] = {}
+        shapes = dict(_inner(Record, HEAD)), dict(_inner(Record, REST))
+        self._head, self._rest = (
+            [self._of(found[i]) if i in found else None for i in range(len(names))]
+            for found, names in zip(shapes, (HEAD, REST), strict=True)
+        )
 
-    def values(self, text: bytes, read: Read | None = None) -> list[object]:
-        """The values in `text`. read: its numbers, when they are asked for."""
-        outer, self._read = self._read, read or _nothing
-        try:
-            found: list[object] = self._json.decode(text.decode())
-        finally:
-            self._read = outer
-        return found
+    def head(self, text: bytes) -> list[object]:
+        """The values of HEAD."""
+        values = _values(text, len(HEAD))
+        return [
+            make(value, _nothing) if make and value is not None else value
+            for make, value in zip(self._head, values, strict=True)
+        ]
 
-    def _hook(self, found: dict[str, typing.Any]) -> object:
-        ((word, value),) = found.items()
-        if word == "m":
-            return self._model(value)
-        if word == "n":
-            return Samples(self._read, *value)
-        if word == "p":
-            if value not in self._parts:
-                self._parts[value] = self.values(self._part(value))
-            return self._parts[value]
-        if word == "d":
-            known = self._texts.setdefault
-            return {known(value[i], value[i]): value[i + 1] for i in range(0, len(value), 2)}
-        return tuple(value)
+    def rest(self, text: bytes) -> list[object]:
+        """What `value` makes the values of REST of."""
+        return _values(text, len(REST))
 
-    def _model(self, values: list[object]) -> BaseModel:
-        """Fields are set in the order of the class, so that Python keeps their names once for all
-        objects of it.
-        """
-        number = values[0]
-        assert isinstance(number, int)
-        kind = _classes()[number]
-        made = kind.__new__(kind)
-        write, known = object.__setattr__, self._texts.setdefault
-        for name, value in zip(self._fields[number], values[1:], strict=True):
-            write(made, name, known(value, value) if type(value) is str else value)
-        write(made, "__pydantic_fields_set__", UNSET)
-        write(made, "__pydantic_extra__", None)
-        write(made, "__pydantic_private__", None)
-        return made
+    def value(self, rest: list[object], place: int, read: Read) -> object:
+        """One of REST; it is taken out of `rest`."""
+        value, rest[place] = rest[place], None
+        make = self._rest[place]
+        return make(value, read) if make and value is not None else value
+
+    def _of(self, shape: _Shape) -> Make:
+        if shape.what == "numbers":
+            return lambda value, read: Samples(read, *value) if value[1] else []
+        if shape.what == "videos":
+            return _videos
+        if shape.what == "model":
+            if shape.kind not in self._models:
+                self._kinds[shape.kind] = self._model(shape.kind)
+                found = self._shared(shape.kind) if shape.kind in _PARTS else None
+                self._models[shape.kind] = found or self._kinds[shape.kind]
+            return self._models[shape.kind]
+        assert shape.inner is not None
+        inner = self._of(shape.inner)
+        if shape.what == "list":
+            return lambda value, read: [inner(item, read) for item in value]
+        return lambda value, read: {key: inner(item, read) for key, item in value.items()}
+
+    def _model(self, kind: type[BaseModel]) -> Make:
+        names = tuple(kind.model_fields)
+        inner = [(i, self._of(shape)) for i, shape in _inner(kind, names)]
+        new, write = kind.__new__, object.__setattr__
+
+        def make(values: Plain, read: Read) -> BaseModel:
+            if not isinstance(values, list):
+                return values
+            for i, one in inner:
+                if values[i] is not None:
+                    values[i] = one(values[i], read)
+            made = new(kind)
+            # In the order of the class, so that Python keeps the names once for all of its objects.
+            for name, value in zip(names, values, strict=True):
+                write(made, name, value)
+            write(made, "__pydantic_fields_set__", UNSET)
+            write(made, "__pydantic_extra__", None)
+            write(made, "__pydantic_private__", None)
+            return made
+
+        return make
+
+    def _shared(self, kind: type[BaseModel]) -> Make:
+        return lambda key, read: self._part(kind, key)
+
+    def _made_part(self, kind: type[BaseModel], key: Key) -> object:
+        return self._kinds[kind](from_json(self._text_of(key), allow_inf_nan=True), _nothing)
+
+
+def _videos(value: list[int], read: Read) -> list[Samples]:
+    found, (start, *lengths) = [], value
+    for n in lengths:
+        found.append(Samples(read, start, n))
+        start += n
+    return found
+
+
+def _values(text: bytes, n: int) -> list[object]:
+    values = from_json(text, allow_inf_nan=True)
+    if not isinstance(values, list) or len(values) != n:
+        raise ValueError("not the fields of a record")
+    return values
+
+
+def _nothing(start: int, n: int) -> bytes:
+    raise ValueError("numbers where there are none")

@@ -74,24 +74,23 @@ def _cached_steps(record: Record) -> bool:
 def _summary(old: Summary | None, samples: Sequence[float], of: str) -> Summary | None:
     if not samples:
         return None
-    if (
-        old is not None
-        and old.n == len(samples)
-        and _near(old.mean, fmean(samples))
-        and _near(old.median, median(samples))
-        and _near(old.p90, _quantile(sorted(samples), 0.9))
-        and _spread(old.sigma, samples)
-        and _bounds(old, of, samples)
-    ):
-        return old
+    if old is not None and old.n == len(samples):
+        ordered, mean = sorted(samples), fmean(samples)
+        if (
+            _near(old.mean, mean)
+            and _near(old.median, median(ordered))
+            and _near(old.p90, _quantile(ordered, 0.9))
+            and _spread(old.sigma, samples, mean)
+            and _bounds(old, of, samples)
+        ):
+            return old
     return summarise(samples, of=of)
 
 
-def _spread(sigma: float | None, samples: Sequence[float]) -> bool:
+def _spread(sigma: float | None, samples: Sequence[float], mean: float) -> bool:
     if len(samples) < 2:
         return sigma is None
-    centre = fmean(samples)
-    variance = math.fsum((value - centre) ** 2 for value in samples) / (len(samples) - 1)
+    variance = sum([(value - mean) ** 2 for value in samples]) / (len(samples) - 1)
     return sigma is not None and _near(sigma, math.sqrt(variance))
 
 
@@ -136,7 +135,7 @@ def _quality(quality: dict[str, Metric], notes: list[str]) -> tuple[dict[str, Me
             continue
         new = metric
         if samples:
-            average = math.fsum(samples) / len(samples)
+            average = sum(samples) / len(samples)
             summary = metric.summary
             if (
                 summary is None
@@ -166,7 +165,7 @@ def _finite(values: Sequence[float]) -> bool:
 
 def _number(values: Sequence[float]) -> bool:
     """Whether none is NaN, which `min` and `max` may pass over."""
-    return math.isfinite(math.fsum(values))
+    return math.isfinite(sum(values))
 
 
 def _near(a: float, b: float) -> bool:

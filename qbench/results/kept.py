@@ -1,10 +1,10 @@
-"""Records that were read before: parsed and checked once, and found again by their content.
+"""Very many records: of each only the head is in memory, and it is parsed and checked once.
 
-An entry's key is the SHA-256 of the record's own bytes, so a record that changed has none, whatever
-its name, size and time say. Each entry holds a digest of itself, and lies in a file named after a
-digest of this program, so that neither damage nor another version is ever shown: what cannot be
-used is parsed again. Records made from entries look like any other, but hold little: the rest of
-one is fetched when it is looked at, and of few at a time.
+The rest of one is fetched when it is looked at, and kept for a later call. An entry's key is the
+SHA-256 of the record's own bytes, so a record that changed has none, whatever its name, size and
+time say. Each entry holds digests of itself, and lies in a file named after a digest of this
+program, so that neither damage nor another version is ever shown: what cannot be used is parsed
+again. Where there can be no such file it is a temporary one.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ from qbench.results.record import Record
 FOLDER = "records"
 LARGEST = 4 * 2**30  # bytes of the file, past which it is begun anew
 OLD = 24 * 3600.0  # seconds after which another version's file is removed
-HELD = 20_000  # records whose rest is held in memory
+HELD = 12_000  # records whose rest is held in memory
 READ = 64  # records whose numbers are
 EACH = 500  # entries written at a time, so that others may write too
 TABLES = """
-create table if not exists entries (key blob primary key, head blob, rest blob, digest blob);
-create table if not exists numbers (key blob primary key, numbers blob, digest blob);
+create table if not exists entries (
+    key blob primary key, head_digest blob, rest_digest blob, numbers_digest blob,
+    head blob, rest blob, numbers blob
+);
 create table if not exists parts (key text primary key, part blob);
 """
 Anew = Callable[[Path], tuple[bytes, Record]]
 
 
 class Stored(Record):
-    """A record of which only the head is in memory."""
+    """A record of which only the head is in memory until more of it is looked at."""
 
     if not TYPE_CHECKING:
 
@@ -50,38 +52,43 @@ class Stored(Record):
             place = codec.PLACES.get(name)
             if place is None:
                 return super().__getattr__(name)
-            own = object.__getattribute__(self, "_source")
-            return own[0].rest(own[1], own[2])[place]
+            kept, key, path = object.__getattribute__(self, "_source")
+            value = kept.value(self, key, path, place)
+            object.__setattr__(self, name, value)
+            return value
 
     def model_copy(self, **options: object) -> Record:  # type: ignore[override]
         """All of it, as a record of its own."""
         values = {name: getattr(self, name) for name in Record.model_fields}
         return Record.model_construct(**values).model_copy(**options)  # type: ignore[arg-type]
 
+    def forget(self) -> None:
+        """All but the head, until it is looked at again."""
+        for name in codec.PLACES.keys() & self.__dict__.keys():
+            object.__delattr__(self, name)
+
 
 class Kept:
     """What earlier calls have read, and what this one reads. anew: reads and parses a record again.
 
-    Where nothing can be kept (no room, no place that can be written), `add` gives None. Looking at
-    a record of which something was lost since raises InputError where it is another one by then.
+    Where nothing can be kept (no room on any disk), `add` gives None. Looking at a record of which
+    something was lost since raises InputError where it is another one by then.
     """
 
     def __init__(self, anew: Anew) -> None:
         self._anew = anew
-        self._decoder = codec.Decoder(self._part)
-        self._encoder = codec.Encoder()
+        self._decoder, self._encoder = codec.Decoder(self._part), codec.Encoder()
+        self._lost_parts: dict[codec.Key, bytes] = {}
         self._waiting = 0
         self._database = _opened()
-        self.rest = functools.lru_cache(maxsize=HELD)(self._rest)
+        self._held: dict[int, tuple[Stored, list[object], codec.Read]] = {}
         self._numbers = functools.lru_cache(maxsize=READ)(self._read_numbers)
 
     def find(self, key: bytes, path: Path) -> Record | None:
         """The record of this content, if it was read before."""
-        row = self._row("select head, rest, digest from entries where key = ?", key)
-        if row is None or _digest(key, row[0], row[1]) != row[2]:
-            return None
+        head = self._blob("head", key)
         try:
-            return self._made(row[0], key, path)
+            return self._made(head, key, path) if head is not None else None
         except (KeyError, ValueError):  # a part of it is lost, or damaged
             return None
 
@@ -89,21 +96,15 @@ class Kept:
         """The record as it is held from now on."""
         if self._database is None:
             return None
-        try:
-            made = self._encoder.encode(record)
-        except TypeError:
-            return None
+        made = self._encoder.encode(record)
         try:
             execute = self._database.execute
             for item in made.parts.items():
                 execute("insert or replace into parts values (?, ?)", item)
+            blobs = made.head, made.rest, made.numbers
             execute(
-                "insert or replace into entries values (?, ?, ?, ?)",
-                (key, made.head, made.rest, _digest(key, made.head, made.rest)),
-            )
-            execute(
-                "insert or replace into numbers values (?, ?, ?)",
-                (key, made.numbers, _digest(key, made.numbers)),
+                "insert or replace into entries values (?, ?, ?, ?, ?, ?, ?)",
+                (key, *(_digest(key, blob) for blob in blobs), *blobs),
             )
             self._waiting += 1
             if self._waiting >= EACH:
@@ -119,10 +120,10 @@ class Kept:
                 self._database.commit()
         self._waiting = 0
 
-    def _made(self, head: bytes, key: bytes, path: Path) -> Record:
+    def _made(self, head: bytes, key: bytes, path: Path) -> Stored:
         made = Stored.__new__(Stored)
         write = object.__setattr__
-        for name, value in zip(codec.HEAD, self._decoder.values(head), strict=True):
+        for name, value in zip(codec.HEAD, self._decoder.head(head), strict=True):
             write(made, name, value)
         write(made, "_source", (self, key, path))
         write(made, "__pydantic_fields_set__", codec.UNSET)
@@ -130,22 +131,29 @@ class Kept:
         write(made, "__pydantic_private__", None)
         return made
 
+    def value(self, record: Stored, key: bytes, path: Path, place: int) -> object:
+        """One of what is not head, to be held by the record; those looked at first forget theirs"""
+        held = self._held.get(id(record))
+        if held is None:
+            if len(self._held) >= HELD:
+                self._held.pop(next(iter(self._held)))[0].forget()
+            read = functools.partial(self._some, key, path)
+            held = self._held[id(record)] = record, self._rest(key, path), read
+        return self._decoder.value(held[1], place, held[2])
+
     def _rest(self, key: bytes, path: Path) -> list[object]:
-        row = self._row("select head, rest, digest from entries where key = ?", key)
-        read = functools.partial(self._some, key, path)
-        with contextlib.suppress(KeyError, ValueError):
-            if row is not None and _digest(key, row[0], row[1]) == row[2]:
-                return self._decoder.values(row[1], read)
-        return self._decoder.values(self._again(key, path).rest, read)
+        found = self._blob("rest", key)
+        with contextlib.suppress(ValueError):
+            if found is not None:
+                return self._decoder.rest(found)
+        return self._decoder.rest(self._again(key, path).rest)
 
     def _some(self, key: bytes, path: Path, start: int, n: int) -> bytes:
         return self._numbers(key, path)[8 * start : 8 * (start + n)]
 
     def _read_numbers(self, key: bytes, path: Path) -> bytes:
-        row = self._row("select numbers, digest from numbers where key = ?", key)
-        if row is not None and _digest(key, row[0]) == row[1]:
-            return row[0]
-        return self._again(key, path).numbers
+        found = self._blob("numbers", key)
+        return self._again(key, path).numbers if found is None else found
 
     def _again(self, key: bytes, path: Path) -> codec.Encoded:
         """What was kept and is lost, from the record itself."""
@@ -156,15 +164,16 @@ class Kept:
         self._lost_parts.update(made.parts)
         return made
 
-    @functools.cached_property
-    def _lost_parts(self) -> dict[codec.Key, bytes]:
-        return {}
-
     def _part(self, key: codec.Key) -> bytes:
         row = self._row("select part from parts where key = ?", key)
         if row is not None and codec.key_of(row[0]) == key:
             return row[0]
         return self._lost_parts[key]
+
+    def _blob(self, column: str, key: bytes) -> bytes | None:
+        """One of an entry's, where it is as it was written."""
+        row = self._row(f"select {column}, {column}_digest from entries where key = ?", key)
+        return row[0] if row is not None and _digest(key, row[0]) == row[1] else None
 
     def _row(self, query: str, key: bytes | str) -> tuple[bytes, ...] | None:
         if self._database is None:
@@ -176,17 +185,13 @@ class Kept:
         return row if row and all(isinstance(cell, bytes) for cell in row) else None
 
 
-def _digest(*parts: bytes) -> bytes:
-    hashed = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        hashed.update(len(part).to_bytes(8, "little"))
-        hashed.update(part)
-    return hashed.digest()
+def _digest(key: bytes, blob: bytes) -> bytes:
+    return hashlib.blake2b(blob, digest_size=16, key=key).digest()
 
 
 def _opened() -> sqlite3.Connection | None:
-    """The file of this version of the program; None where there cannot be one."""
-    try:
+    """The file of this version of the program, or a temporary one; None where there is neither."""
+    with contextlib.suppress(OSError):
         folder = cache.folder() / FOLDER
         folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{_program()}.sqlite"
@@ -194,14 +199,19 @@ def _opened() -> sqlite3.Connection | None:
         for fresh in (False, True):
             if fresh:
                 path.unlink(missing_ok=True)
-            with contextlib.suppress(sqlite3.Error):
-                found = sqlite3.connect(path, timeout=5.0)
-                found.execute("pragma synchronous = off")  # what a power cut damages is read again
-                found.executescript(TABLES)
+            if found := _connected(str(path)):
                 return found
-    except OSError:
-        pass
-    return None
+    return _connected("")  # SQLite's word for a file without a name
+
+
+def _connected(place: str) -> sqlite3.Connection | None:
+    try:
+        found = sqlite3.connect(place, timeout=5.0)
+        found.execute("pragma synchronous = off")  # what a power cut damages is read again
+        found.executescript(TABLES)
+        return found
+    except sqlite3.Error:
+        return None
 
 
 def _tidy(folder: Path, own: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from qbench.fields import Bytes, Count, Line, Positive, Seconds, Text, Word
 from qbench.meters.environment import Environment
 from qbench.meters.flops import Work
-from qbench.meters.memory import Peak
+from qbench.meters.memory import Peak, largest
 from qbench.meters.nvml import Gauges
 from qbench.meters.roofline import Ceilings
 from qbench.optimizations import axes
@@ -240,14 +240,10 @@ class Record(Strict):
 
     def peak(self) -> Peak:
         """The largest peak of the stages that a user pays for each video."""
-        peak = Peak()
-        for name in VIDEO_STAGES:
-            if name in self.stages:
-                peak = peak.larger(self.stages[name].peak)
+        peaks = [self.stages[name].peak for name in VIDEO_STAGES if name in self.stages]
         for rank in self.ranks:  # the largest GPU's, for all must fit
-            for one in rank.peaks.values():
-                peak = peak.larger(one)
-        return peak
+            peaks += rank.peaks.values()
+        return largest(peaks)
 
     def held_bytes(self, peak: Peak) -> int | None:
         """What of a peak a user needs: allocated on a GPU, resident on a CPU.

@@ -21,15 +21,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from qbench.results import archive, kept, lean, samples
+from qbench.results import archive, kept
 from qbench.results.derive import derived
 from qbench.results.record import READABLE, Record
 
 FILE = "record.json"
 LARGEST = 64 * 2**20  # bytes of a record; one of 2,048 videos has 1 MiB
 NEIGHBOURS = 10_000  # folders beside a run that are looked into
-FEW = 1000  # records that are held in memory without further ado
-MANY = 20_000  # records from which on it pays to keep what was read
+FEW = 200  # records that are held in memory without further ado
 
 
 def write(record: Record, folder: Path) -> Path:
@@ -92,10 +91,12 @@ def parse(text: bytes, path: Path) -> Record:
         raise Unreadable(f"{path}: {_refusal(text, error)}") from None
     if record.schema_version not in READABLE:
         raise Unreadable(f"{path}: {_version(record.schema_version)}")
-    recipe = record.recipe
-    anew = {"recipe": recipe.fingerprint(), "settings": recipe.settings_fingerprint()}
-    prints = record.fingerprints.model_copy(update=anew)
-    return derived(record.model_copy(update={"fingerprints": prints}))
+    recipe, settings = record.recipe.both_fingerprints()
+    if (record.fingerprints.recipe, record.fingerprints.settings) != (recipe, settings):
+        anew = {"recipe": recipe, "settings": settings}
+        prints = record.fingerprints.model_copy(update=anew)
+        record = record.model_copy(update={"fingerprints": prints})
+    return derived(record)
 
 
 def _refusal(text: bytes, error: ValidationError) -> str:
@@ -171,7 +172,7 @@ def find(places: list[Path]) -> list[Path]:
         for folder, inner, names in os.walk(place):
             inner[:] = [name for name in inner if not name.startswith(".")]  # runs not in place yet
             found |= {Path(folder, name) for name in names if name == FILE or archive.named(name)}
-    return sorted(found)
+    return sorted(found, key=lambda path: path.parts)  # as paths themselves sort, but faster
 
 
 def siblings(path: Path) -> list[Path]:
@@ -194,17 +195,19 @@ def read_all(
 ) -> tuple[list[tuple[Path, Record]], list[str]]:
     """All readable records with their paths, and a line for each that is not.
 
-    With `compact` they take little memory: what reports do not read is left out, what is equal is
-    held once, numbers stay on disk, and so does the rest of very many records, so that the next
-    call need not parse them (see `kept`). Such records are for reading only.
+    With `compact` many take little memory: of all but the first few only the head is held, and the
+    rest is found where the next call need not parse it again (see `kept`). Such records are for
+    reading only, and have no figures by frame.
     """
-    good, bad = [], []
-    share = lean.Shared(_spool() if len(paths) > FEW else None)
-    earlier = kept.Kept(_anew) if compact and len(paths) > MANY else None
-    for path, text in _held(_texts(paths), len(paths) > FEW):
+    good: list[tuple[Path, Record]] = []
+    bad: list[str] = []
+    earlier: kept.Kept | None = None
+    for path, text in _held(_texts(paths)):
         if isinstance(text, str):
             bad.append(text)
             continue
+        if compact and earlier is None and len(good) >= FEW:
+            earlier = kept.Kept(_anew)
         key = hashlib.sha256(text).digest() if earlier else b""
         record = earlier.find(key, path) if earlier else None
         if record is None:
@@ -213,20 +216,11 @@ def read_all(
             except Unreadable as error:
                 bad.append(str(error))
                 continue
-            held = earlier.add(key, path, record) if earlier else None
-            record = held or (share.compact(record) if compact else record)
+            record = (earlier.add(key, path, record) if earlier else None) or record
         good.append((path, record))
     if earlier:
         earlier.commit()
     return good, bad
-
-
-def _spool() -> samples.Spool | None:
-    """None where no temporary file can be made."""
-    try:
-        return samples.Spool()
-    except OSError:
-        return None
 
 
 def _anew(path: Path) -> tuple[bytes, Record]:
@@ -248,13 +242,10 @@ def _texts(paths: list[Path]) -> Iterator[tuple[Path, bytes | str]]:
             yield path, f"{path}: not an archive of records: {_reason(error)}"
 
 
-def _held(
-    items: Iterator[tuple[Path, bytes | str]], many: bool
-) -> Iterator[tuple[Path, bytes | str]]:
+def _held(items: Iterator[tuple[Path, bytes | str]]) -> Iterator[tuple[Path, bytes | str]]:
     """The items, made without the garbage collector, which would look through them all each time"""
     running = gc.isenabled()
-    if many:
-        gc.disable()
+    gc.disable()
     try:
         yield from items
     finally:

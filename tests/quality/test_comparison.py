@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from qbench.quality.comparison import (
+    Asked,
+    Better,
     compare,
+    compare_all,
     loss_tail,
     pairs_needed,
     pairs_to_settle,
     unseen_share,
 )
+from qbench.quality.statistics import interval_of, moments
 
 
 def test_comparison_against_scipys_paired_tests() -> None:
@@ -151,3 +157,32 @@ def test_pairs_to_settle_against_simulation() -> None:
     other = stats.ttest_1samp(gaps, 0.5, axis=1, alternative="less").pvalue
     ours = stats.ttest_1samp(gaps, -0.5, axis=1, alternative="greater").pvalue
     assert 0.77 < (np.maximum(ours, other) < 0.05).mean() < 0.83
+
+
+def test_many_samples_at_once_are_each_as_by_itself() -> None:
+    """Of several lengths, some all the same, some not finite, and some of yes and no."""
+    rng = np.random.default_rng(4)
+    asked = []
+    for i in range(120):
+        n = int(rng.choice([1, 2, 3, 12, 64]))
+        ours, theirs = rng.lognormal(size=n), rng.lognormal(size=n)
+        if i % 5 == 1:
+            ours, theirs = np.full(n, 2.5), np.full(n, 2.0)
+        if i % 5 == 2:
+            ours[0] = math.inf
+        if i % 5 == 3:
+            ours, theirs = (1.0 * (rng.random(n) < 0.8) for _ in range(2))
+        better: Better = ("higher", "lower", "zero")[i % 3] if i % 5 != 3 else "higher"
+        asked.append(Asked(f"m{i}", ours.tolist(), theirs.tolist(), better, 0.3))
+    together = compare_all(asked)
+    assert [repr(one) for one in together] == [repr(compare(*one)) for one in asked]
+    for one, found in zip(asked, together, strict=True):
+        gaps = np.subtract(*((one.theirs, one.ours) if one.better == "lower" else one[1:3]))
+        if not np.isfinite(gaps).all() or set(one.ours) | set(one.theirs or ()) <= {0.0, 1.0}:
+            continue
+        known = moments(gaps)
+        low, high = interval_of(known)
+        assert (found.low, found.high) == pytest.approx((low, high))
+        if one.better != "zero":
+            assert found.no_loss_p == pytest.approx(known.tail(-0.3))
+            assert found.broken_p == pytest.approx(known.flipped().tail(5 * 0.3))

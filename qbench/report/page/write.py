@@ -90,7 +90,7 @@ def html(page: Page) -> str:
     styles = [_text(VENDORED / "uPlot.min.css"), _text(ASSETS / "page.css")]
     scripts = [f"/*\nuPlot\n\n{licence}\n*/\n{library}", bundled()]
     facts = json.dumps(
-        _compact(dataclasses.asdict(page)),
+        _compact(page),
         ensure_ascii=False,
         allow_nan=False,
         separators=(",", ":"),
@@ -138,15 +138,18 @@ def _inert(text: str) -> str:
 
 
 def _compact(value: object) -> object:
-    """Without what is empty, and figures with as many digits as anybody reads."""
+    """As JSON without what is empty, and figures with as many digits as anybody reads."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, dict):
-        kept = {str(key): _compact(one) for key, one in value.items()}
-        return {key: one for key, one in kept.items() if one or (one == 0 and one is not False)}
     if isinstance(value, (list, tuple)):
         return [_compact(one) for one in value]
-    return value
+    items = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+    if items is None:
+        return value
+    kept = {str(key): _compact(one) for key, one in items.items()}
+    return {key: one for key, one in kept.items() if one or (one == 0 and one is not False)}
 
 
 def _text(path: Path) -> str:
