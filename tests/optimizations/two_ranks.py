@@ -32,6 +32,7 @@ FAMILIES = {
 CACHES = (
     ({"kind": "first_block", "threshold": 0.7}, {"cfg": 2}),
     ({"kind": "first_block", "threshold": 0.7}, {"ulysses": 2}),
+    ({"kind": "mag", "threshold": 0.1, "ratios": [0.95] * STEPS}, {"ulysses": 2}),
     ({"kind": "taylorseer", "interval": 2}, {"cfg": 2}),
     ({"kind": "taylorseer", "interval": 2}, {"ring": 2}),
     ({"kind": "pab", "interval": 2}, {"ulysses": 2}),

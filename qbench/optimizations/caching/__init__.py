@@ -79,9 +79,8 @@ def apply(
     calibration_s = time.perf_counter() - began
     counter = Counter(video, method.inner)
     try:
-        for (
-            layer
-        ) in module.modules():  # diffusers leaves a forward behind where it takes a hook off
+        # diffusers leaves a forward behind where it takes a hook off.
+        for layer in module.modules():
             if "forward" not in vars(layer):
                 changes.on_undo(functools.partial(vars(layer).pop, "forward", None))
         counter.watch(changes)
@@ -89,7 +88,7 @@ def apply(
         begin = method.enable(video, wanted, schedule, changes)
         _begin_anew(video, schedule, begin, changes)
         if agree is not None and wanted.kind == "first_block":
-            hooks.decide_together(module, agree)
+            hooks.decide_together(module, agree, schedule if wanted.last else None)
         counter.watch_calls(module, changes)
     except Exception:
         changes.undo()

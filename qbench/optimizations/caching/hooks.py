@@ -116,10 +116,11 @@ def mag(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes: Change
     _enable(video, config, changes)
 
 
-def decide_together(module: Module, total: Total) -> None:
+def decide_together(module: Module, total: Total, ends: Schedule | None) -> None:
     """Have the first-block cache compare the residual of the whole batch and of all its tokens.
 
-    Each GPU has a part of them, and all must skip the same steps: those that one GPU would.
+    Each GPU has a part of them, and all must skip the same steps: those that one GPU would. ends:
+    whose last step is computed.
     """
     import torch
 
@@ -127,7 +128,7 @@ def decide_together(module: Module, total: Total) -> None:
 
     def should_compute(residual: Tensor) -> bool:
         before = hook.state_manager.get_state().head_block_residual
-        if before is None:
+        if before is None or (ends is not None and ends.is_last()):
             return True
         sums = [x.abs().sum(dtype=torch.float32) for x in (residual - before, before)]
         count = torch.full_like(sums[0], residual.numel())
