@@ -1,7 +1,7 @@
 """Train tiny-cogvideox's denoiser on at several lengths, with the same weights for all.
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 -m scripts.train.lengths
-        --vae FOLDER --out FOLDER --work FOLDER [--seconds 300] [--until 560] [--compile]
+        --vae FOLDER --out FOLDER --work FOLDER [--seconds 300] [--until UNIX_TIME] [--compile]
         [--shares 17x64:240 33x128:64 49x192:20 49x256:14] [--clips 8 4 1 1]
 
 The text encoder stays as it is, so each caption is encoded once. Latents of rendered clips are made
@@ -64,7 +64,7 @@ def main() -> None:
         "--seconds", type=float, default=300, help="of training, all stages; 0 ends with this call"
     )
     parser.add_argument(
-        "--until", type=float, default=math.inf, help="seconds from the start of this call"
+        "--until", type=float, default=math.inf, help="when this call stops to train, in Unix time"
     )
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--ema", type=float, default=0.999)
@@ -134,7 +134,7 @@ def main() -> None:
         denoiser.zero_grad(set_to_none=True)
         if ranks.first:
             print(f"{part.name} ready after {time.monotonic() - began:.0f} s", flush=True)
-    left = max(0.0, arguments.until - (time.monotonic() - began))
+    left = max(0.0, arguments.until - time.time())
     stage = ranks.agreed(left, denoiser.device)
     seconds = arguments.seconds or spent + stage
     steps = fit(
