@@ -97,14 +97,18 @@ def made(name: str, queries: int, keys: int, channels: int, heads: int = 4) -> T
 
 
 def planted(
-    shape: tuple[int, int, int, int], share: float, keys: int | None = None, apart: float = 30.0
+    shape: tuple[int, int, int, int],
+    share: float,
+    keys: int | None = None,
+    apart: float = 30.0,
+    own: bool = True,
 ) -> tuple[Three, Tensor]:
     """Inputs whose attention lies in a known share of the blocks, and which blocks these are.
 
     shape: of the queries, (batch, tokens, heads, channels). Blocks are those that sparse attention
     leaves out, (query blocks, key blocks), the same in every head and video. The first of a row is
     always among them, or what comes before the first would be computed too. apart: by how much the
-    scores of the others lie below, before they are divided by the root of the channels and rounded.
+    scores of the others lie below. own: whether queries have blocks of their own, or all the same.
 
     The first half of the channels says which blocks belong together: a key has there +1 or -1 by
     its block, and a query asks for one channel. The other half is noise.
@@ -115,7 +119,7 @@ def planted(
     query_blocks, key_blocks = -(-queries // fp8_attention.QUERIES), -(-keys // tile)
     signs = torch.where(torch.rand(key_blocks, half, generator=_generator(7)) < share, 1.0, -1.0)
     signs[0] = 1
-    asked = torch.arange(query_blocks) % half
+    asked = torch.arange(query_blocks) % (half if own else 1)
     q = torch.randn(shape, generator=_generator(8))
     k, v = (torch.randn(batch, keys, heads, channels, generator=_generator(i)) for i in (9, 10))
     q[..., :half], k[..., :half] = 0, signs.repeat_interleave(tile, 0)[:keys, None]

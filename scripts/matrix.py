@@ -325,6 +325,25 @@ PARTS = {
             "floor/kernel",
         ),
     ),
+    "sparse": Part(
+        "quality against density of sparse attention at 49x256x256, beside fewer steps and caches "
+        "that save as much; other sizes by --set generation.height=, .width= and .frames=",
+        (*LENGTH, *_sized(49, 256)),
+        (
+            "fp32", "bf16", "attention/fp8", "attention/sparse-0.01", "attention/sparse-0.1",
+            "attention/sparse-0.001", "attention/sparse-0.1-dense-first", "attention/sparse-0.0001",
+            "cache/four-fifths-steps", "cache/first-block", "cache/taylorseer", "cache/half-steps",
+        ),
+    ),
+    "sparse-reference": Part(
+        "the same by the reference implementation, on any device; slow, so at 17x64x64, whose 104 "
+        "tokens are one block of keys and say nothing of what is left out",
+        (*LENGTH, *_sized(17, 64), "prompts.count=12"),
+        (
+            "fp32", "bf16", "attention/fp8-reference", "attention/sparse-reference",
+            "cache/four-fifths-steps", "cache/first-block",
+        ),
+    ),
     "faults": Part(
         "planted faults and their controls: does each get the verdict that it deserves?",
         ("measure.repeats=2", "measure.profile=false", "prompts.count=128", "quality.batch=16"),
