@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING
 
+from qbench import cache
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Compile
@@ -12,7 +14,8 @@ from qbench.recipe.schema import Compile
 if TYPE_CHECKING:
     from qbench.pipelines.base import Module, VideoPipeline
 
-BATCH_SIZES = 4  # at most, in a run: one video, a batch, a smaller one, those followed by step
+BATCH_SIZES = 3  # at most, in a run: one video, a batch, a smaller one
+KEPT = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> Changes:
@@ -55,6 +58,26 @@ def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> Changes:
 def _compile(module: Module, wanted: Compile, changes: Changes) -> None:
     changes.replace(module, "_compiled_call_impl", None)  # torch's own place for it
     module.compile(mode=wanted.mode, dynamic=False, fullgraph=wanted.fullgraph)
+
+
+def know_cpu() -> None:
+    """Have inductor find out which instruction sets it can use here, and keep that for all runs.
+
+    It compiles and loads a program for each, some seven seconds on one core. That is a fact of the
+    machine and no cost of the variant that happens to be compiled first. What it keeps is named for
+    the compiler, torch and instruction set.
+    """
+    from torch._inductor import cpu_vec_isa
+
+    own = os.environ.get(KEPT)
+    os.environ[KEPT] = str(cache.folder() / "inductor")
+    try:
+        cpu_vec_isa.valid_vec_isa_list()
+    finally:
+        if own is None:
+            del os.environ[KEPT]
+        else:
+            os.environ[KEPT] = own
 
 
 RULES: tuple[Rule, ...] = (

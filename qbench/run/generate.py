@@ -95,11 +95,17 @@ def error_by_step(session: Session) -> ErrorGrowth | None:
     if not count or not (recipe.is_reference or reference is not None):
         return None
     numbers = list(range(1 if _one_by_one(session) else count))
+    # A compiler compiles for each size of a batch, and has for that of the timed videos.
+    batches = [[number] for number in numbers] if recipe.variant.compile else [numbers]
     session.stages.enter("error by step")
-    conditioning = session.encode(numbers)
 
     def followed(forced: torch.Tensor | None) -> torch.Tensor:
         """(steps, videos, ...), each step from the latents that `forced` gives it, if any."""
+        return torch.cat(
+            [follow(batch, None if forced is None else forced[:, batch]) for batch in batches], 1
+        )
+
+    def follow(batch: list[int], forced: torch.Tensor | None) -> torch.Tensor:
         seen: list[torch.Tensor] = []
 
         def exchange(_: int, latents: torch.Tensor) -> torch.Tensor:
@@ -110,7 +116,10 @@ def error_by_step(session: Session) -> ErrorGrowth | None:
             return forced[len(seen) - 1].to(latents.device, latents.dtype)
 
         session.denoise(
-            conditioning, numbers, lambda _: session.link.emit(StepsDone()), exchange=exchange
+            session.encode(batch),
+            batch,
+            lambda _: session.link.emit(StepsDone()),
+            exchange=exchange,
         )
         return torch.stack(seen)
 

@@ -209,6 +209,7 @@ def prepare(job: Job, stages: Stages) -> Session:
     Raises Unsupported where this machine cannot run it, InputError where the input is at fault.
     """
     _check_support(job)
+    _know_cpu(job)
     session = _load(job, stages)
     _check_model(session)
     _check_disk(session)
@@ -243,6 +244,15 @@ def _check_support(job: Job) -> None:
     reason = support.why_not(exported.outside(recipe.variant), _machine(job))
     if reason:
         raise Unsupported(reason)
+
+
+def _know_cpu(job: Job) -> None:
+    """What inductor has to know of this machine before it compiles, kept from run to run."""
+    from qbench.optimizations import compilation
+
+    variant = job.draft.recipe.variant
+    if job.draft.environment.device == "cpu" and (variant.compile or variant.engine == "aoti"):
+        compilation.know_cpu()
 
 
 def _machine(job: Job) -> Machine:
