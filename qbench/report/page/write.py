@@ -89,16 +89,10 @@ def html(page: Page) -> str:
     licence = _text(VENDORED / "LICENSE").strip()
     styles = [_text(VENDORED / "uPlot.min.css"), _text(ASSETS / "page.css")]
     scripts = [f"/*\nuPlot\n\n{licence}\n*/\n{library}", bundled()]
-    facts = json.dumps(
-        _compact(page),
-        ensure_ascii=False,
-        allow_nan=False,
-        separators=(",", ":"),
-    )
     parts = {
         "policy": _policy(scripts, styles),
         "styles": "\n".join(f"<style>{text}</style>" for text in styles),
-        "data": _inert(facts),
+        "data": _inert(_json(page)),
         "scripts": f'<script>{scripts[0]}</script>\n<script type="module">{scripts[1]}</script>',
     }
     template = _text(ASSETS / "page.html")
@@ -137,8 +131,25 @@ def _inert(text: str) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def _json(value: object) -> str:
+    """Without what is empty, boards and variants one by one: a copy of all would be as large."""
+    own = vars(value) if isinstance(value, (Page, Board)) else {}
+    found = []
+    for key, one in own.items():
+        if key in ("boards", "variants"):
+            text = f"[{','.join(map(_json, one))}]" if one else ""
+        else:
+            kept = _compact({key: one})
+            text = _dumped(kept[key]) if isinstance(kept, dict) and kept else ""
+        found += [f'"{key}":{text}'] if text else []
+    return f"{{{','.join(found)}}}" if own else _dumped(_compact(value))
+
+
+_dumped = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def _compact(value: object) -> object:
-    """As JSON without what is empty, and figures with as many digits as anybody reads."""
+    """Without what is empty, and figures with as many digits as anybody reads."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):
