@@ -141,7 +141,8 @@ def _step(record: Record, ranking: Ranking) -> str:
             f"would take {seconds * share * 1000:.4g} ms."
         )
     if "attention_density" in record.facts:
-        text += f" Attention computed {record.facts['attention_density']:.0%} of its blocks."
+        share = record.facts["attention_density"]
+        text += f" Attention computed {share:.0%} of its blocks; FLOPs and MFU count all of them."
     return text
 
 
