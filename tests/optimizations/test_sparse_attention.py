@@ -302,7 +302,8 @@ def test_kernel_skips_as_its_model_does(channels: int, threshold: float) -> None
     assert skip.computed.item() / fp8_attention.blocks(*inputs[:2]) == pytest.approx(
         density, abs=0.01
     )
-    assert (found - expected).norm() / expected.norm() < 0.03
+    # A block next to the threshold may be left out by one of the two alone.
+    assert (found - expected).norm() / expected.norm() < 0.03 + 0.3 * threshold
     assert torch.equal(found, fp8_attention.attend_skipping(*inputs, skip))
 
 
