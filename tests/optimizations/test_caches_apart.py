@@ -100,19 +100,26 @@ def mag(_: Stack, half: Half, given: Inputs, run: Any, last: bool) -> Inputs:
 
 
 def by_front(
-    front: int, back: int, first: int, half: Half, given: Inputs, run: Any, last: bool
+    front: int, back: int, first: int, order: int, half: Half, given: Inputs, run: Any, last: bool
 ) -> Inputs:
-    """First-block cache, and DBCache of several: compare the front blocks' residual."""
+    """First-block cache, and DBCache of several: compare the front blocks' residual.
+
+    Of order 1 what the middle blocks add is drawn on in a line through the last two of them.
+    """
     ahead = run(given, 0, front)
     moved, kept = ahead[0] - given[0], half.kept
     must = half.step < first or (last and half.step == STEPS - 1) or not kept
     if must or _change(moved, kept["moved"]) > FRONT_THRESHOLD:
         out = run(ahead, front, LAYERS - back)
         half.computed.append(half.step)
-        text = None if out[1] is None else out[1] - ahead[1]
-        kept |= {"moved": moved, "video": out[0] - ahead[0], "text": text}
+        text = 0 if out[1] is None else out[1] - ahead[1]
+        now = (half.step, out[0] - ahead[0], text)
+        kept |= {"moved": moved, "before": kept.get("now", now), "now": now}
     else:
-        out = (ahead[0] + kept["video"], ahead[1] + kept["text"])
+        (was, *before), (at, *now) = kept["before"], kept["now"]
+        far = order * (half.step - at) / max(1, at - was)
+        video, text = (x + far * (x - y) for x, y in zip(now, before, strict=True))
+        out = (ahead[0] + video, ahead[1] + text)
     return run(out, LAYERS - back, LAYERS)
 
 
@@ -161,8 +168,9 @@ def _pipeline(family: str, scratch: Path) -> tuple[Any, Any]:
     return video, tiny.settings(video, steps=STEPS)
 
 
-FIRST_BLOCK = functools.partial(by_front, 1, 0, 1)
-DUAL_BLOCK = functools.partial(by_front, 2, 1, 2)
+FIRST_BLOCK = functools.partial(by_front, 1, 0, 1, 0)
+DUAL_BLOCK = functools.partial(by_front, 2, 1, 2, 0)
+TAYLOR = functools.partial(by_front, 2, 1, 4, 1)  # cache-dit draws no line before step 4
 FRONT = {"threshold": FRONT_THRESHOLD}
 CASES: list[tuple[str, str, dict[str, Any], Any]] = [
     *(
@@ -176,6 +184,11 @@ CASES: list[tuple[str, str, dict[str, Any], Any]] = [
                 {**FRONT, "front": 2, "back": 1, "first": 2},
                 lambda _, *given: DUAL_BLOCK(*given),
             ),
+            (
+                "dbcache",
+                {**FRONT, "front": 2, "back": 1, "first": 4, "order": 1},
+                lambda _, *given: TAYLOR(*given),
+            ),
         )
     ),
     ("cogvideox", "sea", {"threshold": SEA_THRESHOLD}, sea),
@@ -184,7 +197,9 @@ CASES: list[tuple[str, str, dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize(
-    ("family", "kind", "fields", "policy"), CASES, ids=[f"{case[1]}-{case[0]}" for case in CASES]
+    ("family", "kind", "fields", "policy"),
+    CASES,
+    ids=[f"{case[1]}-{case[0]}-{case[2].get('order', 0)}" for case in CASES],
 )
 def test_a_cache_is_what_its_paper_says(
     family: str, kind: str, fields: dict[str, Any], policy: Any, last: bool, tmp_path: Path
