@@ -143,6 +143,9 @@ def _inner(kind: type[BaseModel], names: Sequence[str]) -> list[tuple[int, _Shap
     return [(i, shape) for i, shape in found if shape]
 
 
+MADE = frozenset(REST[i] for i, _ in _inner(Record, REST))  # fields that JSON alone does not make
+
+
 # Writing ------------------------------------------------------------------------------------------
 
 Code = Callable[[object], object]
@@ -267,10 +270,12 @@ class Decoder:
         return _values(text, len(REST))
 
     def value(self, rest: list[object], place: int, read: Read) -> object:
-        """One of REST; it is taken out of `rest`."""
-        value, rest[place] = rest[place], None
+        """One of REST; those of MADE are taken out of `rest`."""
         make = self._rest[place]
-        return make(value, read) if make and value is not None else value
+        if make is None:
+            return rest[place]
+        value, rest[place] = rest[place], None
+        return value if value is None else make(value, read)
 
     def _of(self, shape: _Shape) -> Make:
         if shape.what == "numbers":

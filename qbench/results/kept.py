@@ -30,7 +30,8 @@ from qbench.results.record import Record
 FOLDER = "records"
 LARGEST = 4 * 2**30  # bytes of the file, past which it is begun anew
 OLD = 24 * 3600.0  # seconds after which another version's file is removed
-HELD = 12_000  # records whose rest is held in memory
+HELD = 7000  # records whose rest is held in memory: the first that are looked at
+PASSING = 300  # of all others, the last that were
 READ = 64  # records whose numbers are
 EACH = 500  # entries written at a time, so that others may write too
 TABLES = """
@@ -54,7 +55,8 @@ class Stored(Record):
                 return super().__getattr__(name)
             kept, key, path = object.__getattribute__(self, "_source")
             value = kept.value(self, key, path, place)
-            object.__setattr__(self, name, value)
+            if name in codec.MADE:  # past thirty attributes Python keeps the names with each object
+                object.__setattr__(self, name, value)
             return value
 
     def model_copy(self, **options: object) -> Record:  # type: ignore[override]
@@ -64,8 +66,11 @@ class Stored(Record):
 
     def forget(self) -> None:
         """All but the head, until it is looked at again."""
-        for name in codec.PLACES.keys() & self.__dict__.keys():
+        for name in codec.MADE & self.__dict__.keys():
             object.__delattr__(self, name)
+
+
+Held = tuple[Stored, list[object], codec.Read]
 
 
 class Kept:
@@ -81,7 +86,8 @@ class Kept:
         self._lost_parts: dict[codec.Key, bytes] = {}
         self._waiting = 0
         self._database = _opened()
-        self._held: dict[int, tuple[Stored, list[object], codec.Read]] = {}
+        self._held: dict[int, Held] = {}
+        self._passing: dict[int, Held] = {}
         self._numbers = functools.lru_cache(maxsize=READ)(self._read_numbers)
 
     def find(self, key: bytes, path: Path) -> Record | None:
@@ -132,13 +138,18 @@ class Kept:
         return made
 
     def value(self, record: Stored, key: bytes, path: Path, place: int) -> object:
-        """One of what is not head, to be held by the record; those looked at first forget theirs"""
-        held = self._held.get(id(record))
+        """One of what is not head. Tables look at all records in turn, again and again, so that of
+        more than can be held none would be found again if the last were.
+        """
+        held = self._held.get(id(record)) or self._passing.get(id(record))
         if held is None:
-            if len(self._held) >= HELD:
-                self._held.pop(next(iter(self._held)))[0].forget()
-            read = functools.partial(self._some, key, path)
-            held = self._held[id(record)] = record, self._rest(key, path), read
+            held = record, self._rest(key, path), functools.partial(self._some, key, path)
+            if len(self._held) < HELD:
+                self._held[id(record)] = held
+            else:
+                if len(self._passing) >= PASSING:
+                    self._passing.pop(next(iter(self._passing)))[0].forget()
+                self._passing[id(record)] = held
         return self._decoder.value(held[1], place, held[2])
 
     def _rest(self, key: bytes, path: Path) -> list[object]:
