@@ -87,6 +87,7 @@ def test_tiles_are_as_large_as_asked_and_then_the_vaes_own_again() -> None:
         changes = memory.apply(SimpleNamespace(pipe=SimpleNamespace(vae=vae)), wanted, "cpu")
         made = vae.decode(latents).sample
         assert [max(sides) for sides in zip(*seen, strict=True)] == tiles
+        assert made.shape == whole.shape
         assert torch.equal(made, whole) == (pixels == 96)
         changes.undo()
         assert vae.tile_sample_min_height == 32
@@ -98,6 +99,8 @@ def test_tiles_are_as_large_as_asked_and_then_the_vaes_own_again() -> None:
 def test_tiles_cannot_be_sized_where_there_are_none() -> None:
     with pytest.raises(ValidationError, match="vae_tile: sizes tiles"):
         Memory(vae_tile=64)
+    with pytest.raises(ValidationError, match="multiple of 32"):
+        Memory(vae_tiling=True, vae_tile=40)
 
 
 def _makes_the_very_video(way: Decode, frames: int) -> None:
