@@ -26,6 +26,8 @@ LARGEST_LINE = 64 * 2**20  # bytes
 LARGEST = 2 * 2**30  # bytes of an archive, unpacked
 LARGEST_PACKED = 512 * 2**20
 MEMORY = 256 * 2**20  # bytes that the decompressor may take
+# For text: no byte's place in a word says anything about it, and that before it does.
+FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]
 BESIDE = 64 * 2**20  # bytes of an archive's files beside the records, which are kept
 # Of a line as `write` writes it: what `path` names, and where the content begins.
 HEAD = re.compile(
@@ -59,7 +61,7 @@ def write(entries: Iterable[tuple[str, bytes]], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file, lzma.open(file, "wb", preset=9) as packed:
+        with os.fdopen(handle, "wb") as file, lzma.open(file, "wb", filters=FILTERS) as packed:
             for name, content in entries:
                 line = json.dumps(
                     {"path": name, "content": json.loads(content)}, separators=(",", ":")
