@@ -95,12 +95,12 @@ def doctor(console: Console, device: str) -> None:
 
 def _scheme_why(backend: str, scheme: str, machine: Machine) -> str:
     from qbench import support
-    from qbench.recipe.choices import EngineName
+    from qbench.recipe.choices import ENGINES, EngineName
     from qbench.recipe.schema import Quantize, Variant
 
     # Unchecked: some schemes need a calibration, which is no reason why they could not run here.
     quantize = Quantize.model_construct(backend=backend, scheme=scheme)  # type: ignore[arg-type]
-    engine: EngineName | None = "onnxruntime" if backend == "onnxruntime" else None
+    engine: EngineName | None = next((one for one in ENGINES if one == backend), None)
     variant = Variant.model_construct(quantize=quantize, engine=engine)
     return support.why_not(variant, machine) or ""
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from qbench.engines import manifest
 from qbench.engines.export import PARITY, Differs
 from qbench.engines.parity import by_own_rules
 from qbench.recipe.schema import EngineOptions, Recipe, Variant
@@ -28,7 +29,9 @@ def prove(folder: Path, recipe: Recipe, count: int) -> str:
     """
     # The videos first: a folder that holds more than its manifest names is refused.
     seen, said = {}, "no whole videos: none were asked for"
-    if recipe.weights == "random":
+    if manifest.read(folder)[0].proved_by == "graph":
+        said = "no whole videos: it was built without the GPU that it runs on; verify it there"
+    elif recipe.weights == "random":
         said = "no whole videos: random weights make none that could be judged"
     elif count:
         seen = _videos(folder, recipe, count)

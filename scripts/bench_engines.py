@@ -34,6 +34,8 @@ EXPORTS: dict[str, tuple[str, ExportFormat]] = {
     "fp8-dynamic": ("fp8-dynamic", "diffusers"),
     "onnx-bf16": ("engine/onnx-bf16", "onnx"),
     "tensorrt-bf16": ("engine/tensorrt-bf16", "tensorrt"),
+    "tensorrt-fp8": ("engine/tensorrt-fp8", "tensorrt"),
+    "tensorrt-int8": ("engine/tensorrt-int8", "tensorrt"),
     "onnx-fp16": ("engine/onnx-fp16", "onnx"),
     "aoti": ("aoti", "aoti"),
     "aoti-blocks": ("engine/aoti-blocks", "aoti"),

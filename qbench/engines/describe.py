@@ -60,7 +60,11 @@ def description(
         outputs=described({OUTPUT: calls[0].variant}, frozenset({OUTPUT})),
         layers=_layers(module),
         versions=libraries(),
-        target=manifest.Target(device=module.device.type, machine=platform.machine(), bound=bound),
+        target=manifest.Target(
+            device="cuda" if form == "tensorrt" else module.device.type,
+            machine=platform.machine(),
+            bound=bound,
+        ),
         not_inside=outside,
         calibration=dict(calibration),
         load=_lines(video, form, outside, by_quanto(recipe.variant), denoiser_only),

@@ -25,7 +25,7 @@ from qbench.recipe.schema import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA = 1
+SCHEMA = 2  # 1 knew no engine that was built without the GPU that it is for
 FILE = shipped.EXPORTED
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_FILE_BYTES = 2**40  # a terabyte: no denoiser is that large
@@ -153,7 +153,10 @@ class Manifest(Description):
     """One exported engine. `files` names every file of the folder but the manifest itself."""
 
     build_s: float
-    step_s: float  # median of the timed calls at export
+    # What computed the predictions that `fp32` and `variant` compare: the engine, or, where it was
+    # built without the GPU that it is for, ONNX Runtime from the graph that it was built of.
+    proved_by: Literal["engine", "graph"] = "engine"
+    step_s: float | None  # median of the timed calls at export; null where it did not run there
     step_samples: int
     against: Against  # which of the two below must be within the limit
     parity_limit: float  # of relative L2
@@ -245,7 +248,7 @@ def _check_kind(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(9)
     weights = path.suffix == ".safetensors"  # which may begin with any byte: of a length
-    code = path.suffix in (".plan", ".artifacts")  # which no format takes for weights
+    code = path.suffix in (".plan", ".cache", ".artifacts")  # which no format takes for weights
     named = path.suffix in (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
     if weights and head[8:9] != b"{":
         raise Wrong(f"{path}: not safetensors; a pickle is never read")

@@ -1,49 +1,93 @@
-"""Static INT8 for ONNX Runtime: activations quantized by ranges known beforehand.
+"""Static quantization of an exported graph: inputs of linears have ranges known beforehand.
 
-Linears that see a row a token get the QDQ form that ONNX Runtime computes as an INT8 GEMM: weights
-per output channel and symmetric, activations per tensor and asymmetric, U8 and S8, which is the
-faster pair on x86. Linears that see one row a video (time embedding and modulation) are small GEMMs
-of large weights: those are stored in INT8 in blocks and their inputs stay as they are, for as a
-whole they cost 17 % of error when quantized by static ranges.
+What is the same for every runtime is here: what linears are given along denoise trajectories, and
+the balance of channels. Which nodes stand for a quantized linear is the runtime's `Form`.
 
 Channels are balanced first, as SmoothQuant does (Xiao et al. 2023, equation 4), where a norm and a
-modulation come before the linear; after attention and after GELU that made it worse. Its product is
-a node of its own: folded into the norm's weights and the modulation's shift it was no faster.
+modulation come before the linear; after attention and after GELU that made it worse. Where the
+family knows how, the norm and the modulation make the balanced channels, for nothing; elsewhere a
+product in the graph does.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from qbench.optimizations import quantization
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from onnx import GraphProto, NodeProto, TensorProto
     from torch import Tensor, nn
 
     from qbench.engines.inputs import Signature
-    from qbench.pipelines.base import Module
+    from qbench.pipelines.base import Module, VideoPipeline
     from qbench.recipe.schema import Quantize
 
 ROWS = 1024  # tokens kept of each linear's input in each call
-TAIL = 0.0001  # of values past either end of the range, which are clipped
 BALANCE = 0.5  # SmoothQuant's alpha
-BLOCK = 32  # weights that share a scale where inputs are not quantized
+MOST = 6  # powers of two that a channel is scaled by, either way
 BALANCED_OPS = ("Concat", "Add")  # what the input of a balanced linear comes out of: a modulation
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a linear was given along the trajectories: (rows, channels), and whether per token."""
+    """What a linear was given along the trajectories.
+
+    rows: (rows, channels).
+    per_token: whether it sees a row a token, or a row a video.
+    balanced: whether the layers before it make balanced channels already.
+    """
 
     rows: NDArray[np.float32]
     per_token: bool
+    balanced: bool = False
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear of the graph, with the sum of its bias where that is a node of its own.
+
+    weight: (input, output), balanced where the input is.
+    bias: name of a tensor; empty where there is none.
+    nodes: it as it was exported.
+    """
+
+    node: NodeProto
+    nodes: Nodes
+    given: str
+    weight: NDArray[np.float32]
+    bias: str
+    output: str
+
+
+class Form(Protocol):
+    """The nodes that one runtime computes a quantized linear of."""
+
+    def input(self, edit: Editor, source: str, name: str, rows: NDArray[np.float32]) -> Nodes:
+        """Quantize the tensor `source`, once for all linears that are given `name`.
+
+        rows: values that it had, (rows, channels).
+        """
+
+    def product(self, edit: Editor, linear: Linear) -> Nodes:
+        """A linear of tokens, whose input is quantized."""
+
+    def small(self, edit: Editor, linear: Linear) -> Nodes:
+        """A linear of one row a video (time embedding, modulation): few products, many weights.
+
+        As a whole these cost 17 % of error when quantized by static ranges.
+        """
+
+
+Nodes = list["NodeProto"]
 
 
 def observed(
@@ -83,7 +127,53 @@ def observed(
     return {name: Seen(torch.cat(rows).numpy(), per_token[name]) for name, rows in kept.items()}
 
 
-def quantize(path: Path, seen: Mapping[str, Seen], large: bool) -> None:
+@contextlib.contextmanager
+def balanced(video: VideoPipeline, seen: Mapping[str, Seen]) -> Iterator[dict[str, Seen]]:
+    """Meanwhile norms and modulations make balanced channels, where the family can rescale them.
+
+    The factors are powers of two, so that scaling and undoing it round nothing.
+    """
+    import numpy as np
+    import torch
+
+    found, done = dict(seen), []
+    try:
+        for one in video.rescalings():
+            known = all(name in seen and seen[name].per_token for name in one.readers)
+            made_by_norm = not isinstance(video.denoiser.get_submodule(one.name), torch.nn.Linear)
+            if not (one.readers and known and made_by_norm):
+                continue
+            weights = [
+                video.denoiser.get_submodule(name).weight.detach().float().cpu().numpy().T
+                for name in one.readers
+            ]
+            exponents = np.log2(_balance(seen[one.readers[0]].rows, weights)).round()
+            factors = torch.from_numpy(2.0 ** -exponents.clip(-MOST, MOST)).double()
+            one.apply(factors)
+            done.append((one, factors))
+            for name in one.readers:
+                rows = seen[name].rows * factors.float().numpy()
+                found[name] = Seen(rows, per_token=True, balanced=True)
+        yield found
+    finally:
+        for one, factors in done:
+            one.apply(1 / factors)
+
+
+def _balance(
+    rows: NDArray[np.float32], weights: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """What each channel is divided by, 1 in the mean. weights: (input, output) of the readers."""
+    import numpy as np
+
+    most = np.abs(rows).max(0).clip(1e-5)
+    least = np.max([np.abs(weight).max(1) for weight in weights], axis=0).clip(1e-5)
+    balance = most**BALANCE / least ** (1 - BALANCE)
+    found: NDArray[np.float32] = balance / np.exp(np.log(balance).mean())
+    return found
+
+
+def quantize(path: Path, seen: Mapping[str, Seen], form: Form, large: bool) -> None:
     """Quantize the exported model in place: the linears that `seen` names.
 
     large: whether weights lie beside the model, as they must past 2 GB.
@@ -93,151 +183,157 @@ def quantize(path: Path, seen: Mapping[str, Seen], large: bool) -> None:
     model = onnx.load(path)
     graph = model.graph
     del graph.value_info[:]
-    editor = _Editor(graph, seen)
-    nodes = [made for node in graph.node for made in editor.replaced(node)]
+    edit = Editor(graph, seen, form)
+    nodes = [made for node in graph.node for made in edit.replaced(node)]
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
-    tensors = [one for one in [*graph.initializer, *editor.tensors] if one.name in used]
+    tensors = [one for one in [*graph.initializer, *edit.tensors] if one.name in used]
     del graph.initializer[:]
     graph.initializer.extend(tensors)
-    if all(one.domain != "com.microsoft" for one in model.opset_import):
-        model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    known = {one.domain for one in model.opset_import}
+    for domain in {node.domain for node in nodes} - known - {""}:
+        model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
     for data in path.parent.glob(f"{path.name}.data*"):
         data.unlink()
     onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data")
 
 
-class _Editor:
+class Editor:
     """Makes the quantized nodes of a graph, and the tensors that they need."""
 
-    def __init__(self, graph: GraphProto, seen: Mapping[str, Seen]) -> None:
-        from onnx import numpy_helper
-
-        self._seen = seen
+    def __init__(self, graph: GraphProto, seen: Mapping[str, Seen], form: Form) -> None:
+        self._seen, self._form = seen, form
         self._constants = {one.name: one for one in graph.initializer}
-        self._array = numpy_helper.to_array
         self._makers = {name: node.op_type for node in graph.node for name in node.output}
-        self._linears = {
+        self._layers = {
             node.name: name
             for node in graph.node
             if node.op_type in ("MatMul", "Gemm")
             and node.input[1] in self._constants
-            and (name := _linear(node)) in seen
+            and (name := _layer(node)) in seen
         }
-        self._users: dict[str, list[NodeProto]] = {}
+        self._sharing: dict[str, Nodes] = {}
         for node in graph.node:
-            if node.name in self._linears:
-                self._users.setdefault(node.input[0], []).append(node)
+            if node.name in self._layers:
+                self._sharing.setdefault(node.input[0], []).append(node)
+        self._sums = self._biases(graph)
+        self._summed = {one.name for one in self._sums.values()}
         self._balance: dict[str, NDArray[np.float32] | None] = {}
+        self._made: set[str] = set()
         self.tensors: list[TensorProto] = []
 
-    def replaced(self, node: NodeProto) -> list[NodeProto]:
+    def replaced(self, node: NodeProto) -> Nodes:
         """The nodes that stand for this one."""
-        name = self._linears.get(node.name)
-        if name is None:
+        if node.name in self._summed:  # in the linear before it
+            return []
+        layer = self._layers.get(node.name)
+        if layer is None:
             return [node]
-        if node.op_type == "Gemm" or not self._seen[name].per_token:
-            return self._weights_alone(node)
-        made = [] if node.input[0] in self._balance else self._input(node.input[0], name)
-        return [*made, *self._product(node)]
+        given = node.input[0]
+        per_token = node.op_type == "MatMul" and self._seen[layer].per_token
+        if not per_token:
+            return self._form.small(self, self._linear(node, None))
+        made = [] if given in self._balance else self._quantized(given, layer)
+        return [*made, *self._form.product(self, self._linear(node, self._balance[given]))]
 
-    def _input(self, name: str, linear: str) -> list[NodeProto]:
+    def once(self, name: str) -> bool:
+        """Whether this is the first time that a form asks for the name."""
+        first = name not in self._made
+        self._made.add(name)
+        return first
+
+    def keep(self, name: str, value: Tensor) -> str:
+        """A constant of the graph, by its name."""
+        self.tensors.append(constant(name, value))
+        return name
+
+    def dtype(self, given: str) -> torch.dtype:
+        """In which the linears that are given this tensor were exported."""
+        weights = self._constants[self._sharing[given][0].input[1]]
+        return _kinds()[weights.data_type]
+
+    def _quantized(self, name: str, layer: str) -> Nodes:
         """The input balanced where that helps, and quantized, once for all that share it."""
-        import numpy as np
+        import torch
         from onnx import helper
 
-        rows, made, source = self._seen[linear].rows, [], name
+        rows, made, source = self._seen[layer].rows, [], name
         balance = None
-        if self._makers.get(name) in BALANCED_OPS:
-            weights = np.max([np.abs(self._weight(n)).max(1) for n in self._users[name]], axis=0)
-            most = np.abs(rows).max(0)
-            balance = most.clip(1e-5) ** BALANCE / weights.clip(1e-5) ** (1 - BALANCE)
-            balance /= np.exp(np.log(balance).mean())
+        if self._makers.get(name) in BALANCED_OPS and not self._seen[layer].balanced:
+            balance = _balance(rows, [self._weight(node) for node in self._sharing[name]])
             source = f"{name}_balanced"
-            inverse = self._keep(f"{name}_balance", (1 / balance).astype(np.float32))
-            made.append(helper.make_node("Mul", [name, inverse], [source], name=source))
+            inverse = torch.from_numpy(1 / balance).to(self.dtype(name))
+            made.append(
+                helper.make_node("Mul", [name, self.keep(f"{name}_balance", inverse)], [source],
+                                 name=source)
+            )  # fmt: skip
             rows = rows / balance
         self._balance[name] = balance
-        low = min(0.0, float(np.quantile(rows, TAIL)))
-        high = max(0.0, float(np.quantile(rows, 1 - TAIL)))
-        scale = max(high - low, 1e-9) / 255
-        parameters = [
-            self._keep(f"{name}_scale", np.asarray(scale, np.float32)),
-            self._keep(f"{name}_zero", np.asarray(round(-low / scale), np.uint8)),
-        ]
-        short, wide = f"{name}_u8", f"{name}_quantized"
-        for op, given, result in (
-            ("QuantizeLinear", source, short),
-            ("DequantizeLinear", short, wide),
-        ):
-            made.append(helper.make_node(op, [given, *parameters], [result], name=result))
-        return made
+        return [*made, *self._form.input(self, source, name, rows)]
 
-    def _product(self, node: NodeProto) -> list[NodeProto]:
-        import numpy as np
-        from onnx import NodeProto, helper
-
-        weight, balance = self._weight(node), self._balance[node.input[0]]
+    def _linear(self, node: NodeProto, balance: NDArray[np.float32] | None) -> Linear:
+        weight = self._weight(node)
         if balance is not None:
             weight = weight * balance[:, None]
-        scale = (np.abs(weight).max(0) / 127).clip(1e-12).astype(np.float32)
-        parts = [
-            self._keep(f"{node.name}_s8", np.round(weight / scale).clip(-127, 127).astype(np.int8)),
-            self._keep(f"{node.name}_scale", scale),
-            self._keep(f"{node.name}_zero", np.zeros(len(scale), np.int8)),
-        ]
-        wide = f"{node.name}_weight"
-        made = NodeProto()
-        made.CopyFrom(node)
-        made.input[0], made.input[1] = f"{node.input[0]}_quantized", wide
-        return [helper.make_node("DequantizeLinear", parts, [wide], name=wide, axis=1), made]
+        add = self._sums.get(node.name)
+        bias = node.input[2] if len(node.input) > 2 else ""
+        if add is not None:
+            bias = add.input[1] if add.input[0] == node.output[0] else add.input[0]
+        nodes = [node] if add is None else [node, add]
+        return Linear(node, nodes, node.input[0], weight, bias, nodes[-1].output[0])
 
-    def _weights_alone(self, node: NodeProto) -> list[NodeProto]:
-        """Weights in INT8, in blocks along the input; not where the blocks do not come out even."""
-        import numpy as np
-        from onnx import helper
-
-        weight = self._weight(node).T  # (output, input)
-        outputs, inputs = weight.shape
-        if inputs % BLOCK:
-            return [node]
-        blocks = weight.reshape(outputs, inputs // BLOCK, BLOCK)
-        scale = (np.abs(blocks).max(-1) / 127).clip(1e-12).astype(np.float32)
-        short = (np.round(blocks / scale[..., None]) + 128).clip(0, 255).astype(np.uint8)
-        given = [
-            node.input[0],
-            self._keep(f"{node.name}_u8", short),
-            self._keep(f"{node.name}_scale", scale.reshape(-1)),
-        ]
-        bias = list(node.input[2:])
-        product = f"{node.name}_product" if bias else node.output[0]
-        made = [
-            helper.make_node(
-                "MatMulNBits", given, [product], name=f"{node.name}_nbits", domain="com.microsoft",
-                K=inputs, N=outputs, bits=8, block_size=BLOCK, accuracy_level=4,
-            )
-        ]  # fmt: skip
-        if bias:
-            made.append(
-                helper.make_node("Add", [product, *bias], list(node.output), name=node.name)
-            )
-        return made
+    def _biases(self, graph: GraphProto) -> dict[str, NodeProto]:
+        """By the name of a linear, the node that adds a bias to it and to nothing else."""
+        users: dict[str, Nodes] = {}
+        for node in graph.node:
+            for name in node.input:
+                users.setdefault(name, []).append(node)
+        found = {}
+        for node in graph.node:
+            after = users.get(node.output[0], []) if node.name in self._layers else []
+            if len(after) == 1 and after[0].op_type == "Add":
+                [other] = [n for n in after[0].input if n != node.output[0]] or [""]
+                if other in self._constants and len(self._constants[other].dims) == 1:
+                    found[node.name] = after[0]
+        return found
 
     def _weight(self, node: NodeProto) -> NDArray[np.float32]:
         """(input, output)"""
-        found = self._array(self._constants[node.input[1]])
+        import numpy as np
+        from onnx import numpy_helper
+
+        found = numpy_helper.to_array(self._constants[node.input[1]]).astype(np.float32)
         transposed = any(one.name == "transB" and one.i for one in node.attribute)
         return found.T if transposed else found
 
-    def _keep(self, name: str, value: NDArray[np.generic]) -> str:
-        from onnx import numpy_helper
 
-        self.tensors.append(numpy_helper.from_array(value, name))
-        return name
+def constant(name: str, value: Tensor) -> TensorProto:
+    """A tensor of ONNX from one of torch, of any type that both have."""
+    import torch
+    from onnx import helper
+
+    [kind] = [code for code, dtype in _kinds().items() if dtype == value.dtype]
+    raw = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return helper.make_tensor(name, kind, list(value.shape), raw, raw=True)
 
 
-def _linear(node: NodeProto) -> str:
+def _kinds() -> dict[int, torch.dtype]:
+    """ONNX's types of tensors by their number."""
+    import torch
+    from onnx import TensorProto
+
+    return {
+        TensorProto.FLOAT: torch.float32,
+        TensorProto.FLOAT16: torch.float16,
+        TensorProto.BFLOAT16: torch.bfloat16,
+        TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
+        TensorProto.INT8: torch.int8,
+        TensorProto.UINT8: torch.uint8,
+    }
+
+
+def _layer(node: NodeProto) -> str:
     """The name of the linear that a node was exported of; empty where the exporter left none."""
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":

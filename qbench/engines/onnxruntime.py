@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.engines import onnx, onnx_static
+from qbench.engines import onnx, onnx_static, static_forms
 from qbench.engines.manifest import Bound
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import EngineOptions, Variant
@@ -53,11 +53,15 @@ def write(
 ) -> Bound:
     """Write the graph, quantized where the recipe says so."""
     module, wanted = video.denoiser, variant.quantize
-    path = onnx.export(module, signature, example, folder / GRAPH)
+    path = folder / GRAPH
     if wanted and wanted.scheme == "int8_static":
         seen = onnx_static.observed(module, signature, calls or [example], wanted)
-        onnx_static.quantize(path, seen, onnx.is_large(module))
-    elif wanted:
+        with onnx_static.balanced(video, seen) as seen:
+            onnx.export(module, signature, example, path)
+        onnx_static.quantize(path, seen, static_forms.Integers(), onnx.is_large(module))
+        return Bound(opset=onnx.OPSET)
+    onnx.export(module, signature, example, path)
+    if wanted:
         quantize(path).replace(path)
         for data in folder.glob(f"{GRAPH}.data*"):  # of the graph before it was quantized
             data.unlink()

@@ -1,21 +1,22 @@
-"""Building and running an exported denoiser with TensorRT, or TensorRT for RTX.
+"""Running an exported denoiser with TensorRT, or TensorRT for RTX.
 
-Both have one Python API. Networks are strongly typed: precision is what the exported model says.
+Both have one Python API. Networks are strongly typed: precision is what the exported model says,
+and INT8 and FP8 are pairs of QuantizeLinear and DequantizeLinear in it.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qbench.engines import onnx
+from qbench.engines import onnx, onnx_static, static_forms, tensorrt_plan
 from qbench.engines.manifest import Bound
+from qbench.engines.tensorrt_plan import LIBRARIES, Bindings
 from qbench.errors import Unsupported
 from qbench.optimizations.rules import Rule
-from qbench.recipe.schema import EngineOptions, Variant
+from qbench.recipe.schema import Quantize, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -27,17 +28,8 @@ if TYPE_CHECKING:
     from qbench.meters.profile import Layer
     from qbench.pipelines.base import Module, VideoPipeline
 
-Bindings = Any  # TensorRT's, and what they make: they have no types
-
-# By the name of the module, the distribution whose version a plan is bound to.
-LIBRARIES = {
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt-rtx",
-    "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
-}
 PACKAGES = (*onnx.PACKAGES, *LIBRARIES)
-VALUES = 2**22  # of latents in the largest batch that a plan is built for
-PLAN, GRAPH = "denoiser.plan", "denoiser.onnx"
+PLAN, GRAPH, COMPILED = "denoiser.plan", "denoiser.onnx", "denoiser.cache"
 
 
 def refuses(variant: Variant) -> str:
@@ -55,16 +47,36 @@ def write(
     folder: Path,
     calls: Sequence[Mapping[str, Tensor]] = (),
 ) -> Bound:
-    """Build the plan. It is bound to this GPU's architecture and this version of TensorRT."""
+    """Build the plan. It is bound to this GPU's architecture and this version of TensorRT.
+
+    On a machine without a GPU, where TensorRT for RTX builds all the same, the graph stays beside
+    the plan, for `stand_in`, and the plan is bound to the architecture that the recipe names.
+    """
     import torch
 
-    exported = onnx.export(video.denoiser, signature, example, folder / GRAPH)
-    (folder / PLAN).write_bytes(make_plan(exported, signature, example, variant.engine_options))
-    for path in folder.glob(f"{GRAPH}*"):
-        path.unlink()
-    library = _library()
+    module, chosen, wanted = video.denoiser, variant.engine_options, variant.quantize
+    gpu = module.device.type == "cuda"
+    tensorrt_plan.check(chosen, gpu)
+    graph = folder / GRAPH
+    if wanted:
+        seen = onnx_static.observed(module, signature, calls or [example], wanted)
+        with onnx_static.balanced(video, seen) as seen:
+            onnx.export(module, signature, example, graph)
+        onnx_static.quantize(graph, seen, _form(wanted), onnx.is_large(module))
+    else:
+        onnx.export(module, signature, example, graph)
+    here = "{}.{}".format(*torch.cuda.get_device_capability()) if gpu else ""
+    library = tensorrt_plan.library()
+    timings = _timings(library.__version__, here) if gpu and chosen.cache else None
+    plan = tensorrt_plan.make(graph, signature, example, chosen, gpu, timings)
+    (folder / PLAN).write_bytes(plan)
+    if gpu:
+        for path in folder.glob(f"{GRAPH}*"):
+            path.unlink()
+        if chosen.cache and tensorrt_plan.for_rtx(library):
+            (folder / COMPILED).write_bytes(_compiled(plan, example, module.device))
     return Bound(
-        compute_capability="{}.{}".format(*torch.cuda.get_device_capability()),
+        compute_capability=chosen.compute_capability or here,
         exactly={LIBRARIES[library.__name__]: library.__version__},
         opset=onnx.OPSET,
     )
@@ -73,79 +85,65 @@ def write(
 def open(folder: Path, shell: Module, written: Interface) -> Run:
     """The plan as a function of its tensors."""
     names = [spec.name for spec in written.inputs]
-    return Engine((folder / PLAN).read_bytes(), names, written.target.device)
-
-
-def _library() -> Bindings:
-    for name in LIBRARIES:
-        try:
-            return importlib.import_module(name)
-        except (ImportError, OSError):
-            continue
-    raise Unsupported(
-        "TensorRT is installed but could not be loaded; is its libraries' wheel there?"
+    compiled = folder / COMPILED
+    return Engine(
+        (folder / PLAN).read_bytes(),
+        names,
+        written.target.device,
+        compiled.read_bytes() if compiled.is_file() else None,
     )
 
 
-def make_plan(
-    path: Path, signature: Signature, example: Mapping[str, Tensor], chosen: EngineOptions
-) -> bytes:
-    """A serialized plan for batches of one up to what its memory is set aside for.
+def stand_in(folder: Path, written: Interface) -> Run:
+    """What a plan that was built without a GPU was built of, computed by ONNX Runtime on the CPU.
 
-    The plan is bound to this GPU's architecture and to this version of TensorRT.
+    It has no GEMMs in BF16, so the graph is computed in FP32, its weights, scales and rounding to
+    INT8 and FP8 as they are. Takes the graph out of the folder.
     """
-    trt = _library()
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if flag is None else 1 << int(flag))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        faults = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise Unsupported(f"TensorRT cannot read the exported model: {faults[:300]}")
-    config = builder.create_builder_config()
-    if chosen.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, chosen.workspace_mib * 2**20)
-    if chosen.level is not None:
-        if not hasattr(config, "builder_optimization_level"):
-            raise Unsupported("engine_options.level: TensorRT for RTX has no levels")
-        config.builder_optimization_level = chosen.level
-    if hasattr(trt, "ProfilingVerbosity"):  # the plan then knows its layers' names and types
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    profile = builder.create_optimization_profile()
-    taken = {network.get_input(i).name for i in range(network.num_inputs)}
-    for name in taken & signature.batched:
-        usual = tuple(example[name].shape)
-        one, most = (1, *usual[1:]), (_largest(example), *usual[1:])
-        profile.set_shape(name, one, usual, most)
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise Unsupported("TensorRT could not build an engine of the exported model")
-    return bytes(plan)
+    from qbench.engines.onnx_wide import widened
+
+    return widened(folder / GRAPH, written.inputs)
 
 
-def _largest(example: Mapping[str, Tensor]) -> int:
-    """The largest batch: memory for its activations is set aside as the engine is loaded."""
-    sample = next(iter(example.values()))
-    usual = int(sample.shape[0])
-    return max(usual, min(256, VALUES * usual // sample.numel()))
+def _form(wanted: Quantize) -> onnx_static.Form:
+    return static_forms.Symmetric("fp8" if wanted.scheme == "fp8_static" else "int8")
+
+
+def _timings(version: str, capability: str) -> Path:
+    """Where TensorRT's timing cache is kept: it holds for one version and one kind of GPU."""
+    from qbench import cache
+
+    return cache.folder() / "tensorrt" / f"{version}-{capability}.timings"
+
+
+def _compiled(plan: bytes, example: Mapping[str, Tensor], device: torch.device) -> bytes:
+    """What TensorRT for RTX compiled of the plan for this GPU, once it was run."""
+    engine = Engine(plan, list(example), device)
+    engine(example)
+    return engine.compiled()
 
 
 class Engine:
     """A plan as a function of its tensors, computing on torch's current stream."""
 
-    def __init__(self, plan: bytes, names: Sequence[str], device: torch.device | str) -> None:
+    def __init__(
+        self,
+        plan: bytes,
+        names: Sequence[str],
+        device: torch.device | str,
+        compiled: bytes | None = None,
+    ) -> None:
         import torch
 
-        trt = _library()
+        trt = tensorrt_plan.library()
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))  # alive as long as the engine
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise Unsupported(
                 "this GPU refuses the plan: built for another GPU or TensorRT version"
             )
-        self._context = _context(self._engine, trt)
+        self._config = _configured(self._engine, trt, compiled)
+        self._context = _context(self._engine, trt, self._config)
         self._device, self._first = device, names[0]
         tensors = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._dtypes = {
@@ -174,11 +172,15 @@ class Engine:
             raise RuntimeError("TensorRT reported that the engine did not run")
         return output
 
+    def compiled(self) -> bytes:
+        """What was compiled for this GPU so far, to be given to the next engine of the plan."""
+        return bytes(self._config.get_runtime_cache().serialize())
+
     def layers(self, step: Callable[[], object]) -> list[Layer]:
         """Each layer's time on the GPU; none where this TensorRT has no profiler."""
         import torch
 
-        trt = _library()
+        trt = tensorrt_plan.library()
         if not hasattr(trt, "IProfiler"):
             return []
         found: list[tuple[str, float]] = []
@@ -188,7 +190,8 @@ class Engine:
 
         profiler = type("Profiler", (trt.IProfiler,), {"report_layer_time": report})()
         # A context with a profiler keeps it, so it has one of its own.
-        plain, self._context = self._context, _context(self._engine, trt)
+        plain = self._context
+        self._context = _context(self._engine, trt, self._config)
         try:
             self._context.profiler = profiler
             step()
@@ -199,8 +202,21 @@ class Engine:
         return [_layer(name, seconds, kinds.get(name, {})) for name, seconds in found]
 
 
-def _context(engine: Bindings, trt: Bindings) -> Bindings:
-    context = engine.create_execution_context()
+def _configured(engine: Bindings, trt: Bindings, compiled: bytes | None) -> Bindings:
+    """How TensorRT for RTX runs the engine, with what was compiled before; None of TensorRT."""
+    if not tensorrt_plan.for_rtx(trt):
+        return None
+    config = engine.create_runtime_config()
+    cache = config.create_runtime_cache()
+    if compiled is not None:
+        cache.deserialize(compiled)  # what another driver compiled it passes over
+    config.set_runtime_cache(cache)
+    return config
+
+
+def _context(engine: Bindings, trt: Bindings, config: Bindings) -> Bindings:
+    made = engine.create_execution_context
+    context = made() if config is None else made(config)
     if context is None:
         raise Unsupported("TensorRT could not set up the engine on this GPU")
     if hasattr(context, "nvtx_verbosity"):  # annotating each layer for a tracer takes time

@@ -65,7 +65,8 @@ def verify(folder: Path, trust: bool = False, expect: str | None = None) -> Veri
         good("parity", _parity(written, found, calls))
         samples = loading.timed(run, calls[0].inputs, written.target.device)
         said = f"{median(samples) * 1000:.3g} ms a call (n = {len(samples)})"
-        said += f"; {written.step_s * 1000:.3g} ms at export"
+        if written.step_s is not None:
+            said += f"; {written.step_s * 1000:.3g} ms at export"
         checks.append(Check(name="latency", result="note", said=said))
     except Wrong as error:
         checks.append(Check(name="wrong", result="wrong", said=str(error)))
@@ -91,9 +92,10 @@ def _parity(written: Manifest, found: Sequence[Tensor], calls: Sequence[evidence
     error = evidence.against(written.against, found, calls).relative_l2
     before: manifest.Accuracy = getattr(written, written.against)
     named = evidence.NAMES[written.against]
+    there = "at export" if written.proved_by == "engine" else "of its graph at export"
     said = (
-        f"relative L2 {error:.3g} to {named} over {len(calls)} calls; {before.relative_l2:.3g} at "
-        f"export, allowed {written.parity_limit:g}"
+        f"relative L2 {error:.3g} to {named} over {len(calls)} calls; {before.relative_l2:.3g} "
+        f"{there}, allowed {written.parity_limit:g}"
     )
     if not error <= written.parity_limit:
         raise Wrong(f"it computes something else: {said}")

@@ -113,6 +113,8 @@ _ALL = (
     ),
     Scheme("onnxruntime", "int8_dynamic", "int8", "int8", "row", None),
     Scheme("onnxruntime", "int8_static", "int8", "int8", "row", None),
+    Scheme("tensorrt", "int8_static", "int8", "int8", "row", None),
+    Scheme("tensorrt", "fp8_static", "fp8", "fp8", "tensor", None),
 )
 SCHEMES: dict[tuple[str, str], Scheme] = {(one.backend, one.name): one for one in _ALL}
 
@@ -218,6 +220,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "FP8 GEMMs",
         _of("torchao", activations="fp8"),
+        _fp8_gpu,
+        "FP8 GEMMs need an NVIDIA GPU of compute capability 8.9 or newer",
+    ),
+    Rule(
+        "TensorRT's FP8 GEMMs",
+        _of("tensorrt", activations="fp8"),
         _fp8_gpu,
         "FP8 GEMMs need an NVIDIA GPU of compute capability 8.9 or newer",
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Backend = Literal["torchao", "quanto", "qbench", "onnxruntime"]
+Backend = Literal["torchao", "quanto", "qbench", "onnxruntime", "tensorrt"]
 SCHEMES: dict[str, tuple[str, ...]] = {
     "torchao": (
         "int8_weight_only",
@@ -31,7 +31,9 @@ SCHEMES: dict[str, tuple[str, ...]] = {
         "int3_weight_only",
         "int2_weight_only",
     ),
-    "onnxruntime": ("int8_dynamic", "int8_static"),  # by the engine, as it is built
+    # By the engine, as it is built.
+    "onnxruntime": ("int8_dynamic", "int8_static"),
+    "tensorrt": ("int8_static", "fp8_static"),
 }
 
 CalibrationMethod = Literal["smoothquant", "awq", "gptq", "svdquant"]

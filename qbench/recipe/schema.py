@@ -310,6 +310,11 @@ class Recipe(Strict):
         for name in ("group", "calibration", "layers"):
             if quantized and not quantized[name]:
                 del quantized[name]
+        options = facts.get("variant", {})
+        options = options.get("engine_options") if isinstance(options, dict) else None
+        for name in ("compute_capability", "cache"):
+            if options and options[name] == getattr(EngineOptions(), name):
+                del options[name]
         if self.prompts.count is None:  # which prompts these are has a digest of its own
             facts["prompts"] = {"set": self.prompts.set, "count": SET_COUNT}
         return facts

@@ -353,6 +353,12 @@ class EngineOptions(Strict):
     """Memory that TensorRT may work in while a layer runs; null is TensorRT's own."""
     level: Annotated[int, Field(ge=0, le=5)] | None = None
     """TensorRT's optimisation level of a build; null is TensorRT's own."""
+    compute_capability: Annotated[str, Field(pattern=r"^[1-9][0-9]?\.[0-9]$")] | None = None
+    """The GPU that TensorRT for RTX builds for, such as '8.9', whatever is in this machine; null is
+    all that it knows, for which it finishes the plan as it is loaded."""
+    cache: bool = True
+    """Keep what TensorRT found out, for a shorter next time: TensorRT what it timed, for builds on
+    this machine; TensorRT for RTX what it compiled for this GPU, beside the plan."""
     scope: Literal["model", "blocks"] = "model"
     """What AOTInductor compiles: the whole denoiser, or its repeated block once, used for all."""
 
@@ -436,7 +442,7 @@ class Variant(Strict):
         elif self.engine and self.quantize and not by_engine:
             raise ValueError(
                 f"@quantize: tensors of {self.quantize.backend} do not pass an ONNX export; "
-                "quantize with backend onnxruntime, or leave out the engine"
+                f"quantize with backend {self.engine}, or leave out the engine"
             )
         return self
 

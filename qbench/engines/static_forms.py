@@ -1,0 +1,164 @@
+"""Quantized linears as runtimes take them: ONNX Runtime on a CPU, and TensorRT.
+
+ONNX Runtime has a GEMM of U8 and S8, the faster pair on x86, which scales and adds the bias as it
+stores; written as QuantizeLinear and DequantizeLinear the same graph leaves the bias to a node of
+its own. TensorRT takes QuantizeLinear and DequantizeLinear alone: symmetric, in INT8 or in FP8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from onnx import NodeProto
+    from torch import Tensor
+
+    from qbench.engines.onnx_static import Editor, Linear, Nodes
+
+TAIL = 0.0001  # of values past either end of an integer's range, which are clipped
+FP8_MOST = 448.0  # the largest value of E4M3
+MICROSOFT = "com.microsoft"
+
+
+class Integers:
+    """For ONNX Runtime on a CPU: weights per output channel, activations per tensor from 0 up."""
+
+    def input(self, edit: Editor, source: str, name: str, rows: NDArray[np.float32]) -> Nodes:
+        import numpy as np
+        import torch
+
+        low = min(0.0, float(np.quantile(rows, TAIL)))
+        high = max(0.0, float(np.quantile(rows, 1 - TAIL)))
+        scale = max(high - low, 1e-9) / 255
+        parameters = [
+            edit.keep(f"{name}_scale", torch.tensor(scale)),
+            edit.keep(f"{name}_zero", torch.tensor(round(-low / scale), dtype=torch.uint8)),
+        ]
+        return [_node("QuantizeLinear", [source, *parameters], [f"{name}_u8"])]
+
+    def product(self, edit: Editor, linear: Linear) -> Nodes:
+        return [self._gemm(edit, linear)]
+
+    def small(self, edit: Editor, linear: Linear) -> Nodes:
+        """Scaled as they come: a range for a row a video costs nothing to find."""
+        given, made = linear.given, []
+        if edit.once(given):
+            outputs = [f"{given}_u8", f"{given}_scale", f"{given}_zero"]
+            made.append(_node("DynamicQuantizeLinear", [given], outputs))
+        return [*made, self._gemm(edit, linear)]
+
+    def _gemm(self, edit: Editor, linear: Linear) -> NodeProto:
+        import torch
+
+        weight, scale = _int8(linear.weight, torch.float32)
+        name, given = linear.node.name, linear.given
+        inputs = [
+            f"{given}_u8",
+            edit.keep(f"{name}_s8", weight),
+            f"{given}_scale",
+            edit.keep(f"{name}_scale", scale),
+            f"{given}_zero",
+            "",  # weights are symmetric
+            linear.bias,
+        ]
+        return _node("MatMulIntegerToFloat", inputs, [linear.output], linear.node, MICROSOFT)
+
+
+@dataclass(frozen=True)
+class Symmetric:
+    """For TensorRT: pairs of QuantizeLinear and DequantizeLinear around what stays a MatMul.
+
+    INT8 weights have a scale for each output channel, FP8 ones a scale for the tensor. Scales are
+    of the graph's own type, as a strongly typed network wants them. Small linears stay as they are.
+    """
+
+    number: Literal["int8", "fp8"]
+
+    def input(self, edit: Editor, source: str, name: str, rows: NDArray[np.float32]) -> Nodes:
+        import numpy as np
+        import torch
+
+        kind, dtype = torch.int8, edit.dtype(name)
+        if self.number == "int8":
+            most = float(max(np.quantile(rows, 1 - TAIL), -np.quantile(rows, TAIL))) / 127
+        else:
+            kind, most = torch.float8_e4m3fn, float(np.abs(rows).max()) / FP8_MOST
+        parameters = [
+            edit.keep(f"{name}_scale", torch.tensor(max(most, TINY)).to(dtype)),
+            edit.keep(f"{name}_zero", torch.tensor(0.0).to(kind)),
+        ]
+        short, wide = f"{name}_short", f"{name}_quantized"
+        return [
+            _node("QuantizeLinear", [source, *parameters], [short]),
+            _node("DequantizeLinear", [short, *parameters], [wide]),
+        ]
+
+    def product(self, edit: Editor, linear: Linear) -> Nodes:
+        from onnx import NodeProto
+
+        name, dtype = linear.node.name, edit.dtype(linear.given)
+        stored = _int8 if self.number == "int8" else _fp8
+        weight, scale = stored(linear.weight, dtype)
+        parts = [
+            edit.keep(f"{name}_stored", weight),
+            edit.keep(f"{name}_scale", scale),
+            edit.keep(f"{name}_zero", scale.new_zeros(scale.shape).to(weight.dtype)),
+        ]
+        axis = {"axis": 1} if scale.dim() else {}
+        wide = f"{name}_weight"
+        made = NodeProto()
+        made.CopyFrom(linear.node)
+        made.input[0], made.input[1] = f"{linear.given}_quantized", wide
+        made.output[0] = f"{name}_product" if linear.bias else linear.output
+        nodes = [_node("DequantizeLinear", parts, [wide], **axis), made]
+        if linear.bias:
+            nodes.append(_node("Add", [made.output[0], linear.bias], [linear.output]))
+        return nodes
+
+    def small(self, edit: Editor, linear: Linear) -> Nodes:
+        return linear.nodes
+
+
+TINY = 1e-6  # a scale of zero divides by zero; FP16 has no much smaller one
+
+
+def _int8(weight: NDArray[np.float32], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(input, output) as INT8 and a scale of `dtype` for each output."""
+    import torch
+
+    plain = torch.from_numpy(weight)
+    scale = (plain.abs().amax(0) / 127).clamp(min=TINY).to(dtype)
+    return (plain / scale.float()).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def _fp8(weight: NDArray[np.float32], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As E4M3, and one scale of `dtype`."""
+    import torch
+
+    plain = torch.from_numpy(weight)
+    scale = (plain.abs().amax() / FP8_MOST).clamp(min=TINY).to(dtype)
+    short = (plain / scale.float()).clamp(-FP8_MOST, FP8_MOST)
+    return short.to(torch.float8_e4m3fn), scale
+
+
+def _node(
+    op: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    of: NodeProto | None = None,
+    domain: str = "",
+    **attributes: int,
+) -> NodeProto:
+    """A node named after its first output, or standing for the node `of`."""
+    from onnx import helper
+
+    name = of.name if of is not None else outputs[0]
+    made = helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes)
+    if of is not None:
+        made.metadata_props.extend(of.metadata_props)
+    return made
