@@ -3,10 +3,10 @@
 What is the same for every runtime is here: what linears are given along denoise trajectories, and
 the balance of channels. Which nodes stand for a quantized linear is the runtime's `Form`.
 
-Channels are balanced first, as SmoothQuant does (Xiao et al. 2023, equation 4), where a norm and a
-modulation come before the linear; after attention and after GELU that made it worse. Where the
-family knows how, the norm and the modulation make the balanced channels, for nothing; elsewhere a
-product in the graph does.
+Channels are balanced first, as SmoothQuant does (Xiao et al. 2023, equation 4), wherever that
+brings a linear's product closer to what it was: outliers go out of the inputs that they spoil.
+Where the family knows how, the layers before make the balanced channels, for nothing; elsewhere,
+behind a norm and a modulation, a product in the graph does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 ROWS = 1024  # tokens kept of each linear's input in each call
 BALANCE = 0.5  # SmoothQuant's alpha
-MOST = 6  # powers of two that a channel is scaled by, either way
+MOST = 8  # powers of two that a channel is scaled by, either way
+TRIED = 1024  # rows on which it is tried
 BALANCED_OPS = ("Concat", "Add")  # what the input of a balanced linear comes out of: a modulation
 
 
@@ -69,7 +70,12 @@ class Linear:
 
 
 class Form(Protocol):
-    """The nodes that one runtime computes a quantized linear of."""
+    """How one runtime computes a quantized linear: its rounding, and the nodes of a graph."""
+
+    def rounded(
+        self, rows: NDArray[np.float32], weight: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """The product of (rows, input) and (input, output), both rounded as they will be."""
 
     def input(self, edit: Editor, source: str, name: str, rows: NDArray[np.float32]) -> Nodes:
         """Quantize the tensor `source`, once for all linears that are given `name`.
@@ -128,49 +134,55 @@ def observed(
 
 
 @contextlib.contextmanager
-def balanced(video: VideoPipeline, seen: Mapping[str, Seen]) -> Iterator[dict[str, Seen]]:
-    """Meanwhile norms and modulations make balanced channels, where the family can rescale them.
+def balanced(
+    video: VideoPipeline, seen: Mapping[str, Seen], form: Form
+) -> Iterator[dict[str, Seen]]:
+    """Meanwhile the layers before make balanced channels, where the family can rescale them.
 
-    The factors are powers of two, so that scaling and undoing it round nothing.
+    The factors are powers of two, so that scaling and undoing it round nothing (but for FP16's
+    smallest numbers).
     """
-    import numpy as np
     import torch
 
     found, done = dict(seen), []
     try:
         for one in video.rescalings():
-            known = all(name in seen and seen[name].per_token for name in one.readers)
-            made_by_norm = not isinstance(video.denoiser.get_submodule(one.name), torch.nn.Linear)
-            if not (one.readers and known and made_by_norm):
+            if not one.readers or not all(n in seen and seen[n].per_token for n in one.readers):
                 continue
-            weights = [
-                video.denoiser.get_submodule(name).weight.detach().float().cpu().numpy().T
-                for name in one.readers
-            ]
-            exponents = np.log2(_balance(seen[one.readers[0]].rows, weights)).round()
-            factors = torch.from_numpy(2.0 ** -exponents.clip(-MOST, MOST)).double()
-            one.apply(factors)
-            done.append((one, factors))
+            layers = [video.denoiser.get_submodule(name) for name in one.readers]
+            weights = [layer.weight.detach().float().cpu().numpy().T for layer in layers]
+            factors = _factors(form, seen[one.readers[0]].rows, weights)
+            if factors is not None:
+                one.apply(torch.from_numpy(factors).double())
+                done.append((one, factors))
             for name in one.readers:
-                rows = seen[name].rows * factors.float().numpy()
+                rows = seen[name].rows if factors is None else seen[name].rows * factors
                 found[name] = Seen(rows, per_token=True, balanced=True)
         yield found
     finally:
         for one, factors in done:
-            one.apply(1 / factors)
+            one.apply(torch.from_numpy(1 / factors).double())
 
 
-def _balance(
-    rows: NDArray[np.float32], weights: Sequence[NDArray[np.float32]]
-) -> NDArray[np.float32]:
-    """What each channel is divided by, 1 in the mean. weights: (input, output) of the readers."""
+def _factors(
+    form: Form, rows: NDArray[np.float32], weights: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float32] | None:
+    """What to multiply each channel by; None where products are closer without.
+
+    weights: (input, output) of the linears that are given them.
+    """
     import numpy as np
 
-    most = np.abs(rows).max(0).clip(1e-5)
-    least = np.max([np.abs(weight).max(1) for weight in weights], axis=0).clip(1e-5)
-    balance = most**BALANCE / least ** (1 - BALANCE)
-    found: NDArray[np.float32] = balance / np.exp(np.log(balance).mean())
-    return found
+    wide = np.concatenate(weights, axis=1)
+    most, least = np.abs(rows).max(0).clip(1e-5), np.abs(wide).max(1).clip(1e-5)
+    exponents = np.log2(most**BALANCE / least ** (1 - BALANCE))
+    exponents = (exponents.mean() - exponents).round().clip(-MOST, MOST)
+    factors: NDArray[np.float32] = (2.0**exponents).astype(np.float32)
+    few = rows[:: max(1, len(rows) // TRIED)]
+    plain = few @ wide
+    with_them = np.square(form.rounded(few * factors, wide / factors[:, None]) - plain).sum()
+    without = np.square(form.rounded(few, wide) - plain).sum()
+    return factors if with_them < without else None
 
 
 def quantize(path: Path, seen: Mapping[str, Seen], form: Form, large: bool) -> None:
@@ -220,7 +232,6 @@ class Editor:
         self._sums = self._biases(graph)
         self._summed = {one.name for one in self._sums.values()}
         self._balance: dict[str, NDArray[np.float32] | None] = {}
-        self._made: set[str] = set()
         self.tensors: list[TensorProto] = []
 
     def replaced(self, node: NodeProto) -> Nodes:
@@ -236,12 +247,6 @@ class Editor:
             return self._form.small(self, self._linear(node, None))
         made = [] if given in self._balance else self._quantized(given, layer)
         return [*made, *self._form.product(self, self._linear(node, self._balance[given]))]
-
-    def once(self, name: str) -> bool:
-        """Whether this is the first time that a form asks for the name."""
-        first = name not in self._made
-        self._made.add(name)
-        return first
 
     def keep(self, name: str, value: Tensor) -> str:
         """A constant of the graph, by its name."""
@@ -261,21 +266,20 @@ class Editor:
         rows, made, source = self._seen[layer].rows, [], name
         balance = None
         if self._makers.get(name) in BALANCED_OPS and not self._seen[layer].balanced:
-            balance = _balance(rows, [self._weight(node) for node in self._sharing[name]])
+            weights = [self._weight(node) for node in self._sharing[name]]
+            balance = _factors(self._form, rows, weights)
+        if balance is not None:
             source = f"{name}_balanced"
-            inverse = torch.from_numpy(1 / balance).to(self.dtype(name))
-            made.append(
-                helper.make_node("Mul", [name, self.keep(f"{name}_balance", inverse)], [source],
-                                 name=source)
-            )  # fmt: skip
-            rows = rows / balance
+            factors = self.keep(f"{name}_balance", torch.from_numpy(balance).to(self.dtype(name)))
+            made.append(helper.make_node("Mul", [name, factors], [source], name=source))
+            rows = rows * balance
         self._balance[name] = balance
         return [*made, *self._form.input(self, source, name, rows)]
 
     def _linear(self, node: NodeProto, balance: NDArray[np.float32] | None) -> Linear:
         weight = self._weight(node)
         if balance is not None:
-            weight = weight * balance[:, None]
+            weight = weight / balance[:, None]
         add = self._sums.get(node.name)
         bias = node.input[2] if len(node.input) > 2 else ""
         if add is not None:

@@ -56,9 +56,10 @@ def write(
     path = folder / GRAPH
     if wanted and wanted.scheme == "int8_static":
         seen = onnx_static.observed(module, signature, calls or [example], wanted)
-        with onnx_static.balanced(video, seen) as seen:
+        form = static_forms.Integers()
+        with onnx_static.balanced(video, seen, form) as seen:
             onnx.export(module, signature, example, path)
-        onnx_static.quantize(path, seen, static_forms.Integers(), onnx.is_large(module))
+        onnx_static.quantize(path, seen, form, onnx.is_large(module))
         return Bound(opset=onnx.OPSET)
     onnx.export(module, signature, example, path)
     if wanted:
@@ -219,6 +220,19 @@ RULES: tuple[Rule, ...] = (
         lambda v: _is(v) and v.dtype == "bf16",
         lambda m: m.cuda,
         "ONNX Runtime computes no GEMMs in BF16 on a CPU: choose fp32 or fp16",
+    ),
+    Rule(
+        "ONNX Runtime's INT8",
+        lambda v: _is(v) and v.quantize is not None,
+        lambda m: not m.cuda,
+        "ONNX Runtime's CUDA provider has no GEMM of U8 and S8 and would compute it on the CPU: "
+        "choose device cpu, or TensorRT",
+    ),
+    Rule(
+        "ONNX Runtime's INT8 in half precision",
+        lambda v: _is(v) and v.quantize is not None and v.dtype != "fp32",
+        lambda _: False,
+        "ONNX Runtime quantizes what is computed in FP32: choose fp32",
     ),
     Rule(
         "ONNX Runtime for CUDA",

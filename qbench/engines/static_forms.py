@@ -7,7 +7,7 @@ its own. TensorRT takes QuantizeLinear and DequantizeLinear alone: symmetric, in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qbench.engines.onnx_static import Editor, Linear, Nodes
 
 TAIL = 0.0001  # of values past either end of an integer's range, which are clipped
+BLOCK = 32  # weights that share a scale where inputs are not quantized
 FP8_MOST = 448.0  # the largest value of E4M3
 MICROSOFT = "com.microsoft"
 
@@ -28,31 +29,59 @@ MICROSOFT = "com.microsoft"
 class Integers:
     """For ONNX Runtime on a CPU: weights per output channel, activations per tensor from 0 up."""
 
-    def input(self, edit: Editor, source: str, name: str, rows: NDArray[np.float32]) -> Nodes:
-        import numpy as np
+    def rounded(
+        self, rows: NDArray[np.float32], weight: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         import torch
+
+        scale, zero = self._range(rows)
+        short = (rows / scale).round().clip(-zero, 255 - zero) * scale
+        stored, scales = _int8(weight, torch.float32)
+        made: NDArray[np.float32] = short @ (stored.float() * scales).numpy()
+        return made
+
+    def _range(self, rows: NDArray[np.float32]) -> tuple[float, int]:
+        """The step, and which number is zero."""
+        import numpy as np
 
         low = min(0.0, float(np.quantile(rows, TAIL)))
         high = max(0.0, float(np.quantile(rows, 1 - TAIL)))
         scale = max(high - low, 1e-9) / 255
+        return scale, round(-low / scale)
+
+    def input(self, edit: Editor, source: str, name: str, rows: NDArray[np.float32]) -> Nodes:
+        import torch
+
+        scale, zero = self._range(rows)
         parameters = [
             edit.keep(f"{name}_scale", torch.tensor(scale)),
-            edit.keep(f"{name}_zero", torch.tensor(round(-low / scale), dtype=torch.uint8)),
+            edit.keep(f"{name}_zero", torch.tensor(zero, dtype=torch.uint8)),
         ]
         return [_node("QuantizeLinear", [source, *parameters], [f"{name}_u8"])]
 
-    def product(self, edit: Editor, linear: Linear) -> Nodes:
-        return [self._gemm(edit, linear)]
-
     def small(self, edit: Editor, linear: Linear) -> Nodes:
-        """Scaled as they come: a range for a row a video costs nothing to find."""
-        given, made = linear.given, []
-        if edit.once(given):
-            outputs = [f"{given}_u8", f"{given}_scale", f"{given}_zero"]
-            made.append(_node("DynamicQuantizeLinear", [given], outputs))
-        return [*made, self._gemm(edit, linear)]
+        """Weights in INT8, in blocks along the input; not where these do not come out even."""
+        import torch
 
-    def _gemm(self, edit: Editor, linear: Linear) -> NodeProto:
+        inputs, outputs = linear.weight.shape
+        if inputs % BLOCK:
+            return linear.nodes
+        blocks = torch.from_numpy(linear.weight.T.copy()).reshape(outputs, inputs // BLOCK, BLOCK)
+        scale = (blocks.abs().amax(-1) / 127).clamp(min=1e-12)
+        short = (blocks / scale[..., None]).round() + 128
+        name = linear.node.name
+        given = [
+            linear.given,
+            edit.keep(f"{name}_u8", short.clamp(0, 255).to(torch.uint8)),
+            edit.keep(f"{name}_scale", scale.flatten()),
+            "",  # 128 is zero
+            "",
+            linear.bias,
+        ]
+        sizes = {"K": inputs, "N": outputs, "bits": 8, "block_size": BLOCK, "accuracy_level": 4}
+        return [_node("MatMulNBits", given, [linear.output], linear.node, MICROSOFT, sizes)]
+
+    def product(self, edit: Editor, linear: Linear) -> Nodes:
         import torch
 
         weight, scale = _int8(linear.weight, torch.float32)
@@ -66,7 +95,7 @@ class Integers:
             "",  # weights are symmetric
             linear.bias,
         ]
-        return _node("MatMulIntegerToFloat", inputs, [linear.output], linear.node, MICROSOFT)
+        return [_node("MatMulIntegerToFloat", inputs, [linear.output], linear.node, MICROSOFT)]
 
 
 @dataclass(frozen=True)
@@ -79,17 +108,39 @@ class Symmetric:
 
     number: Literal["int8", "fp8"]
 
-    def input(self, edit: Editor, source: str, name: str, rows: NDArray[np.float32]) -> Nodes:
-        import numpy as np
+    def rounded(
+        self, rows: NDArray[np.float32], weight: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         import torch
 
-        kind, dtype = torch.int8, edit.dtype(name)
+        scale = self._scale(rows)
+        short = torch.from_numpy(rows) / scale
+        if self.number == "int8":
+            short = short.round().clamp(-128, 127)
+        else:
+            short = short.clamp(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn).float()
+        stored, scales = self._stored(weight, torch.float32)
+        made: NDArray[np.float32] = (short * scale @ (stored.float() * scales)).numpy()
+        return made
+
+    def _scale(self, rows: NDArray[np.float32]) -> float:
+        import numpy as np
+
         if self.number == "int8":
             most = float(max(np.quantile(rows, 1 - TAIL), -np.quantile(rows, TAIL))) / 127
         else:
-            kind, most = torch.float8_e4m3fn, float(np.abs(rows).max()) / FP8_MOST
+            most = float(np.abs(rows).max()) / FP8_MOST
+        return max(most, TINY)
+
+    def _stored(self, weight: NDArray[np.float32], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return (_int8 if self.number == "int8" else _fp8)(weight, dtype)
+
+    def input(self, edit: Editor, source: str, name: str, rows: NDArray[np.float32]) -> Nodes:
+        import torch
+
+        kind = torch.int8 if self.number == "int8" else torch.float8_e4m3fn
         parameters = [
-            edit.keep(f"{name}_scale", torch.tensor(max(most, TINY)).to(dtype)),
+            edit.keep(f"{name}_scale", torch.tensor(self._scale(rows)).to(edit.dtype(name))),
             edit.keep(f"{name}_zero", torch.tensor(0.0).to(kind)),
         ]
         short, wide = f"{name}_short", f"{name}_quantized"
@@ -102,20 +153,19 @@ class Symmetric:
         from onnx import NodeProto
 
         name, dtype = linear.node.name, edit.dtype(linear.given)
-        stored = _int8 if self.number == "int8" else _fp8
-        weight, scale = stored(linear.weight, dtype)
+        weight, scale = self._stored(linear.weight, dtype)
         parts = [
             edit.keep(f"{name}_stored", weight),
             edit.keep(f"{name}_scale", scale),
             edit.keep(f"{name}_zero", scale.new_zeros(scale.shape).to(weight.dtype)),
         ]
-        axis = {"axis": 1} if scale.dim() else {}
+        per_output = {"axis": 1} if scale.dim() else None
         wide = f"{name}_weight"
         made = NodeProto()
         made.CopyFrom(linear.node)
         made.input[0], made.input[1] = f"{linear.given}_quantized", wide
         made.output[0] = f"{name}_product" if linear.bias else linear.output
-        nodes = [_node("DequantizeLinear", parts, [wide], **axis), made]
+        nodes = [_node("DequantizeLinear", parts, [wide], attributes=per_output), made]
         if linear.bias:
             nodes.append(_node("Add", [made.output[0], linear.bias], [linear.output]))
         return nodes
@@ -152,13 +202,15 @@ def _node(
     outputs: Sequence[str],
     of: NodeProto | None = None,
     domain: str = "",
-    **attributes: int,
+    attributes: Mapping[str, int] | None = None,
 ) -> NodeProto:
     """A node named after its first output, or standing for the node `of`."""
     from onnx import helper
 
     name = of.name if of is not None else outputs[0]
-    made = helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes)
+    made = helper.make_node(op, inputs, outputs, name=name, domain=domain)
+    for key, value in (attributes or {}).items():
+        made.attribute.append(helper.make_attribute(key, value))
     if of is not None:
         made.metadata_props.extend(of.metadata_props)
     return made

@@ -16,7 +16,7 @@ from qbench.engines.manifest import Bound
 from qbench.engines.tensorrt_plan import LIBRARIES, Bindings
 from qbench.errors import Unsupported
 from qbench.optimizations.rules import Rule
-from qbench.recipe.schema import Quantize, Variant
+from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +60,10 @@ def write(
     graph = folder / GRAPH
     if wanted:
         seen = onnx_static.observed(module, signature, calls or [example], wanted)
-        with onnx_static.balanced(video, seen) as seen:
+        form = static_forms.Symmetric("fp8" if wanted.scheme == "fp8_static" else "int8")
+        with onnx_static.balanced(video, seen, form) as seen:
             onnx.export(module, signature, example, graph)
-        onnx_static.quantize(graph, seen, _form(wanted), onnx.is_large(module))
+        onnx_static.quantize(graph, seen, form, onnx.is_large(module))
     else:
         onnx.export(module, signature, example, graph)
     here = "{}.{}".format(*torch.cuda.get_device_capability()) if gpu else ""
@@ -103,10 +104,6 @@ def stand_in(folder: Path, written: Interface) -> Run:
     from qbench.engines.onnx_wide import widened
 
     return widened(folder / GRAPH, written.inputs)
-
-
-def _form(wanted: Quantize) -> onnx_static.Form:
-    return static_forms.Symmetric("fp8" if wanted.scheme == "fp8_static" else "int8")
 
 
 def _timings(version: str, capability: str) -> Path:

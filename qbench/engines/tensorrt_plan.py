@@ -153,7 +153,7 @@ def _target(trt: Bindings, wanted: str) -> Bindings:
 def _logger(trt: Bindings) -> Bindings:
     """A logger that keeps the last error, which is all that says why there is no plan."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         last = "it does not say why"
 
         def __init__(self) -> None:
