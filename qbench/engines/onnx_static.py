@@ -4,7 +4,7 @@ What is the same for every runtime is here: what linears are given along denoise
 the balance of channels. Which nodes stand for a quantized linear is the runtime's `Form`.
 
 Channels are balanced first, as SmoothQuant does (Xiao et al. 2023, equation 4), wherever that
-brings a linear's product closer to what it was: outliers go out of the inputs that they spoil.
+brings a linear's product much closer: outliers go out of the inputs that they spoil.
 Where the family knows how, the layers before make the balanced channels, for nothing; elsewhere,
 behind a norm and a modulation, a product in the graph does.
 """
@@ -35,6 +35,9 @@ ROWS = 1024  # tokens kept of each linear's input in each call
 BALANCE = 0.5  # SmoothQuant's alpha
 MOST = 8  # powers of two that a channel is scaled by, either way
 TRIED = 1024  # rows on which it is tried
+# So many times closer it has to be: what gains less fits the calls that it was tried on, and not
+# those between them.
+WORTH = 2
 BALANCED_OPS = ("Concat", "Add")  # what the input of a balanced linear comes out of: a modulation
 
 
@@ -167,7 +170,7 @@ def balanced(
 def _factors(
     form: Form, rows: NDArray[np.float32], weights: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.float32] | None:
-    """What to multiply each channel by; None where products are closer without.
+    """What to multiply each channel by; None where products are hardly closer for it.
 
     weights: (input, output) of the linears that are given them.
     """
@@ -182,7 +185,7 @@ def _factors(
     plain = few @ wide
     with_them = np.square(form.rounded(few * factors, wide / factors[:, None]) - plain).sum()
     without = np.square(form.rounded(few, wide) - plain).sum()
-    return factors if with_them < without else None
+    return factors if with_them * WORTH**2 < without else None
 
 
 def quantize(path: Path, seen: Mapping[str, Seen], form: Form, large: bool) -> None:
