@@ -40,10 +40,13 @@ def written_beside(out: Path) -> Iterator[Path]:
     Raises InputError where the disk is full, or refuses.
     """
     out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _forget_partials(out)
     partial = out.parent / f".{out.name}.{os.getpid()}.partial"
-    partial.mkdir()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _forget_partials(out)
+        partial.mkdir()
+    except OSError as error:  # /proc and the like let nobody write, whatever their modes say
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from None
     try:
         yield partial
         _flush(partial)

@@ -34,12 +34,15 @@ LEVELS = {
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 PACKAGES = (*onnx.PACKAGES, "onnxruntime")
+HALF = "ONNX Runtime quantizes what is computed in FP32: choose fp32"
 
 
 def refuses(variant: Variant) -> str:
     """Why an ONNX graph cannot hold the variant; empty where it can."""
     if variant.engine != "onnxruntime":
         return "choose a recipe with engine: onnxruntime, as recipes/onnx.yaml has it"
+    if variant.quantize is not None and variant.dtype != "fp32":
+        return HALF
     return ""
 
 
@@ -232,7 +235,7 @@ RULES: tuple[Rule, ...] = (
         "ONNX Runtime's INT8 in half precision",
         lambda v: _is(v) and v.quantize is not None and v.dtype != "fp32",
         lambda _: False,
-        "ONNX Runtime quantizes what is computed in FP32: choose fp32",
+        HALF,
     ),
     Rule(
         "ONNX Runtime for CUDA",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from qbench.errors import brief, nearest
 from qbench.recipe.choices import (
@@ -361,6 +361,12 @@ class EngineOptions(Strict):
     this machine; TensorRT for RTX what it compiled for this GPU, beside the plan."""
     scope: Literal["model", "blocks"] = "model"
     """What AOTInductor compiles: the whole denoiser, or its repeated block once, used for all."""
+
+    @field_validator("compute_capability", mode="before")
+    @classmethod
+    def _as_text(cls, given: object) -> object:
+        """YAML takes 8.9 for a number."""
+        return str(given) if isinstance(given, float) else given
 
 
 class Exported(Strict):

@@ -13,7 +13,7 @@ import torch
 from conftest import RECIPES
 from exporting import SHORT, exported
 
-from qbench.engines import aoti, evidence, export, formats, loading, manifest, onnx
+from qbench.engines import aoti, evidence, export, folder, formats, loading, manifest, onnx
 from qbench.engines.manifest import Manifest
 from qbench.engines.verify import verify
 from qbench.errors import InputError, Unsupported
@@ -168,6 +168,18 @@ def test_the_denoiser_alone_is_a_choice_of_checkpoints(tmp_path: Path) -> None:
     recipe = load(RECIPES / "onnx.yaml", SHORT)
     with pytest.raises(InputError, match="onnx holds the denoiser alone"):
         export.export(recipe, tmp_path / "engine", denoiser_only=True)
+
+
+@pytest.mark.parametrize("place", ["/proc/engines/int8", "/sys/engine"])
+def test_a_place_that_lets_nobody_write_is_a_line(place: str) -> None:
+    with pytest.raises(InputError, match="cannot be written"), folder.written_beside(Path(place)):
+        pass
+
+
+def test_integers_in_half_precision_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    recipe = load(RECIPES / "onnx-int8.yaml", {**SHORT, "variant.dtype": "fp16"})
+    with pytest.raises(InputError, match="choose fp32"):
+        export.export(recipe, tmp_path / "engine")
 
 
 def test_an_unknown_format_names_the_nearest() -> None:
