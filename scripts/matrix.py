@@ -397,6 +397,8 @@ def main() -> None:
     parser.add_argument("--no-floors", action="store_true", help="measure no floors besides")
     parser.add_argument("--dry", action="store_true", help="only print the command")
     args = parser.parse_args()
+    # Shells have what runs in the background ignore it, and programs inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began, code, name = time.monotonic(), 0, args.part
     out = top = args.out or Path("results/runs") / args.part
     while name:

@@ -126,6 +126,8 @@ def main() -> None:
         "--drop", action="store_true", help="keep no raw videos but the reference's"
     )
     args = parser.parse_args()
+    # Shells have what runs in the background ignore it, and programs inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     gpus = [gpu for gpu in args.gpus.split(",") if gpu] or [""]
     jobs = Jobs([gpus[n % len(gpus)] for n in range(args.jobs)], args.limit)
