@@ -63,7 +63,9 @@ def write(
 
     from qbench.engines import aoti_blocks, weights
     from qbench.engines.inputs import for_export
+    from qbench.optimizations import compilation
 
+    compilation.know_cpu()
     path = folder / PACKAGE
     with torch.no_grad():
         if variant.engine_options.scope == "blocks":

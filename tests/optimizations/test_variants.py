@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -262,10 +263,12 @@ def test_reasons_say_what_to_do(recipe_name: str, machine: support.Machine, reas
     assert (found is None) if reason is None else (reason in (found or ""))
 
 
-def test_tracked_engine_matches_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+def test_tracked_engine_matches_and_a_wrong_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ONNX Runtime against the module; then the same engine with its output scaled by 1.1."""
     pytest.importorskip("onnxruntime")
-    from qbench.engines import EngineDenoiser, engine
+    from qbench.engines import EngineDenoiser, engine, onnx
     from qbench.engines.inputs import interface, signature
     from qbench.engines.manifest import Bound
     from qbench.engines.parity import parity
@@ -301,6 +304,8 @@ def test_tracked_engine_matches_and_a_wrong_one_is_refused(tmp_path: Path) -> No
     with pytest.raises(RuntimeError, match="computes something else"):
         parity(module, broken, calls, exact=True)
     quantize = {"backend": "onnxruntime", "scheme": "int8_dynamic"}
+    (graph,) = (tmp_path / "plain").iterdir()  # what is quantized is exported just the same
+    monkeypatch.setattr(onnx, "export", lambda *given: shutil.copy(graph, given[-1]))
     small = built(tmp_path / "small", quantize=quantize)
     assert small.stored_bytes < plain.stored_bytes / 3
     assert parity(module, small, calls, exact=False)["parity_relative_error"] < 0.1
@@ -382,3 +387,25 @@ def test_convolutions_are_quantized_where_the_recipe_says_so_and_over_time_never
 def test_convolutions_are_quantos_alone() -> None:
     with pytest.raises(ValueError, match="torchao quantizes linears alone"):
         Quantize(backend="torchao", scheme="int8_weight_only", convolutions=True)
+
+
+@pytest.mark.parametrize("own", ["/the/runs/own", None])
+def test_what_inductor_finds_out_about_a_cpu_is_kept_for_all_runs(
+    own: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the machine's: no run that is compiled from empty caches pays for it again."""
+    from torch._inductor import cpu_vec_isa
+
+    seen = list[str]()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(compilation.KEPT, raising=False)
+    if own:
+        monkeypatch.setenv(compilation.KEPT, own)
+
+    def look() -> None:
+        seen.append(os.environ[compilation.KEPT])
+
+    monkeypatch.setattr(cpu_vec_isa, "valid_vec_isa_list", look)
+    compilation.know_cpu()
+    assert seen == [str(tmp_path / "qbench" / "inductor")]
+    assert os.environ.get(compilation.KEPT) == own
