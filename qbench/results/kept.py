@@ -30,7 +30,7 @@ from qbench.results.record import Record
 FOLDER = "records"
 LARGEST = 4 * 2**30  # bytes of the file, past which it is begun anew
 OLD = 24 * 3600.0  # seconds after which another version's file is removed
-HELD = 7000  # records whose rest is held in memory: the first that are looked at
+HELD = 10_000  # records whose rest is held in memory: the first that are looked at
 PASSING = 300  # of all others, the last that were
 READ = 64  # records whose numbers are
 EACH = 500  # entries written at a time, so that others may write too

@@ -28,7 +28,7 @@ from qbench.results.record import READABLE, Record
 FILE = "record.json"
 LARGEST = 64 * 2**20  # bytes of a record; one of 2,048 videos has 1 MiB
 NEIGHBOURS = 10_000  # folders beside a run that are looked into
-FEW = 200  # records that are held in memory without further ado
+FEW = 50  # records that are held in memory without further ado
 
 
 def write(record: Record, folder: Path) -> Path:
