@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,7 +13,7 @@ from qbench.fields import Count, NonNegative, Word
 
 if TYPE_CHECKING:
     from qbench.meters.flops import Work
-    from qbench.optimizations.changes import Changes
+    from qbench.optimizations.changes import Changes, Forward
     from qbench.pipelines.base import Module, VideoPipeline
 
 Shares = Annotated[list[NonNegative], Field(max_length=10_000)]
@@ -77,13 +77,13 @@ class Counter:
         """Count what is asked of the denoiser; called after a cache put itself around it."""
         changes.replace(module, "forward", self._counted("asked", module.forward))
 
-    def _counted(self, kind: str, forward: Any) -> Any:
+    def _counted(self, kind: str, forward: Forward) -> Forward:
         import torch
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
-            given = kwargs.get("hidden_states")
-            self._rows[kind] += len(next(tensors) if given is None else given)
+        def counted(*args: object, **kwargs: object) -> object:
+            named = kwargs.get("hidden_states")
+            given = (x for x in (named, *args, *kwargs.values()) if isinstance(x, torch.Tensor))
+            self._rows[kind] += len(next(given))
             return forward(*args, **kwargs)
 
         return functools.update_wrapper(counted, forward)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qbench.optimizations.changes import Changes
-    from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
 
 Kwargs = dict[str, Any]
 
@@ -69,7 +69,7 @@ def sea(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes: Change
         changes.replace(module, "cache_context", context)
 
 
-def levels(scheduler: Any, schedule: Schedule) -> tuple[float, float]:
+def levels(scheduler: Module, schedule: Schedule) -> tuple[float, float]:
     """The factors a and b of latents a x0 + b noise, whose squares add up to 1.
 
     SeaCache's filter is for (1 - s) x0 + s noise: those latents are that times a + b, with s =
