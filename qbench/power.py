@@ -180,21 +180,24 @@ class Table:
         Videos are drawn from those of the records, all figures and variants of a video together.
         """
         import numpy as np
+        from scipy.special import stdtr
 
         rng = np.random.default_rng(n)
         hardest = np.zeros((TRIALS, len(self.variants)))
+        # Of means the least statistic has the largest p: one p a variant, and not one a figure.
+        least = np.full((TRIALS, len(self.variants)), np.inf)
         weights: dict[int, NDArray[np.float64]] = {}
         for i, spreads in enumerate(self.variants):
             for spread in spreads:
                 have = len(spread.gaps)
                 if spread.changed is not None:
-                    p = _shares_p(rng, n, spread)
-                else:
-                    if have not in weights:
-                        drawn = rng.multinomial(n, np.full(have, 1 / have), size=TRIALS)
-                        weights[have] = drawn.astype(np.float64)
-                    p = _means_p(weights[have], n, spread)
-                hardest[:, i] = np.maximum(hardest[:, i], p)
+                    hardest[:, i] = np.maximum(hardest[:, i], _shares_p(rng, n, spread))
+                    continue
+                if have not in weights:
+                    drawn = rng.multinomial(n, np.full(have, 1 / have), size=TRIALS)
+                    weights[have] = drawn.astype(np.float64)
+                least[:, i] = np.minimum(least[:, i], _means(weights[have], n, spread))
+        hardest = np.maximum(hardest, stdtr(n - 1, -least))
         ordered = np.sort(hardest, axis=1)
         factors = np.arange(ordered.shape[1], 0, -1) + self.others
         return np.asarray((ordered * factors < self.alpha).all(axis=1))
@@ -213,10 +216,9 @@ def _guess(spread: Spread, alpha: float, chance: float) -> int:
     return min(math.ceil(max(normal, least, FEW)), MOST)
 
 
-def _means_p(weights: NDArray[np.float64], n: int, spread: Spread) -> NDArray[np.float64]:
-    """p of a loss of the margin in each resample: `Moments.tail` for all of them at once."""
+def _means(weights: NDArray[np.float64], n: int, spread: Spread) -> NDArray[np.float64]:
+    """How far each resample is from a loss of the margin: `Moments.tail` of it is Student's t."""
     import numpy as np
-    from scipy.special import stdtr
 
     x = spread.gaps
     mean = weights @ x / n
@@ -227,16 +229,14 @@ def _means_p(weights: NDArray[np.float64], n: int, spread: Spread) -> NDArray[np
     error = np.sqrt(second / (n - 1))
     skew = third / second**1.5 / math.sqrt(n)
 
-    def tail(shift: NDArray[np.float64], a: NDArray[np.float64]) -> NDArray[np.float64]:
+    def statistic(shift: NDArray[np.float64], a: NDArray[np.float64]) -> NDArray[np.float64]:
         t = shift / error
-        hall = t + a / 3 * t**2 + a**2 / 27 * t**3 + a / 6
-        found: NDArray[np.float64] = stdtr(n - 1, -np.minimum(t, hall))
-        return found
+        return np.minimum(t, t + a / 3 * t**2 + a**2 / 27 * t**3 + a / 6)
 
-    p = tail(mean + spread.margin, skew)
+    least = statistic(mean + spread.margin, skew)
     if spread.both:
-        p = np.maximum(p, tail(spread.margin - mean, -skew))
-    found: NDArray[np.float64] = np.where(known, p, 1.0)
+        least = np.minimum(least, statistic(spread.margin - mean, -skew))
+    found: NDArray[np.float64] = np.where(known, least, -np.inf)
     return found
 
 
