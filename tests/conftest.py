@@ -6,6 +6,7 @@ import atexit
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,10 @@ atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
 # Of tensors as small as these two threads wait for each other longer than they compute, all the
 # more beside another worker of pytest's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    # A suite in the background, or under nohup, is to ignore these; what is tested here is not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -68,10 +68,10 @@ def test_no_rule_refuses_what_ran_and_every_choice_ran_on_a_gpu() -> None:
         for value in values
         if not any(_has(variant, axis, value) for variant in variants)
     }
-    # No GPU had ONNX Runtime with CUDA or FlashAttention 3's own package; packed and calibrated
-    # weights are newer than the runs.
+    # No GPU had ONNX Runtime with CUDA, TensorRT by scales or FlashAttention 3's own package;
+    # packed and calibrated weights are newer than the runs.
     later = (
-        "onnxruntime", "flash-3-fp8", "fp8-reference", "torchao-fp8",
+        "onnxruntime", "tensorrt", "flash-3-fp8", "fp8-reference", "torchao-fp8",
         '"backend": "qbench", "scheme": "int', '"calibration"',
     )  # fmt: skip
     assert all(any(one in each for one in later) for each in missing), missing

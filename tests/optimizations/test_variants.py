@@ -203,10 +203,15 @@ ODD = support.ModelFacts(
 
 def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
     shipped = [files.load(path).variant for path in RECIPES.rglob("*.yaml")]
-    assert [support.why_not(variant, FULL) for variant in shipped] == [None] * len(shipped)
+    cpu = dataclasses.replace(FULL, device="cpu")  # which ONNX Runtime's INT8 is for
+    for variant in shipped:
+        there = cpu if variant.quantize and variant.quantize.backend == "onnxruntime" else FULL
+        assert support.why_not(variant, there) is None
     int8 = {"backend": "torchao", "scheme": "int8_dynamic"}
     fp8 = {"backend": "torchao", "scheme": "fp8_dynamic_row"}
     int4 = {"backend": "quanto", "scheme": "int4_weight_only"}
+    onnx_int8 = {"backend": "onnxruntime", "scheme": "int8_dynamic"}
+    sparse = {"attention": "fp8", "sparse_attention": {"threshold": 0.1, "dense_share": 0.2}}
     smooth = files.load(RECIPES / "calibrated" / "smoothquant-int8.yaml").variant.quantize
     assert smooth is not None
     others = [
@@ -233,6 +238,11 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
             {"parallel": {"ulysses": 2}, "compile": {"mode": "reduce-overhead"}},
             {"parallel": {"ring": 2}, "attention": "sage"},
             {"parallel": {"cfg": 2}, "cache": {"kind": "faster", "interval": 2}},
+            {"parallel": {"cfg": 2}, "cache": {"kind": "sea", "threshold": 0.1}},
+            sparse | {"parallel": {"cfg": 2}},
+            sparse | {"compile": {"mode": "reduce-overhead"}},
+            sparse | {"compile": {"scope": "model"}},
+            {"engine": "onnxruntime", "quantize": onnx_int8, "dtype": "fp16"},
         )
     ]
     for rule in support.RULES:
@@ -312,6 +322,7 @@ def test_tracked_engine_matches_and_a_wrong_one_is_refused(
     left = ["patch_embed", "time_embedding", "norm_out", "proj_out"]
     chosen = {**quantize, "scheme": "int8_static", "exclude": left}
     options = {"graph_optimization": "basic", "threads": 1}
+    monkeypatch.undo()  # its inputs are balanced before it is exported
     static = built(tmp_path / "static", quantize=chosen, engine_options=options)
     assert static.stored_bytes < plain.stored_bytes / 3
     # Of a video that it was not calibrated on.
