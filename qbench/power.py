@@ -187,6 +187,7 @@ class Table:
         # Of means the least statistic has the largest p: one p a variant, and not one a figure.
         least = np.full((TRIALS, len(self.variants)), np.inf)
         weights: dict[int, NDArray[np.float64]] = {}
+        means: dict[int, list[tuple[int, Spread]]] = {}
         for i, spreads in enumerate(self.variants):
             for spread in spreads:
                 have = len(spread.gaps)
@@ -196,7 +197,11 @@ class Table:
                 if have not in weights:
                     drawn = rng.multinomial(n, np.full(have, 1 / have), size=TRIALS)
                     weights[have] = drawn.astype(np.float64)
-                least[:, i] = np.minimum(least[:, i], _means(weights[have], n, spread))
+                means.setdefault(have, []).append((i, spread))
+        for have, members in means.items():
+            found = _means(weights[have], n, [spread for _, spread in members])
+            for (i, _), column in zip(members, found.T, strict=True):
+                least[:, i] = np.minimum(least[:, i], column)
         hardest = np.maximum(hardest, stdtr(n - 1, -least))
         ordered = np.sort(hardest, axis=1)
         factors = np.arange(ordered.shape[1], 0, -1) + self.others
@@ -216,15 +221,20 @@ def _guess(spread: Spread, alpha: float, chance: float) -> int:
     return min(math.ceil(max(normal, least, FEW)), MOST)
 
 
-def _means(weights: NDArray[np.float64], n: int, spread: Spread) -> NDArray[np.float64]:
-    """How far each resample is from a loss of the margin: `Moments.tail` of it is Student's t."""
+def _means(weights: NDArray[np.float64], n: int, spreads: list[Spread]) -> NDArray[np.float64]:
+    """How far each resample (row) of each figure (column) is from a loss of its margin.
+
+    What `Moments.tail` takes Student's t of.
+    """
     import numpy as np
 
-    x = spread.gaps
-    mean = weights @ x / n
-    second = np.maximum(weights @ x**2 / n - mean**2, 0)
-    third = weights @ x**3 / n - 3 * mean * (weights @ x**2 / n) + 2 * mean**3
-    known = second > 1e-12 * float((x**2).mean())
+    x = np.stack([spread.gaps for spread in spreads], axis=1)
+    margins = np.array([spread.margin for spread in spreads])
+    both = np.array([spread.both for spread in spreads])
+    mean, square = weights @ x / n, weights @ x**2 / n
+    second = np.maximum(square - mean**2, 0)
+    third = weights @ x**3 / n - 3 * mean * square + 2 * mean**3
+    known = second > 1e-12 * (x**2).mean(axis=0)
     second = np.where(known, second, 1.0)
     error = np.sqrt(second / (n - 1))
     skew = third / second**1.5 / math.sqrt(n)
@@ -233,9 +243,8 @@ def _means(weights: NDArray[np.float64], n: int, spread: Spread) -> NDArray[np.f
         t = shift / error
         return np.minimum(t, t + a / 3 * t**2 + a**2 / 27 * t**3 + a / 6)
 
-    least = statistic(mean + spread.margin, skew)
-    if spread.both:
-        least = np.minimum(least, statistic(spread.margin - mean, -skew))
+    least = statistic(mean + margins, skew)
+    least = np.where(both, np.minimum(least, statistic(margins - mean, -skew)), least)
     found: NDArray[np.float64] = np.where(known, least, -np.inf)
     return found
 
