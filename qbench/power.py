@@ -12,7 +12,7 @@ from qbench.errors import InputError, nearest
 from qbench.quality.comparison import loss_tail, pairs_needed
 from qbench.quality.floor import FEW
 from qbench.quality.metrics.catalogue import METRICS
-from qbench.quality.statistics import ALPHA, LEAST
+from qbench.quality.statistics import ALPHA, LEAST, ManyMoments, student
 from qbench.quality.verdict import Judged
 from qbench.results.ranking import Ranking, label, rankings
 from qbench.results.record import Record
@@ -180,7 +180,6 @@ class Table:
         Videos are drawn from those of the records, all figures and variants of a video together.
         """
         import numpy as np
-        from scipy.special import stdtr
 
         rng = np.random.default_rng(n)
         hardest = np.zeros((TRIALS, len(self.variants)))
@@ -202,7 +201,7 @@ class Table:
             found = _means(weights[have], n, [spread for _, spread in members])
             for (i, _), column in zip(members, found.T, strict=True):
                 least[:, i] = np.minimum(least[:, i], column)
-        hardest = np.maximum(hardest, stdtr(n - 1, -least))
+        hardest = np.maximum(hardest, student()(n - 1, -least))
         ordered = np.sort(hardest, axis=1)
         factors = np.arange(ordered.shape[1], 0, -1) + self.others
         return np.asarray((ordered * factors < self.alpha).all(axis=1))
@@ -224,7 +223,7 @@ def _guess(spread: Spread, alpha: float, chance: float) -> int:
 def _means(weights: NDArray[np.float64], n: int, spreads: list[Spread]) -> NDArray[np.float64]:
     """How far each resample (row) of each figure (column) is from a loss of its margin.
 
-    What `Moments.tail` takes Student's t of.
+    What `Moments.tail` takes Student's distribution of.
     """
     import numpy as np
 
@@ -234,19 +233,12 @@ def _means(weights: NDArray[np.float64], n: int, spreads: list[Spread]) -> NDArr
     mean, square = weights @ x / n, weights @ x**2 / n
     second = np.maximum(square - mean**2, 0)
     third = weights @ x**3 / n - 3 * mean * square + 2 * mean**3
-    known = second > 1e-12 * (x**2).mean(axis=0)
-    second = np.where(known, second, 1.0)
-    error = np.sqrt(second / (n - 1))
-    skew = third / second**1.5 / math.sqrt(n)
-
-    def statistic(shift: NDArray[np.float64], a: NDArray[np.float64]) -> NDArray[np.float64]:
-        t = shift / error
-        return np.minimum(t, t + a / 3 * t**2 + a**2 / 27 * t**3 + a / 6)
-
-    least = statistic(mean + margins, skew)
-    least = np.where(both, np.minimum(least, statistic(margins - mean, -skew)), least)
-    found: NDArray[np.float64] = np.where(known, least, -np.inf)
-    return found
+    spread = second > 1e-12 * (x**2).mean(axis=0)
+    some = np.where(spread, second, 1.0)
+    error = np.where(spread, np.sqrt(some / (n - 1)), 0.0)
+    found = ManyMoments(n, mean, error, third / some**1.5 / math.sqrt(n))
+    least = found.statistics(-margins)
+    return np.where(both, np.minimum(least, found.flipped().statistics(-margins)), least)
 
 
 def _shares_p(rng: np.random.Generator, n: int, spread: Spread) -> NDArray[np.float64]:

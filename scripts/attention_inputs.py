@@ -11,7 +11,6 @@ Without a GPU the kernel's reference implementation is taken. BF16 is torch's.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qbench.meters import environment
 from qbench.optimizations.kernels import fp8_attention
+from scripts import bench
 
 CHECKED = 256  # queries
 # Tokens; the last three are of CogVideoX-2B, Wan 2.1 and CogVideoX1.5.
@@ -224,10 +223,7 @@ def main() -> None:
     ]
     print(table(rows), lengths_table(lengths), sep="\n\n")
     if args.out:
-        where = environment.read(args.device).model_dump()
-        facts = {"environment": where, "rows": rows, "lengths": lengths}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(facts, indent=1) + "\n")
+        bench.write(args.out, args.device, rows=rows, lengths=lengths)
 
 
 if __name__ == "__main__":

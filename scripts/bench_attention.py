@@ -13,7 +13,6 @@ the reason.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,10 +24,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qbench.errors import Unsupported
-from qbench.meters import environment
-from qbench.meters.clock import sample
 from qbench.optimizations import attention
-from scripts import attention_inputs
+from scripts import attention_inputs, bench
 
 TORCH = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -144,12 +141,7 @@ def main() -> None:
             print(f"{name}: cannot run here: {failed[-1]['reason'][:120]}")
             continue
         kept[name], errors[name] = run, float((got - exact).norm() / exact.norm())
-    times: dict[str, list[float]] = {name: [] for name in kept}
-    for turn in range(args.repeats + 1):
-        for name, run in kept.items():
-            (seconds,) = sample(run, args.device, warmup=0, repeats=1)
-            if turn:  # the first warms up
-                times[name].append(seconds)
+    times = bench.in_turns(kept, args.device, args.repeats)
     flop = 4 * args.batch * args.heads * args.tokens * keys[1] * args.channels
     rows = []
     for name, taken in sorted(times.items(), key=lambda item: statistics.median(item[1])):
@@ -163,16 +155,15 @@ def main() -> None:
     inputs = errors_of(list(kept), args.channels, args.device)
     print(inputs_table(inputs))
     if args.out:
-        facts = {
-            "environment": environment.read(args.device).model_dump(),
-            "shape": dict(zip(("batch", "tokens", "heads", "channels"), shape, strict=True))
-            | {"keys": keys[1]},
-            "rows": rows,
-            "inputs": inputs,
-            "failed": failed,
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(facts, indent=1) + "\n")
+        sizes = dict(zip(("batch", "tokens", "heads", "channels"), shape, strict=True))
+        bench.write(
+            args.out,
+            args.device,
+            shape=sizes | {"keys": keys[1]},
+            rows=rows,
+            inputs=inputs,
+            failed=failed,
+        )
 
 
 if __name__ == "__main__":

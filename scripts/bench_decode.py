@@ -11,7 +11,6 @@ tiny-cogvideox` its own. On a Hopper GPU the decoder's main convolutions follow,
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +21,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from qbench.meters import environment
 from qbench.meters.clock import Clock, sample
 from qbench.meters.memory import PeakMeter
 from qbench.optimizations.kernels import vae_conv
@@ -30,6 +28,7 @@ from qbench.optimizations.vae import patch
 from qbench.pipelines import base
 from qbench.quality.metrics.fidelity import psnr
 from qbench.recipe.schema import Decode
+from scripts import bench
 
 WAYS = {
     "plain": Decode(),
@@ -164,14 +163,7 @@ def main() -> None:
     if device == "cuda" and torch.cuda.get_device_capability() == (9, 0):
         convolutions = [convolution(*shape) for shape in SHAPES]
     if args.out:
-        facts = {
-            "environment": environment.read(device).model_dump(),
-            "model": args.model,
-            "rows": rows,
-            "convolutions": convolutions,
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(facts, indent=1) + "\n")
+        bench.write(args.out, device, model=args.model, rows=rows, convolutions=convolutions)
 
 
 if __name__ == "__main__":

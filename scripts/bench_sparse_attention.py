@@ -16,20 +16,18 @@ implementation is run, for its densities alone.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qbench.meters import environment
-from qbench.meters.clock import sample
 from qbench.optimizations.kernels import fp8_attention
 from qbench.optimizations.kernels.fp8_attention import Skip
-from scripts import attention_inputs
+from scripts import attention_inputs, bench
 
 THRESHOLD = 1e-4
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.1, 0.0)  # 0 leaves the first block of each row
@@ -46,15 +44,8 @@ def measured(
     dense = fp8_attention.attend if q.is_cuda else fp8_attention.reference
     found, expected = sparse(q, k, v, skip), dense(q, k, v)
     density = skip.computed.item() / fp8_attention.blocks(q, k)
-    seconds: dict[str, list[float]] = {"sparse": [], "dense": []}
-    for turn in range(repeats + 1):
-        for name, run in (
-            ("sparse", lambda: sparse(q, k, v, skip)),
-            ("dense", lambda: dense(q, k, v)),
-        ):
-            (taken,) = sample(run, device, warmup=0, repeats=1)
-            if turn:  # the first warms up
-                seconds[name].append(taken)
+    runs = {"sparse": partial(sparse, q, k, v, skip), "dense": partial(dense, q, k, v)}
+    seconds = bench.in_turns(runs, device, repeats)
     return {
         "pattern": pattern,
         "planted": planted,
@@ -107,14 +98,8 @@ def main() -> None:
             print(table(rows[-1:]).splitlines()[-1], flush=True)
     print(table(rows))
     if args.out:
-        facts = {
-            "environment": environment.read(args.device).model_dump(),
-            "shape": dict(zip(("batch", "tokens", "heads", "channels"), shape, strict=True)),
-            "threshold": THRESHOLD,
-            "rows": rows,
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(facts, indent=1) + "\n")
+        sizes = dict(zip(("batch", "tokens", "heads", "channels"), shape, strict=True))
+        bench.write(args.out, args.device, shape=sizes, threshold=THRESHOLD, rows=rows)
 
 
 if __name__ == "__main__":

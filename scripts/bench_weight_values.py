@@ -13,7 +13,6 @@ first, with 95 % intervals.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,10 +21,10 @@ from typing import Any
 
 import torch
 
-from qbench.meters import environment
 from qbench.meters.clock import sample
 from qbench.pipelines import random_weights
 from qbench.quality.ratios import paired_speed_up
+from scripts import bench
 
 WAYS = ("random", "trained scale", "zeros")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,14 +106,7 @@ def main() -> None:
             f"[{ratio.low:.3f}, {ratio.high:.3f}] as fast as random weights"
         )
     if args.out:
-        facts = {
-            "environment": environment.read(args.device).model_dump(),
-            "model": args.model,
-            "dtype": args.dtype,
-            "rows": rows,
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(facts, indent=1) + "\n")
+        bench.write(args.out, args.device, model=args.model, dtype=args.dtype, rows=rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -30,9 +29,9 @@ from typing import Any
 
 import psutil
 
-from qbench.meters import environment
 from qbench.results import store
 from qbench.results.record import Record
+from scripts import bench
 
 NODES = ("n1", "n2", "n3")
 NETWORK, PORT = "10.77.0", 6391
@@ -457,8 +456,7 @@ def main() -> None:
             rows.append({"fault": name} | vars(counted) | {"otherwise": dict(counted.otherwise)})
             print(table(rows), flush=True)
             if asked.out:
-                facts = {"environment": environment.read("cpu").model_dump(), "rows": rows}
-                asked.out.write_text(json.dumps(facts, indent=1) + "\n")
+                bench.write(asked.out, "cpu", rows=rows)
     finally:
         cluster.stop()
         for disk in DISKS:

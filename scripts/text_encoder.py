@@ -9,16 +9,16 @@ and with INT8 weights (torchao), for a prompt and its negative prompt of 226 tok
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qbench.meters import clock, environment
+from qbench.meters import clock
 from qbench.meters.memory import PeakMeter, stored_bytes
 from qbench.pipelines import random_weights
+from scripts import bench
 
 TOKENS, WARMUP, REPEATS = 226, 2, 10
 XXL: dict[str, Any] = {
@@ -70,9 +70,7 @@ def main() -> None:
         )
         if args.device == "cuda":
             torch.cuda.empty_cache()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"environment": environment.read(args.device).model_dump(), "rows": rows}
-    args.out.write_text(json.dumps(facts, indent=1) + "\n")
+    bench.write(args.out, args.device, rows=rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ of the tile alone. In the last column they take the whole's, so what is left is 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +21,11 @@ import torch
 from torch.nn import functional
 
 from qbench import world
-from qbench.meters import environment
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.vae import group_norm
 from qbench.pipelines import specs
 from qbench.quality.metrics.fidelity import psnr
+from scripts import bench
 
 Moments = dict[torch.nn.GroupNorm, list[tuple[torch.Tensor, torch.Tensor]]]
 
@@ -118,14 +117,7 @@ def main() -> None:
             {"tile": pixels, "psnr_db": float(plain), "whole_moments_psnr_db": float(shared)}
         )
     if args.out:
-        facts = {
-            "environment": environment.read("cpu").model_dump(),
-            "videos": args.videos,
-            "side": args.side,
-            "rows": rows,
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(facts, indent=1) + "\n")
+        bench.write(args.out, "cpu", videos=args.videos, side=args.side, rows=rows)
 
 
 if __name__ == "__main__":

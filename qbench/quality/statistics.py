@@ -149,15 +149,21 @@ class ManyMoments:
 
         return np.isfinite(self.error) & (self.error > 0) & (self.n >= LEAST)
 
-    def tails(self, edges: NDArray[np.float64]) -> NDArray[np.float64]:
-        """`Moments.tail` of each, at an edge of its own."""
+    def statistics(self, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What `tails` takes Student's distribution of; the least where nothing is known."""
         import numpy as np
-        from scipy.special import stdtr
 
         known = self.known
         t = (np.where(known, self.mean, 0.0) - edges) / np.where(known, self.error, 1.0)
-        found = stdtr(self.n - 1, -np.minimum(t, _transformed(t, self.skew)))
-        return np.where(known, found, 1.0)
+        found: NDArray[np.float64] = np.minimum(t, _transformed(t, self.skew))
+        return np.where(known, found, -np.inf)
+
+    def tails(self, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`Moments.tail` of each, at an edge of its own."""
+        import numpy as np
+
+        # Of a single sample there is no distribution.
+        return np.where(self.known, student()(self.n - 1, -self.statistics(edges)), 1.0)
 
     def flipped(self) -> ManyMoments:
         return ManyMoments(self.n, -self.mean, self.error, -self.skew)
@@ -220,11 +226,11 @@ def moments(values: Sequence[float] | NDArray[np.float64]) -> Moments:
 
 
 @functools.cache
-def student() -> Callable[[float, float], float]:
+def student() -> Callable[[float, Value], Value]:
     """Student's distribution function, imported once: tables ask for it ten thousand times."""
     from scipy.special import stdtr
 
-    found: Callable[[float, float], float] = stdtr
+    found: Callable[[float, Value], Value] = stdtr
     return found
 
 

@@ -299,25 +299,26 @@ class Recipe(Strict):
 
     def _measured(self) -> dict[str, object]:
         facts: dict[str, object] = self.model_dump(mode="json", exclude=_UNMEASURED)
-        if self.outliers is None:  # as before there was such a field
-            facts.pop("outliers", None)
-        variant = facts.get("variant")
-        quantized = None
-        if isinstance(variant, dict):
-            if not variant["sparse_attention"]:
-                del variant["sparse_attention"]
-            quantized = variant["quantize"]
-        for name in ("group", "calibration", "layers"):
-            if quantized and not quantized[name]:
-                del quantized[name]
-        options = facts.get("variant", {})
-        options = options.get("engine_options") if isinstance(options, dict) else None
-        for name in ("compute_capability", "cache"):
-            if options and options[name] == getattr(EngineOptions(), name):
-                del options[name]
+        variant = facts["variant"]
+        assert isinstance(variant, dict)
+        _as_before(self, facts, "outliers")
+        _as_before(self.variant, variant, "sparse_attention")
+        _as_before(self.variant.quantize, variant["quantize"], "group", "calibration", "layers")
+        options = self.variant.engine_options
+        _as_before(options, variant["engine_options"], "compute_capability", "cache")
         if self.prompts.count is None:  # which prompts these are has a digest of its own
             facts["prompts"] = {"set": self.prompts.set, "count": SET_COUNT}
         return facts
+
+
+def _as_before(model: Strict | None, facts: dict[str, object], *later: str) -> None:
+    """Take fields that came later out of the model's facts, where they have their defaults."""
+    if model is None:
+        return
+    fields = type(model).model_fields
+    for name in later:
+        if getattr(model, name) == fields[name].get_default(call_default_factory=True):
+            del facts[name]
 
 
 def digest(facts: object) -> str:

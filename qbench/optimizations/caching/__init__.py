@@ -141,23 +141,13 @@ def _with_ratios(
     return wanted.model_copy(update={"ratios": found, "prompts": None})
 
 
-def _method(variant: Variant) -> Method | None:
-    return CACHES[variant.cache.kind] if variant.cache else None
+def _by(says: Callable[[Method], bool]) -> Callable[[Variant], bool]:
+    """Whether a variant has a cache of which this is so."""
+    return lambda variant: variant.cache is not None and says(CACHES[variant.cache.kind])
 
 
-def _inner(variant: Variant) -> bool:
-    method = _method(variant)
-    return method is not None and method.inner
-
-
-def _guided(variant: Variant) -> bool:
-    method = _method(variant)
-    return method is not None and method.guided
-
-
-def _one_batch(variant: Variant) -> bool:
-    method = _method(variant)
-    return method is not None and method.one_batch
+_inner = _by(lambda method: method.inner)
+_decides_alone = _by(lambda method: not method.split)
 
 
 def _has_blocks(_: Variant, model: ModelFacts) -> bool:
@@ -166,11 +156,6 @@ def _has_blocks(_: Variant, model: ModelFacts) -> bool:
 
 def _kind(*kinds: str) -> Callable[[Variant], bool]:
     return lambda variant: variant.cache is not None and variant.cache.kind in kinds
-
-
-def _alone(variant: Variant) -> bool:
-    method = _method(variant)
-    return variant.parallel is not None and method is not None and not method.split
 
 
 UNKNOWN_BLOCKS = "cache: diffusers' cache hooks do not know the blocks of this denoiser"
@@ -184,7 +169,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "FasterCache and guidance",
-        _guided,
+        _by(lambda method: method.guided),
         always,
         "FasterCache predicts the unconditional half of the batch, which there is with guidance "
         "above 1 only: raise generation.guidance, or choose another cache",
@@ -192,7 +177,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "caches and separate calls of guidance",
-        _one_batch,
+        _by(lambda method: method.one_batch),
         always,
         "cache: diffusers' PAB and FasterCache keep one state for both halves of guidance, which "
         "this family computes in calls of their own: choose taylorseer or first_block",
@@ -213,7 +198,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "SeaCache, DBCache and several GPUs",
-        _alone,
+        lambda v: v.parallel is not None and _decides_alone(v),
         lambda _: False,
         "cache: SeaCache and DBCache decide by what a GPU has of a video, so GPUs that share one "
         "would skip different steps: choose first_block, mag or taylorseer",

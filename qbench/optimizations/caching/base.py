@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qbench.errors import Unsupported
 from qbench.recipe.schema import Cache
 
 if TYPE_CHECKING:
@@ -72,12 +71,3 @@ class Method:
     one_batch: bool = False
     split: bool = True
     package: str = "diffusers"
-
-
-def check_front(front: int, back: int, blocks: int) -> None:
-    """Raise Unsupported where a cache that computes blocks in every step leaves none to skip."""
-    if front + back >= blocks:
-        raise Unsupported(
-            f"cache: {front + back} of this denoiser's {blocks} blocks would be computed in every "
-            "step, which leaves none to skip: lower variant.cache.front or back"
-        )

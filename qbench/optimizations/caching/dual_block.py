@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qbench.optimizations.caching.base import Schedule, check_front
+from qbench.errors import Unsupported
+from qbench.optimizations.caching.base import Schedule
 from qbench.recipe.schema import Cache
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ def dbcache(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes: Ch
     blocks = video.repeated_blocks()
     front, back = wanted.front or FRONT, wanted.back or 0
     first = min(wanted.first or FULL_STEPS, steps)
-    check_front(front, back, len(blocks))
+    if front + back >= len(blocks):
+        raise Unsupported(
+            f"cache: {front + back} of this denoiser's {len(blocks)} blocks would be computed in "
+            "every step, which leaves none to skip: lower variant.cache.front or back"
+        )
     # The first steps too must be in the mask: cache-dit forgets its own count of them beside one.
     mask = [1] * first + [0] * (steps - first - 1) + [1] * (steps > first)
     config = cache_dit.DBCacheConfig(
