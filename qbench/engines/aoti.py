@@ -22,6 +22,7 @@ from qbench.optimizations.rules import Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch._inductor.package.package import AOTICompiledModel as Package
 
     from qbench.engines.formats import Run
     from qbench.engines.inputs import Signature
@@ -91,7 +92,7 @@ def open(folder: Path, shell: Module, written: Interface) -> Run:
         from qbench.engines import aoti_blocks
 
         return aoti_blocks.open(folder / PACKAGE, folder, shell, written)
-    package = torch._inductor.aoti_load_package(str(folder / PACKAGE))
+    package = load(folder / PACKAGE)
 
     def run(tensors: Mapping[str, Tensor]) -> Tensor:
         # A package reads memory as its example lay there, unchecked, and pipelines pass a time step
@@ -102,6 +103,26 @@ def open(folder: Path, shell: Module, written: Interface) -> Run:
         return result
 
     return run
+
+
+def load(path: Path) -> Package:
+    """The package, without a question to a C++ compiler.
+
+    torch's loader lists the instruction sets that inductor could use here, to warn where the
+    package names others, and by default inductor compiles and loads a program for each of them:
+    a minute where the compiler or the disk is slow. What the CPU says of itself is enough.
+    """
+    import torch
+    from torch._inductor import cpu_vec_isa
+
+    tested = cpu_vec_isa.valid_vec_isa_list
+    tested.cache_clear()
+    try:
+        with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
+            package: Package = torch._inductor.aoti_load_package(str(path))
+    finally:
+        tested.cache_clear()  # what is compiled later asks the compiler
+    return package
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.engines import weights
+from qbench.engines import aoti, weights
 from qbench.engines.base import run_of
 from qbench.errors import Unsupported
 from qbench.pipelines.base import blocks_of
@@ -65,11 +65,9 @@ def _grown(small: object, large: object) -> dict[int, object] | None:
 
 def open(package: Path, folder: Path, shell: Module, written: Interface) -> Run:
     """The denoiser with its blocks' forward from the package, as a function of its tensors."""
-    import torch
-
     module = _module(folder, shell, written)
     for block in blocks_of(module):
-        compiled = torch._inductor.aoti_load_package(str(package))
+        compiled = aoti.load(package)
         held = {name: value.detach() for name, value in weights.tensors(block).items()}
         compiled.load_constants(held, check_full_update=True, user_managed=True)
         block.forward = functools.partial(_called, compiled)

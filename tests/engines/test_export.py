@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import RECIPES
 from exporting import SHORT, exported
+from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
 from qbench.engines import aoti, evidence, export, folder, formats, loading, manifest, onnx
 from qbench.engines.manifest import Manifest
@@ -187,10 +188,18 @@ def test_an_unknown_format_names_the_nearest() -> None:
         formats.named("onx")
 
 
-def test_a_package_of_machine_code_computes_the_variant(tmp_path: Path) -> None:
+def test_a_package_of_machine_code_computes_the_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = exported("engine/aoti-blocks", tmp_path / "engine")
     assert made.manifest.variant.relative_l2 < export.FAITHFUL
     assert made.manifest.target.bound.cpu_isa
+
+    def compiled(*_: object) -> bool:
+        raise AssertionError("a package is loaded without a compiler")
+
+    monkeypatch.setattr("torch._inductor.cpu_vec_isa.VecISA.check_build", compiled)
+    valid_vec_isa_list.cache_clear()
     assert verify(made.folder).exit_code == 0
 
 
