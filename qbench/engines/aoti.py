@@ -22,7 +22,7 @@ from qbench.optimizations.rules import Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch._inductor.package.package import AOTICompiledModel as Package
+    from torch.export.pt2_archive._package import AOTICompiledModel as Package
 
     from qbench.engines.formats import Run
     from qbench.engines.inputs import Signature
@@ -106,23 +106,17 @@ def open(folder: Path, shell: Module, written: Interface) -> Run:
 
 
 def load(path: Path) -> Package:
-    """The package, without a question to a C++ compiler.
+    """The package, as torch's loader leaves it, without the question that it asks before.
 
-    torch's loader lists the instruction sets that inductor could use here, to warn where the
-    package names others, and by default inductor compiles and loads a program for each of them:
-    a minute where the compiler or the disk is slow. What the CPU says of itself is enough.
+    `aoti_load_package` lists the instruction sets that inductor could use here, only to warn where
+    the package names others. For each it compiles and loads a program, over a minute on a slow disk
+    and an error where there is no C++ compiler.
     """
     import torch
-    from torch._inductor import cpu_vec_isa
+    from torch.export.pt2_archive._package import AOTICompiledModel
 
-    tested = cpu_vec_isa.valid_vec_isa_list
-    tested.cache_clear()
-    try:
-        with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
-            package: Package = torch._inductor.aoti_load_package(str(path))
-    finally:
-        tested.cache_clear()  # what is compiled later asks the compiler
-    return package
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    return AOTICompiledModel(loader)
 
 
 @functools.cache

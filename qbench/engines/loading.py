@@ -163,7 +163,10 @@ def cpu_isa() -> set[str]:
     """The instruction sets of this CPU by the names that AOTInductor writes into a package."""
     from torch._inductor import cpu_vec_isa
 
-    return {word for isa in cpu_vec_isa.valid_vec_isa_list() for word in str(isa).upper().split()}
+    # What an x86 processor says of itself. Inductor's own list leaves out what the C++ compiler
+    # cannot build, and a machine that loads a package needs none.
+    here = cpu_vec_isa.x86_isa_checker() or map(str, cpu_vec_isa.valid_vec_isa_list())
+    return {word for isa in here for word in isa.upper().split()}
 
 
 def _shell(folder: Path, written: Description) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -12,7 +13,6 @@ import pytest
 import torch
 from conftest import RECIPES
 from exporting import SHORT, exported
-from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
 from qbench.engines import aoti, evidence, export, folder, formats, loading, manifest, onnx
 from qbench.engines.manifest import Manifest
@@ -188,19 +188,14 @@ def test_an_unknown_format_names_the_nearest() -> None:
         formats.named("onx")
 
 
-def test_a_package_of_machine_code_computes_the_variant(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_of_machine_code_computes_the_variant_without_a_compiler(tmp_path: Path) -> None:
     made = exported("engine/aoti-blocks", tmp_path / "engine")
     assert made.manifest.variant.relative_l2 < export.FAITHFUL
     assert made.manifest.target.bound.cpu_isa
-
-    def compiled(*_: object) -> bool:
-        raise AssertionError("a package is loaded without a compiler")
-
-    monkeypatch.setattr("torch._inductor.cpu_vec_isa.VecISA.check_build", compiled)
-    valid_vec_isa_list.cache_clear()
-    assert verify(made.folder).exit_code == 0
+    nothing = {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kept")}
+    line = [sys.executable, "-m", "qbench", "verify", str(made.folder)]
+    done = subprocess.run(line, env={**os.environ, **nothing}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_compiler_that_links_its_runtime_statically_is_passed_over(
