@@ -79,7 +79,7 @@ def apply(pipe: Pipe, recipe: Recipe) -> Pipe:
     applied = axes.apply(video, variant, device, run.steps, occasion)
     if variant.engine:
         changes = _build_engine(video, recipe, run, changes)
-    state = Live(video, model, recipe, run.steps, applied, (changes, cast_changes))
+    state = Live(video, model, recipe, run.steps, applied, (changes, cast_changes), machine)
     plain = type(pipe)
     object.__setattr__(pipe, _STATE, state)
     pipe.__class__ = type(plain.__name__, (_Applied, plain), {"__module__": plain.__module__})
@@ -149,12 +149,13 @@ class Live:
         steps: int,
         applied: axes.Applied,
         around: tuple[Changes, ...],
+        machine: support.Machine,
     ) -> None:
         self.video, self.model, self.recipe, self.applied = video, model, recipe, applied
         self.inside = False  # the pipeline's own loop is running, called by a stage
         self.passed: dict[str, object] = {}  # what the user's call hands to that loop
         self.output: type | None = None
-        self._around = around
+        self._around, self._machine = around, machine
         self._steps = steps  # that the cache counts from
         self._cached = applied.cached
 
@@ -180,6 +181,7 @@ class Live:
         if unknown:
             raise InputError(f"{sorted(unknown)[0]}: a recipe has steps, and no schedule by hand")
         run = self._resolve(given)
+        self._check(run)
         self._cache(run)
         conditioning = self._conditioning(run, given)
         seeds, latents = self._noise(run, given, len(conditioning.positive))
@@ -213,16 +215,31 @@ class Live:
         wanted = Generation.model_validate(fields)
         return self.video.resolve(self.model, wanted, self.recipe.variant.step_share)
 
+    def _check(self, run: Resolved) -> None:
+        """Raise Unsupported where the recipe cannot run with the guidance that this call asks for.
+
+        All else that rules ask for was so when the recipe was applied.
+        """
+        facts = self._machine.model
+        if facts is None or facts.guided == run.guided:
+            return
+        asked = dataclasses.replace(facts, guided=run.guided)
+        machine = dataclasses.replace(self._machine, model=asked)
+        if reason := support.why_not(self.recipe.variant, machine):
+            raise Unsupported(reason)
+
     def _cache(self, run: Resolved) -> None:
         wanted, steps = self.recipe.variant.cache, run.steps
         if wanted is None or self._cached is None or self._steps == steps:
             return
-        if self.recipe.variant.parallel:  # whose hooks lie around those of the cache
+        variant = self.recipe.variant
+        if variant.parallel or variant.memory.offload:  # whose hooks lie around those of the cache
             raise InputError(
-                f"num_inference_steps: the cache is for {self._steps} steps, and with parallel it "
-                "stays: restore the pipeline and apply the recipe again"
+                f"num_inference_steps: the cache is for {self._steps} steps, and with parallel or "
+                "offload it stays: restore the pipeline and apply the recipe again"
             )
         self._cached.changes.undo()
+        self._steps = 0  # there is none until this has gone well
         occasion = Occasion(run, self.model, tests=())
         self._cached = caching.apply(self.video, wanted, steps, occasion=occasion)
         self._steps = steps

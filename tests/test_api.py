@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from pipelines import tiny
 
 import qbench
 from qbench.optimizations import axes
@@ -138,6 +139,24 @@ def test_a_cache_counts_from_the_steps_of_each_call() -> None:
     for recipe, asked in ((longer, {"num_inference_steps": 8}), (short, {})):
         found = pipe(PROMPT, generator=_seeded(), output_type="pt", **asked).frames
         assert torch.equal(found, _of_a_run(recipe))
+
+
+def test_calls_that_a_cache_cannot_serve_say_so_and_leave_it_on(tmp_path: Path) -> None:
+    """FasterCache without guidance, and ratios of MagCache for another number of steps."""
+    asked = {
+        "num_frames": tiny.FRAMES, "height": tiny.HEIGHT, "width": tiny.WIDTH,
+        "max_sequence_length": 24, "output_type": "latent",
+    }  # fmt: skip
+    ratios = {"kind": "mag", "threshold": 0.1, "first": 1, "ratios": [1.0] * 4}
+    for cache, change, said in (
+        ({"kind": "faster", "interval": 2}, {"guidance_scale": 1.0}, "guidance above 1"),
+        (ratios, {"num_inference_steps": 5}, "4 of them, and a video has 5"),
+    ):
+        pipe = qbench.apply(tiny.build("cogvideox", tmp_path).pipe, _recipe(cache=cache))
+        before = pipe(PROMPT, generator=_seeded(), **asked).frames
+        with pytest.raises((qbench.InputError, qbench.Unsupported), match=said):
+            pipe(PROMPT, generator=_seeded(), **(asked | change))
+        assert torch.equal(pipe(PROMPT, generator=_seeded(), **asked).frames, before)
 
 
 def test_restore_gives_the_pipeline_back_and_says_what_stays() -> None:

@@ -33,6 +33,10 @@ BY_CONTENT_NOTE = (
     "{} skips steps by what the latents are: how many, and so the latency, is these random "
     "weights' own and says nothing about the model's"
 )
+ALL_COMPUTED_NOTE = (
+    "variant.cache left out nothing: all {} steps were computed, as without a cache (few steps, "
+    "most of which a cache computes by its own rules, or a low threshold)"
+)
 NOT_FUSED_NOTE = "decode.fused is for CogVideoX's VAE; this model's decodes as without it"
 STEPS_NOTE = "unit: step: denoise steps were timed and no video was made, so there is no quality"
 
@@ -156,6 +160,15 @@ class Session:
         """Whether other ranks decode parts of each video."""
         shared = self.recipe.variant.parallel
         return shared is not None and shared.decode
+
+    def record_computed(self) -> None:
+        """What the cache left to compute, into the record; and whether that was everything."""
+        found = self.computing.summed() if self.computing else None
+        if found is None:
+            return
+        self.recorder.put(computed=found)
+        if found.everything and len(found.by_step) == self.generation.steps:
+            self.recorder.note(ALL_COMPUTED_NOTE.format(len(found.by_step)))
 
     def forget(self) -> None:
         """What came before is not steady, on any rank."""

@@ -134,13 +134,11 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     generate.profile(session)
     results.facts(session.counted())
     if not session.compared:
-        if session.computing:
-            results.put(computed=session.computing.summed())
+        session.record_computed()
         session.end_ranks()
         return "ok", ""
     outputs = generate.generate(session)
-    if session.computing:
-        results.put(computed=session.computing.summed())
+    session.record_computed()
     results.put(error_growth=generate.error_by_step(session))
     results.facts(session.counted())
     generate.save_samples(session, outputs)

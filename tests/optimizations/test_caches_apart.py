@@ -18,6 +18,7 @@ import torch
 from pipelines import tiny
 from torch import Tensor, nn
 
+from qbench.errors import InputError
 from qbench.optimizations import axes
 from qbench.optimizations.caching import computed, magnitudes
 from qbench.optimizations.calibration import Occasion, unmeasured
@@ -220,9 +221,10 @@ def test_a_cache_is_what_its_paper_says(
     fields = {"kind": kind, "last": last, **fields}
     applied = axes.apply(video, Variant.model_validate({"cache": fields}), "cpu", STEPS)
     assert applied.cached is not None
-    with pytest.raises(InterruptedError):
-        _counted(video, run, applied.cached.counter, stop=5)
-    for _ in range(2):  # whatever came before
+    for stop in (5, 1, None):  # whatever came before
+        if stop:
+            with pytest.raises(InterruptedError):
+                _counted(video, run, applied.cached.counter, stop)
         got, shares = _counted(video, run, applied.cached.counter)
         assert shares == pytest.approx([x + (1 - x) * always for x in whole])
         assert torch.allclose(got, expected, atol=1e-4)
@@ -290,6 +292,15 @@ def test_magnitudes_are_ratios_of_residuals(tmp_path: Path) -> None:
     norms = [(out - given).norm(dim=-1) for given, out in zip(seen[::2], seen[1::2], strict=True)]
     expected = [1.0] + [float((b / a).mean()) for a, b in itertools.pairwise(norms)]
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_no_ratio_is_made_of_what_is_no_number(tmp_path: Path) -> None:
+    video, run = _pipeline("wan", tmp_path)
+    video.repeated_blocks()[1].ffn.net[2].bias.data[0] = torch.nan
+    fields = {"kind": "mag", "threshold": 0.1, "prompts": 1}
+    occasion = Occasion(run, specs.find("tiny-cogvideox"), ())
+    with pytest.raises(InputError, match="NaN or infinity by step 2 of 8"):
+        axes.apply(video, Variant.model_validate({"cache": fields}), "cpu", STEPS, occasion)
 
 
 def test_two_halves_of_guidance_and_attention_are_counted_by_flop() -> None:

@@ -38,6 +38,7 @@ def test_attention_that_pab_reuses_is_not_counted(tmp_path: Path) -> None:
     share = (inside + work.attention_flop) / work.flop
     assert 0.2 < share < 0.8
     assert found.steps == pytest.approx(8 - 2 * share)
+    assert not found.everything
     assert [step == 1 for step in found.by_step] == [True] * 3 + [False, True, False, True, True]
     computing.clear()
     assert computing.summed() is None

@@ -111,6 +111,7 @@ def _begin_anew(
         nonlocal before
         step = schedule.step()
         if step < before or (step == before and name in seen) or before < 0:
+            seen.clear()  # else the other half of guidance would begin the video once more
             module._reset_stateful_cache()
             if begin is not None:
                 begin()

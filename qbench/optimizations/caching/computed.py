@@ -41,6 +41,11 @@ class Computed(BaseModel):
     library: Word = ""
     ratios: Shares = []
 
+    @property
+    def everything(self) -> bool:
+        """Whether no step of any video was left out, in whole or in part."""
+        return all(share > 1 - 1e-6 for share in self.by_step)
+
 
 @dataclass(frozen=True)
 class Share:

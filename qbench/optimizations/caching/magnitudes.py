@@ -23,10 +23,11 @@ def ratios(video: VideoPipeline, occasion: Occasion, prompts: int) -> list[float
 
     A token's residual is what the blocks add to it, and its ratio that of the residual's length to
     the one a step before (MagCache, Ma 2025, equation 4), meant over tokens, both halves of
-    guidance and prompts, none of which is measured with.
+    guidance and prompts, none of which is measured with. Raises InputError where it is no number.
     """
     import torch
 
+    from qbench.errors import InputError
     from qbench.optimizations.calibration import unmeasured
 
     texts = unmeasured(prompts, "variant.cache.prompts", occasion.model, occasion.tests)
@@ -34,6 +35,12 @@ def ratios(video: VideoPipeline, occasion: Occasion, prompts: int) -> list[float
     for number, text in enumerate(texts):
         found = by_step(_lengths(video, occasion, text, SEED + number))
         sums += torch.tensor(found, dtype=torch.float64)
+    lost = (~sums.isfinite()).nonzero().flatten().tolist()
+    if lost:
+        raise InputError(
+            f"variant.cache: the denoiser makes NaN or infinity by step {lost[0] + 1} of "
+            f"{len(sums)}, and no ratio can be calibrated of that: try variant.dtype=bf16"
+        )
     return [float(x) for x in sums / len(texts)]
 
 
