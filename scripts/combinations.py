@@ -5,10 +5,11 @@
 
 Each combination is one process: the bundled model in BF16 makes latents in eight denoise steps,
 twice, with the support rules put aside, and they are compared with those of the plain BF16 model;
-where it is about the decode, the frames are. A cache must have left something out. Where it fails, or what it makes has nothing to do
-with the plain model's, the rules must have refused it, and the other way round: what is printed
-last are those that disagree. tests/test_support.py holds the rules against the published files.
-What OUT has already is not run again, nor what another machine's file has that is named.
+where it is about the decode, the frames are. Where it fails, what it makes has nothing to do with
+the plain model's, or its cache left nothing out, the rules must have refused it, and the other way
+round: what is printed last are those that disagree. tests/test_support.py holds the rules against
+the published files. What OUT has already is not run again, nor what another machine's file has that
+is named.
 """
 
 from __future__ import annotations
