@@ -97,8 +97,8 @@ def _exported(name: str, args: argparse.Namespace) -> dict[str, object]:
         said = done.stdout if done.returncode == 0 else (done.stderr.strip() or "died")[-400:]
         if done.returncode == 0:
             row = {name: json.loads(done.stdout.splitlines()[-1])}
-    except subprocess.TimeoutExpired:
-        said = f"not done after {args.limit:g} s"
+    except subprocess.TimeoutExpired as error:
+        said = f"not done after {args.limit:g} s: {(error.stderr or b'')[-400:]!r}"
     print(f"{name}: {time.perf_counter() - began:.0f} s: {said.strip()}", flush=True)
     return row
 

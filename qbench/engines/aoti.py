@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.engines.manifest import Bound, Interface, Wrong
+from qbench.engines.manifest import Bound, Interface, Wrong, compute_capability
 from qbench.errors import Unsupported
 from qbench.optimizations.rules import Rule
 
@@ -80,7 +80,7 @@ def write(
     facts = metadata(path)
     return Bound(
         cpu_isa=facts.get("AOTI_CPU_ISA", ""),
-        compute_capability=facts.get("AOTI_COMPUTE_CAPABILITY", ""),
+        compute_capability=compute_capability() if "AOTI_COMPUTE_CAPABILITY" in facts else "",
         exactly={"torch": torch.__version__.partition("+")[0]},
     )
 

@@ -99,7 +99,7 @@ def check_machine(written: Description) -> None:
     if target.device == "cuda" and not torch.cuda.is_available():
         raise Elsewhere("built for an NVIDIA GPU, and there is none here")
     if bound.compute_capability:
-        here = "{}.{}".format(*torch.cuda.get_device_capability())
+        here = manifest.compute_capability()
         if here != bound.compute_capability:
             raise Elsewhere(
                 f"built for GPUs of compute capability {bound.compute_capability}; this is {here}"

@@ -256,6 +256,13 @@ def _check_kind(path: Path) -> None:
         raise Wrong(f"{path}: a pickle; weights are read from safetensors only")
 
 
+def compute_capability() -> str:
+    """That of the GPU in use, as `Bound` states it."""
+    import torch
+
+    return "{}.{}".format(*torch.cuda.get_device_capability())
+
+
 def sha256(path: Path) -> str:
     hashed = hashlib.sha256()
     with path.open("rb") as file:

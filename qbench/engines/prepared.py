@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from qbench.engines import weights
-from qbench.engines.manifest import Bound, Description
+from qbench.engines.manifest import Bound, Description, compute_capability
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,7 +62,7 @@ def write(
     if cuda:
         _save_kernels(video, variant, folder / KERNELS)
     return Bound(
-        compute_capability="{}.{}".format(*torch.cuda.get_device_capability()) if cuda else "",
+        compute_capability=compute_capability() if cuda else "",
         exactly={"torch": torch.__version__.partition("+")[0]} if cuda or variant.compile else {},
     )
 
@@ -80,6 +80,7 @@ def open(folder: Path, shell: Module, written: Description) -> nn.Module:
         kernels.load(folder / KERNELS)
     if (folder / ARTIFACTS).is_file():
         torch.compiler.load_cache_artifacts((folder / ARTIFACTS).read_bytes())
+        _ready_compiler(written.target.device)
     variant = written.recipe.variant
     family = families.of_class(written.base_model.pipeline)
     video = family(SimpleNamespace(**{written.base_model.part: shell}))
@@ -118,6 +119,22 @@ def _compile(video: VideoPipeline, variant: Variant) -> None:
 
     assert variant.compile is not None
     compilation.apply(video, variant.compile, hooked=variant.cache is not None)
+
+
+def _ready_compiler(device: str) -> None:
+    """What the compiler looks up before it takes its first artifact, a second on a GPU.
+
+    It hashes its own files and Triton's, and Triton builds what launches its kernels. That belongs
+    to loading; else the first video waits for it.
+    """
+    from torch._inductor import codecache
+
+    codecache.torch_key()
+    if device == "cuda":
+        from triton.runtime import driver
+
+        codecache.CacheBase.get_system()
+        driver.active.get_current_device()
 
 
 def _save_kernels(video: VideoPipeline, variant: Variant, folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qbench.engines import onnx, onnx_static, static_forms, tensorrt_plan
-from qbench.engines.manifest import Bound
+from qbench.engines.manifest import Bound, compute_capability
 from qbench.engines.tensorrt_plan import LIBRARIES, Bindings
 from qbench.errors import Unsupported
 from qbench.optimizations.rules import Rule
@@ -52,7 +52,6 @@ def write(
     On a machine without a GPU, where TensorRT for RTX builds all the same, the graph stays beside
     the plan, for `stand_in`, and the plan is bound to the architecture that the recipe names.
     """
-    import torch
 
     module, chosen, wanted = video.denoiser, variant.engine_options, variant.quantize
     gpu = module.device.type == "cuda"
@@ -66,7 +65,7 @@ def write(
         onnx_static.quantize(graph, seen, form, onnx.is_large(module))
     else:
         onnx.export(module, signature, example, graph)
-    here = "{}.{}".format(*torch.cuda.get_device_capability()) if gpu else ""
+    here = compute_capability() if gpu else ""
     library = tensorrt_plan.library()
     timings = _timings(library.__version__, here) if gpu and chosen.cache else None
     plan = tensorrt_plan.make(graph, signature, example, chosen, gpu, timings)

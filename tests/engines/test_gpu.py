@@ -11,7 +11,7 @@ import pytest
 import torch
 from exporting import exported
 
-from qbench.engines import evidence, tensorrt, verify
+from qbench.engines import evidence, tensorrt_plan, verify
 
 Shaped = tuple[tuple[int, ...], int]  # shape, device pointer
 
@@ -50,7 +50,7 @@ def test_a_plan_computes_the_variant_and_so_does_the_program_of_its_page(
     monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "engine")])
     call = evidence.load(tmp_path / "engine", "cuda")[0]
     page: dict[str, Callable[[dict[str, Shaped], int, int], None]] = {}
-    exec(_example().replace("tensorrt_rtx_bindings", tensorrt._library().__name__), page)
+    exec(_example().replace("tensorrt_rtx_bindings", tensorrt_plan.library().__name__), page)
     held = {name: value.contiguous() for name, value in call.inputs.items()}
     found = torch.empty_like(held["hidden_states"])
     given = {name: (tuple(value.shape), value.data_ptr()) for name, value in held.items()}
