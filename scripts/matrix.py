@@ -88,7 +88,7 @@ PEER_CACHES = (
     "peers/taylorseer-16-order-2", "peers/mag-16", "peers/sea-16", "peers/first-block-16",
     "peers/dbcache-taylor-16", "cache/pab", "cache/faster", "peers/taylorseer-authors",
     "peers/mag-authors", "peers/sea-authors", "peers/first-block-authors",
-    "peers/dbcache-authors", "peers/faster-authors",
+    "peers/dbcache-authors", "peers/faster-authors", "peers/steps-16", "cache/four-fifths-steps",
 )  # fmt: skip
 FAST_CACHED = (
     "fast-cached", "cache/fast-cached-4", "peers/fast-cached-order-2", "peers/fast-cached-mag",

@@ -277,6 +277,14 @@ class Recipe(Strict):
         return self.name.replace("/", "-")
 
     @property
+    def mixes_steps(self) -> bool:
+        """Whether steps are timed one by one and a cache makes them of two kinds.
+
+        Pairs of such steps say nothing about a video.
+        """
+        return self.measure.unit == "step" and self.variant.cache is not None
+
+    @property
     def is_reference(self) -> bool:
         return self.reference is None or self.reference == self.name
 

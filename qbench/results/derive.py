@@ -115,7 +115,7 @@ def _paired(record: Record) -> Ratio | None:
     """The speed-up of the interleaved pairs: as it is on file, where it can be theirs."""
     theirs = record.paired_reference_s
     own = record.step_host_s if record.recipe.measure.unit == "step" else record.latency_s
-    if not theirs or len(theirs) != len(own):
+    if not theirs or len(theirs) != len(own) or record.recipe.mixes_steps:
         return None
     old = record.paired_speed_up
     # Without p it is from before intervals knew of samples that are not independent.

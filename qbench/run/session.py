@@ -39,6 +39,10 @@ ALL_COMPUTED_NOTE = (
 )
 NOT_FUSED_NOTE = "decode.fused is for CogVideoX's VAE; this model's decodes as without it"
 STEPS_NOTE = "unit: step: denoise steps were timed and no video was made, so there is no quality"
+MIXED_STEPS_NOTE = (
+    "unit: step: the cache makes steps of two kinds, and how many of each a video has few steps do "
+    "not tell: no speed-up; unit: video has it"
+)
 
 
 @dataclass(frozen=True)
@@ -316,6 +320,8 @@ def _load(job: Job, stages: Stages) -> Session:
             recorder.note(note)
     if recipe.measure.unit == "step":
         recorder.note(STEPS_NOTE)
+    if recipe.mixes_steps:
+        recorder.note(MIXED_STEPS_NOTE)
     stages.leave("load")
     return session
 

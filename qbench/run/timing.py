@@ -67,6 +67,7 @@ class Turns:
 
     def __init__(self, session: Session) -> None:
         self._link, self._paired = session.link, session.job.interleaved
+        self._mixed = session.recipe.mixes_steps
         self._recorder = session.recorder
         self._reference: list[float] = []
 
@@ -88,7 +89,8 @@ class Turns:
         if not all(map(math.isfinite, self._reference)):
             self._recorder.note(ENDED_NOTE)
             return Pairs(state="reference died")
-        return Pairs(self._reference, paired_speed_up(self._reference, own), "pairs")
+        speed_up = None if self._mixed else paired_speed_up(self._reference, own)
+        return Pairs(self._reference, speed_up, "pairs")
 
 
 def time(session: Session) -> Timings:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qbench.quality.metrics.trajectory import ErrorGrowth
+from qbench.quality.statistics import paired_difference
 from qbench.report import tables
 from qbench.results import ranking as ranked
 from qbench.results import store
@@ -19,6 +20,7 @@ from qbench.results.record import Record
 
 ROOT = Path(__file__).parent.parent.parent
 PUBLISHED = ROOT / "results" / "published"
+AGAINST = " against "
 CONSTANT = re.compile(r"(\d+(?:\.\d+)?)GiB")
 
 
@@ -321,6 +323,8 @@ def _of_json(path: str, dotted: str, form: str) -> Figure:
 
 def evaluate(expression: str) -> Figure:
     """The figure of an expression. Raises Fault."""
+    if AGAINST in expression:
+        return _paired(*expression.split(AGAINST, 1))
     first, *rest = re.split(r" ([/+-]) ", expression)
     if not rest:
         return _term(first.split())
@@ -337,6 +341,23 @@ def evaluate(expression: str) -> Figure:
     if unit in ("ms", "s"):
         return _seconds(value)
     return _bytes(value) if unit.endswith("iB") else Figure(f"{value:.2f}", value)
+
+
+def _paired(expression: str, other: str) -> Figure:
+    """The difference of a metric from another recipe's of the folder, paired by video."""
+    named = expression.split()
+    if len(named) != 3:
+        raise Fault(f"{expression!r} is not a folder, a recipe and a metric")
+    folder, recipe, metric = named
+    rows = [row_of(folder, name, {}).record.quality.get(metric) for name in (recipe, other)]
+    own, theirs = ((row.samples if row else None) or [] for row in rows)
+    if not own or len(own) != len(theirs):
+        raise Fault(f"{expression!r}: {other} has no {metric} of the same videos")
+    gap = paired_difference(own, theirs)
+    if gap.low is None or gap.high is None:
+        raise Fault(f"{expression!r}: too few videos for an interval")
+    text = f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]"
+    return Figure(f"**{text}**" if gap.low > 0 or gap.high < 0 else text, gap.mean)
 
 
 def _value(figure: Figure, expression: str) -> float:

@@ -68,6 +68,13 @@ def test_expressions_relate_figures_and_choose_by_field() -> None:
     assert ratio.text == "1.86"
     fragments = values.evaluate("h100/cards bf16 measure.memory_limit_gib=12 fragments")
     assert fragments.value == pytest.approx(1138166333.44)
+    folder = "amd-epyc-1t/peers peers"
+    by_means = values.evaluate(f"{folder}/sea-20 psnr - peers/steps-20 psnr")
+    clear = values.evaluate(f"{folder}/sea-20 psnr against peers/steps-20")
+    assert clear.value == pytest.approx(by_means.value)
+    assert clear.text.startswith("**+4.9 [+")
+    unclear = values.evaluate(f"{folder}/first-block-20 psnr against peers/steps-20")
+    assert unclear.text.startswith("-0.9 [-")  # up to above zero
 
 
 @pytest.mark.parametrize(
@@ -76,6 +83,7 @@ def test_expressions_relate_figures_and_choose_by_field() -> None:
         ("a <!--= h100/videos nothing video -->1<!--/-->", "0 records nothing"),
         ("a <!--= h100/nowhere fast video -->1<!--/-->", "no results/published/h100/nowhere"),
         ("a <!--= h100/videos fast sped -->1<!--/-->", "'sped' is not a figure"),
+        ("a <!--= h100/videos fast psnr against bf16 -->1<!--/-->", "bf16 has no psnr of the same"),
         ("a <!--= h100/cards fast peak -->1<!--/-->", "3 records fast"),
         ("a <!--= h100/steps fast psnr -->1<!--/-->", "the record has none"),
         ("<!--= h100/videos fast video -->1<!--/-->", "may not begin a line"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import re
@@ -12,7 +13,7 @@ import pytest
 from conftest import RECIPES, qbench
 
 from qbench.quality.ratios import paired_speed_up, speed_up
-from qbench.results import store
+from qbench.results import speed, store
 from qbench.results.record import Record
 from qbench.run.job import Job
 from qbench.run.reference_server import ReferenceServer
@@ -47,6 +48,17 @@ def test_every_timed_step_has_its_turn_of_the_reference(interleaved: Path) -> No
     assert not fp32.paired_reference_s
     assert bf16.stages["denoise"].seconds == bf16.step_host_s
     assert bf16.interleaved == "pairs"
+
+
+def test_pairs_of_steps_of_two_kinds_are_no_speed_up(interleaved: Path) -> None:
+    """Half of them skipped, the median of the ratios would be that of one kind or the other."""
+    bf16 = _records(interleaved)["bf16"]
+    assert speed.timing(bf16, None).speed_up is not None
+    cached = bf16.model_dump(mode="json")
+    cached["recipe"]["variant"]["cache"] = {"kind": "taylorseer", "interval": 2}
+    read = store.parse(json.dumps(cached).encode(), Path("x"))
+    assert read.paired_reference_s == bf16.paired_reference_s
+    assert speed.timing(read, None).speed_up is None
 
 
 def test_random_weights_give_no_quality_and_say_why(interleaved: Path) -> None:
