@@ -227,7 +227,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(made: dict[str, Any], path: Path) -> None:
-    with lzma.open(path, "wt", preset=9) as file:
+    with lzma.open(path, "wt", preset=9 | lzma.PRESET_EXTREME) as file:
         json.dump(made, file, separators=(",", ":"))
 
 

@@ -71,6 +71,13 @@ def test_caches_skip_the_same_steps_on_all_ranks(both: tuple[Found, Found]) -> N
             assert error < (0.02 if cache["kind"] == "taylorseer" else 10 * ROUNDING), name
 
 
+def test_ranks_agree_on_what_each_calibrated(both: tuple[Found, Found]) -> None:
+    """0 and 0.2 above what one process finds: their mean, on both."""
+    assert both[0]["calibrated"] == both[1]["calibrated"]
+    ratios, alone, _ = both[0]["calibrated"]
+    assert ratios == pytest.approx([x + 0.1 for x in alone], abs=1e-4)
+
+
 def test_fp8_linears_and_fused_projections_on_two_ranks(both: tuple[Found, Found]) -> None:
     """Rows are quantized one by one, so only attention's order of keys is rounded otherwise."""
     assert both[0]["fast"] == both[1]["fast"] < 0.05

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from pipelines import tiny
 
 from qbench.optimizations import axes
+from qbench.optimizations.caching import magnitudes
+from qbench.optimizations.calibration import Occasion
 from qbench.optimizations.parallel import groups, rows, tokens
 from qbench.optimizations.vae import patch
 from qbench.pipelines import specs
@@ -51,7 +53,7 @@ def work(rank: int, meeting: str, results: Connection) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     found: dict[str, Any] = {}
     try:
-        for check in (families, caches, fast, decodes, attention, waits, other_weights):
+        for check in (families, caches, calibrated, fast, decodes, attention, waits, other_weights):
             found |= check(rank)
     except Exception:
         found["failed"] = traceback.format_exc()
@@ -104,6 +106,25 @@ def caches(_: int) -> dict[str, Any]:
         error = (shared - plain).abs().max().item() / plain.std().item()
         found[f"{cache['kind']} {split}"] = (one, two, error)
     return found
+
+
+def calibrated(rank: int) -> dict[str, Any]:
+    """MagCache's ratios in effect, where each rank's own lie further apart than they ever do."""
+    video = _pipeline("cogvideox")
+    run = tiny.settings(video, steps=STEPS)
+    fields = {"cache": {"kind": "mag", "threshold": 0.5, "prompts": 1}, "parallel": {"ring": 2}}
+    plain = magnitudes.ratios
+    magnitudes.ratios = lambda *given: [x + 0.2 * rank for x in plain(*given)]
+    try:
+        occasion = Occasion(run, specs.find("tiny-cogvideox"), ())
+        applied = axes.apply(video, Variant.model_validate(fields), "cpu", STEPS, occasion)
+    finally:
+        magnitudes.ratios = plain
+    latents = tiny.denoised(video, run, [0])
+    applied.undo()
+    assert applied.cached is not None
+    alone = plain(video, occasion, 1)
+    return {"calibrated": (applied.cached.ratios, alone, latents.sum().item())}
 
 
 def fast(_: int) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def apply(
 ) -> Cached:
     """Put the cache on the denoiser, for videos of so many denoise steps.
 
-    It forgets a video as the next one begins. agree: adds up over the GPUs that share a
-    batch, where what is skipped depends on what the latents are. occasion: the trajectories that
+    It forgets a video as the next one begins. agree: adds up over the GPUs that share a batch,
+    where what is skipped depends on what they compute. occasion: the trajectories that
     MagCache is calibrated along. Raises Unsupported where diffusers' hooks do not know the
     denoiser's blocks or none is left to skip, InputError where there is nothing to calibrate with.
     """
@@ -75,7 +75,7 @@ def apply(
     method, changes = CACHES[wanted.kind], Changes("cache")
     began = time.perf_counter()
     if wanted.kind == "mag":
-        wanted = _with_ratios(video, wanted, steps, occasion)
+        wanted = _with_ratios(video, wanted, steps, occasion, agree)
     calibration_s = time.perf_counter() - began
     counter = Counter(video, method.inner)
     try:
@@ -126,7 +126,11 @@ def _begin_anew(
 
 
 def _with_ratios(
-    video: VideoPipeline, wanted: Cache, steps: int, occasion: Occasion | None
+    video: VideoPipeline,
+    wanted: Cache,
+    steps: int,
+    occasion: Occasion | None,
+    agree: Total | None,
 ) -> Cache:
     """The recipe's own, of which there must be one a step, or calibrated ones."""
     if wanted.ratios:
@@ -139,6 +143,8 @@ def _with_ratios(
     if occasion is None:
         raise ValueError("MagCache without ratios needs an occasion to calibrate them on")
     found = magnitudes.ratios(video, occasion, wanted.prompts or magnitudes.PROMPTS)
+    if agree is not None:
+        found = magnitudes.agreed(found, agree, video.pipe._execution_device)
     return wanted.model_copy(update={"ratios": found, "prompts": None})
 
 

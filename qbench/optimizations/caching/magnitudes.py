@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import torch
     from torch import Tensor
 
+    from qbench.optimizations.caching.base import Total
     from qbench.optimizations.calibration import Occasion
     from qbench.pipelines.base import Module, VideoPipeline
 
@@ -42,6 +44,14 @@ def ratios(video: VideoPipeline, occasion: Occasion, prompts: int) -> list[float
             f"{len(sums)}, and no ratio can be calibrated of that: try variant.dtype=bf16"
         )
     return [float(x) for x in sums / len(texts)]
+
+
+def agreed(found: list[float], total: Total, device: torch.device) -> list[float]:
+    """The ranks' mean: each calibrates by itself, and the last digit may decide about a step."""
+    import torch
+
+    sums = total(torch.tensor([*found, 1.0], device=device))
+    return [float(x) for x in sums[:-1] / sums[-1]]
 
 
 def _lengths(video: VideoPipeline, occasion: Occasion, text: str, seed: int) -> list[list[Tensor]]:
