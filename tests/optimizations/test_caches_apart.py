@@ -18,7 +18,7 @@ import torch
 from pipelines import tiny
 from torch import Tensor, nn
 
-from qbench.errors import InputError
+from qbench.errors import InputError, Unsupported
 from qbench.optimizations import axes
 from qbench.optimizations.caching import computed, magnitudes
 from qbench.optimizations.calibration import Occasion, unmeasured
@@ -301,6 +301,38 @@ def test_no_ratio_is_made_of_what_is_no_number(tmp_path: Path) -> None:
     occasion = Occasion(run, specs.find("tiny-cogvideox"), ())
     with pytest.raises(InputError, match="NaN or infinity by step 2 of 8"):
         axes.apply(video, Variant.model_validate({"cache": fields}), "cpu", STEPS, occasion)
+
+
+def test_schedulers_of_another_kind(tmp_path: Path) -> None:
+    """Two calls a step are refused; of 100 timesteps the ranges of papers are a tenth."""
+    import diffusers
+
+    video, _ = _pipeline("wan", tmp_path)
+    kind = diffusers.FlowMatchHeunDiscreteScheduler
+    video.pipe.scheduler = kind.from_config(video.pipe.scheduler.config)
+    wanted = Variant.model_validate({"cache": {"kind": "taylorseer", "interval": 2}})
+    with pytest.raises(Unsupported, match="FlowMatchHeunDiscreteScheduler calls the denoiser"):
+        axes.apply(video, wanted, "cpu", STEPS)
+    assert _attention_of_pab(1000, tmp_path) == [1, 1, 1, 0, 1, 0, 1, 1]
+    assert _attention_of_pab(100, tmp_path) == [1, 1, 1, 0, 1, 0, 1, 1]
+
+
+def _attention_of_pab(timesteps: int, scratch: Path) -> list[float | None]:
+    """What of each step's attention is computed, with a scheduler of so many timesteps."""
+    video, run = _pipeline("cogvideox", scratch)
+    scheduler = video.pipe.scheduler
+    config = {**scheduler.config, "num_train_timesteps": timesteps}
+    video.pipe.scheduler = type(scheduler).from_config(config)
+    wanted = Variant.model_validate({"cache": {"kind": "pab", "interval": 2}})
+    applied, shares = axes.apply(video, wanted, "cpu", STEPS), []
+    assert applied.cached is not None
+    counter = applied.cached.counter
+    own = video.generators([3])
+    video.denoise(
+        run, *tiny.inputs(video, run, [3]), lambda _: shares.append(counter.mark().attention),
+        generators=own,
+    )  # fmt: skip
+    return shares
 
 
 def test_two_halves_of_guidance_and_attention_are_counted_by_flop() -> None:

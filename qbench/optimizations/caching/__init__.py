@@ -63,15 +63,22 @@ def apply(
     """Put the cache on the denoiser, for videos of so many denoise steps.
 
     It forgets a video as the next one begins. agree: adds up over the GPUs that share a batch,
-    where what is skipped depends on what they compute. occasion: the trajectories that
-    MagCache is calibrated along. Raises Unsupported where diffusers' hooks do not know the
-    denoiser's blocks or none is left to skip, InputError where there is nothing to calibrate with.
+    where what is skipped depends on what they compute. occasion: the trajectories that MagCache is
+    calibrated along. Raises Unsupported where diffusers' hooks do not know the denoiser's blocks,
+    none is left to skip, or a step is several calls; InputError where there is nothing to calibrate
+    with.
     """
     import importlib.metadata
 
     module = video.denoiser
     if not hasattr(module, "enable_cache"):
         raise Unsupported(UNKNOWN_BLOCKS)
+    scheduler = video.pipe.scheduler
+    if getattr(scheduler, "order", 1) > 1:
+        raise Unsupported(
+            f"cache: a {type(scheduler).__name__} calls the denoiser several times a step, and "
+            "caches count calls: choose another generation.scheduler"
+        )
     method, changes = CACHES[wanted.kind], Changes("cache")
     began = time.perf_counter()
     if wanted.kind == "mag":

@@ -23,7 +23,6 @@ class Schedule:
     """The denoise steps of a video, and the one that the pipeline is at.
 
     steps: of a video.
-    below: a timestep just above the last step's, which a range from here on leaves out.
     """
 
     pipe: Pipe
@@ -31,8 +30,17 @@ class Schedule:
 
     @property
     def below(self) -> int:
+        """A timestep just above the last step's, which a range from here on leaves out."""
+        return self._total // self.steps
+
+    def timestep(self, thousandths: int) -> int:
+        """What a paper gives of 1000 timesteps, of as many as this scheduler has."""
+        return thousandths * self._total // 1000
+
+    @property
+    def _total(self) -> int:
         total: int = self.pipe.scheduler.config.num_train_timesteps
-        return total // self.steps
+        return total
 
     def now(self) -> int:
         """The timestep that the pipeline is at."""

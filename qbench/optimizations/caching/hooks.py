@@ -30,7 +30,8 @@ MAG_FULL_SHARE, MAG_LONGEST = 0.2, 3  # MagCache's own defaults
 ALWAYS_COMPUTED = 1e9  # a ratio of magnitudes that no threshold lets pass
 
 
-def _enable(video: VideoPipeline, config: object, changes: Changes) -> None:
+def enable(video: VideoPipeline, config: object, changes: Changes) -> None:
+    """By one of diffusers' configurations."""
     video.denoiser.enable_cache(config)
     changes.on_undo(video.denoiser.disable_cache)
 
@@ -39,7 +40,7 @@ def first_block(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes
     import diffusers
 
     assert wanted.threshold is not None
-    _enable(video, diffusers.FirstBlockCacheConfig(threshold=wanted.threshold), changes)
+    enable(video, diffusers.FirstBlockCacheConfig(threshold=wanted.threshold), changes)
     if wanted.last:
         _decide(video.denoiser, lambda decided: lambda x: schedule.is_last() or decided(x))
 
@@ -48,14 +49,13 @@ def pab(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes: Change
     """The last step lies below its range of timesteps, of few steps too."""
     import diffusers
 
-    low, high = PAB_RANGE
-
+    low, high = (schedule.timestep(one) for one in PAB_RANGE)
     config = diffusers.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=wanted.interval,
         spatial_attention_timestep_skip_range=(max(low, schedule.below), high),
         current_timestep_callback=schedule.now,
     )
-    _enable(video, config, changes)
+    enable(video, config, changes)
 
 
 def faster(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes: Changes) -> None:
@@ -64,14 +64,14 @@ def faster(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes: Cha
     low = schedule.below if wanted.last else -1
     config = diffusers.FasterCacheConfig(
         spatial_attention_block_skip_range=wanted.interval,
-        spatial_attention_timestep_skip_range=(low, FASTER_HIGH),
+        spatial_attention_timestep_skip_range=(low, schedule.timestep(FASTER_HIGH)),
         unconditional_batch_skip_range=5,
-        unconditional_batch_timestep_skip_range=(low, FASTER_GUIDANCE_HIGH),
+        unconditional_batch_timestep_skip_range=(low, schedule.timestep(FASTER_GUIDANCE_HIGH)),
         attention_weight_callback=lambda _: FASTER_WEIGHT,
         tensor_format="BFCHW",
         current_timestep_callback=schedule.now,
     )
-    _enable(video, config, changes)
+    enable(video, config, changes)
 
 
 def taylorseer(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes: Changes) -> None:
@@ -89,7 +89,7 @@ def taylorseer(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes:
         taylor_factors_dtype=video.denoiser.dtype,  # diffusers' default is BF16 of any model
         use_lite_mode=True,
     )
-    _enable(video, config, changes)
+    enable(video, config, changes)
 
 
 def mag(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes: Changes) -> None:
@@ -113,7 +113,7 @@ def mag(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes: Change
         num_inference_steps=schedule.steps,
         mag_ratios=ratios,
     )
-    _enable(video, config, changes)
+    enable(video, config, changes)
 
 
 def decide_together(module: Module, total: Total, ends: Schedule | None) -> None:

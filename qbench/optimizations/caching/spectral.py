@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qbench.optimizations.caching.base import Schedule
-from qbench.optimizations.caching.hooks import _enable
+from qbench.optimizations.caching.hooks import enable
 from qbench.recipe.schema import Cache
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def sea(video: VideoPipeline, wanted: Cache, schedule: Schedule, changes: Change
     config = diffusers.SeaCacheConfig(
         threshold=wanted.threshold, cache_end_steps=1 if wanted.last else 0, **given
     )
-    _enable(video, config, changes)
+    enable(video, config, changes)
     if telling:
         plain = module.cache_context
 
