@@ -58,8 +58,10 @@ def build(
     those that the pipeline itself passes in its loop for them.
     Returns facts for the record: the parity with the module, and the seconds that the build took.
     """
+    from qbench.engines import static_seen
     from qbench.engines.inputs import interface, signature
     from qbench.engines.parity import by_own_rules, parity
+    from qbench.pipelines import specs
 
     variant = recipe.variant
     if variant.engine is None:
@@ -68,11 +70,12 @@ def build(
     steps = video.captured(run, conditioning, latents, steps=PARITY_STEPS)
     calls = [call for step in steps for call in step]
     built_for = signature(video, run, conditioning, latents)
-    given = [built_for.tensors((), call) for call in calls]
-    example = given[0]
+    example = built_for.tensors((), calls[0])
     work.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    bound = kind.write(video, built_for, example, variant, work, given)
+    model = specs.find(recipe.model)
+    seen = static_seen.along_trajectories(video, run, recipe, model)
+    bound = kind.write(video, built_for, example, variant, work, seen)
     facts = {"engine_build_s": time.perf_counter() - began}
     written = interface(recipe, module, built_for, example, bound)
     stored = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from qbench.engines.formats import Run
     from qbench.engines.inputs import Signature
+    from qbench.engines.static_seen import Seen
     from qbench.pipelines.base import Module, VideoPipeline
     from qbench.recipe.schema import Variant
 
@@ -57,7 +58,7 @@ def write(
     example: Mapping[str, Tensor],
     variant: Variant,
     folder: Path,
-    calls: Sequence[Mapping[str, Tensor]] = (),
+    seen: Mapping[str, Seen] | None = None,
 ) -> Bound:
     """Export and compile the denoiser as it is; axes that grow with a batch stay free."""
     import torch

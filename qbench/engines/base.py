@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qbench.engines.manifest import Bound, Interface, TensorSpec
+    from qbench.engines.static_seen import Seen
     from qbench.meters.profile import Layer
     from qbench.pipelines.base import Config, Module, VideoPipeline
 
@@ -39,12 +40,12 @@ class Format(Protocol):
         example: Mapping[str, Tensor],
         variant: Variant,
         folder: Path,
-        calls: Sequence[Mapping[str, Tensor]] = (),
+        seen: Mapping[str, Seen] | None = None,
     ) -> Bound:
         """Write the denoiser, with the variant in effect, into `folder`; what binds it.
 
         example: the tensors of one call by name.
-        calls: those along denoise trajectories, to calibrate on.
+        seen: inputs of the linears along denoise trajectories, where they are to be known.
         """
 
     def open(self, folder: Path, shell: Module, written: Interface) -> Run | nn.Module:

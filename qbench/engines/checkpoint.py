@@ -5,7 +5,7 @@ optimum-quanto's weights are read by its own loader, and given to the pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qbench.engines.inputs import Signature
+    from qbench.engines.static_seen import Seen
     from qbench.pipelines.base import Module, VideoPipeline
     from qbench.recipe.schema import Quantize, Variant
 
@@ -44,14 +45,14 @@ def write(
     example: Mapping[str, Tensor],
     variant: Variant,
     folder: Path,
-    calls: Sequence[Mapping[str, Tensor]] = (),
+    seen: Mapping[str, Seen] | None = None,
 ) -> Bound:
     """Write the whole pipeline; with no text encoder (`weights: random`) the denoiser alone."""
     module: Module = video.denoiser
     if not video.text_encoders():
-        return write_denoiser(video, signature, example, variant, folder, calls)
+        return write_denoiser(video, signature, example, variant, folder)
     if by_quanto(variant):
-        write_denoiser(video, signature, example, variant, folder, calls)
+        write_denoiser(video, signature, example, variant, folder)
         # diffusers would read optimum-quanto's weights as plain ones: it is to be given them.
         setattr(video.pipe, video.part, None)
     elif variant.quantize:
@@ -67,7 +68,7 @@ def write_denoiser(
     example: Mapping[str, Tensor],
     variant: Variant,
     folder: Path,
-    calls: Sequence[Mapping[str, Tensor]] = (),
+    seen: Mapping[str, Seen] | None = None,
 ) -> Bound:
     """Write the denoiser alone, where it lies in a pipeline's folder too."""
     module: Module = video.denoiser

@@ -21,6 +21,7 @@ from qbench.engines import (
     formats,
     loading,
     manifest,
+    static_seen,
     tensorrt,
     tensorrt_plan,
 )
@@ -154,15 +155,10 @@ def _write(
     calls = _calls(video, plain)
     tell(f"{recipe.name}: building {form}")
     began = time.perf_counter()
+    seen = static_seen.along_trajectories(video, plain.run, recipe, model)
     write = checkpoint.write_denoiser if denoiser_only else formats.module(form).write
-    bound = write(
-        video,
-        plain.signature,
-        calls[len(calls) // 2].inputs,
-        recipe.variant,
-        partial,
-        [call.inputs for call in calls],
-    )
+    example = calls[len(calls) // 2].inputs
+    bound = write(video, plain.signature, example, recipe.variant, partial, seen)
     built_s = time.perf_counter() - began
     said = describe.description(
         recipe,
@@ -170,7 +166,7 @@ def _write(
         form,
         video,
         plain.signature,
-        _calibration(recipe.variant, plain),
+        static_seen.settings(recipe) if seen else {},
         calls,
         bound,
         denoiser_only,
@@ -228,15 +224,6 @@ def _limit(variant: Variant) -> tuple[manifest.Against, float]:
     if by_own_rules(variant):
         return "fp32", QUANTIZED
     return "variant", FAITHFUL
-
-
-def _calibration(variant: Variant, plain: Plain) -> dict[str, str | int | float]:
-    """What an engine that is calibrated as it is built was calibrated on."""
-    static = variant.quantize is not None and variant.quantize.scheme.endswith("_static")
-    if not static or not by_own_rules(variant):
-        return {}
-    run = plain.run
-    return {"prompts": PROMPTS, "timesteps": TIMESTEPS, "steps": run.steps, "seed": run.seed}
 
 
 # What is compared ---------------------------------------------------------------------------------

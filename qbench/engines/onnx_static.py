@@ -1,58 +1,28 @@
 """Static quantization of an exported graph: inputs of linears have ranges known beforehand.
 
-What is the same for every runtime is here: what linears are given along denoise trajectories, and
-the balance of channels. Which nodes stand for a quantized linear is the runtime's `Form`.
-
-Channels are balanced first, as SmoothQuant does (Xiao et al. 2023, equation 4), wherever that
-brings a linear's product much closer: outliers go out of the inputs that they spoil.
-Where the family knows how, the layers before make the balanced channels, for nothing; elsewhere,
-behind a norm and a modulation, a product in the graph does.
+Which nodes stand for a quantized linear is the runtime's `Form`; what is the same for all of them
+is here. What linears are given is in `static_seen`, the balance of channels in `static_balance`.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from qbench.optimizations import quantization
+from qbench.engines import static_balance
+from qbench.engines.static_schedule import Schedule
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
     from onnx import GraphProto, NodeProto, TensorProto
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from qbench.engines.inputs import Signature
-    from qbench.pipelines.base import Module, VideoPipeline
-    from qbench.recipe.schema import Quantize
-
-ROWS = 1024  # tokens kept of each linear's input in each call
-BALANCE = 0.5  # SmoothQuant's alpha
-MOST = 8  # powers of two that a channel is scaled by, either way
-TRIED = 1024  # rows on which it is tried
-# So many times closer it has to be: what gains less fits the calls that it was tried on, and not
-# those between them.
-WORTH = 2
-BALANCED_OPS = ("Concat", "Add")  # what the input of a balanced linear comes out of: a modulation
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a linear was given along the trajectories.
-
-    rows: (rows, channels).
-    per_token: whether it sees a row a token, or a row a video.
-    balanced: whether the layers before it make balanced channels already.
-    """
-
-    rows: NDArray[np.float32]
-    per_token: bool
-    balanced: bool = False
+    from qbench.engines.static_seen import Seen
 
 
 @dataclass(frozen=True)
@@ -75,16 +45,11 @@ class Linear:
 class Form(Protocol):
     """How one runtime computes a quantized linear: its rounding, and the nodes of a graph."""
 
-    def rounded(
-        self, rows: NDArray[np.float32], weight: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """The product of (rows, input) and (input, output), both rounded as they will be."""
+    def rounded(self, seen: Seen, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The product of `seen.rows` and (input, output), both rounded as they will be."""
 
-    def input(self, edit: Editor, source: str, name: str, rows: NDArray[np.float32]) -> Nodes:
-        """Quantize the tensor `source`, once for all linears that are given `name`.
-
-        rows: values that it had, (rows, channels).
-        """
+    def input(self, edit: Editor, source: str, name: str, seen: Seen) -> Nodes:
+        """Quantize the tensor `source`, once for all linears that are given `name`."""
 
     def product(self, edit: Editor, linear: Linear) -> Nodes:
         """A linear of tokens, whose input is quantized."""
@@ -99,95 +64,6 @@ class Form(Protocol):
 Nodes = list["NodeProto"]
 
 
-def observed(
-    module: Module,
-    signature: Signature,
-    calls: Sequence[Mapping[str, Tensor]],
-    wanted: Quantize,
-) -> dict[str, Seen]:
-    """Inputs of the chosen linears over `calls`, a sample of the tokens of each.
-
-    calls: of the denoiser, their tensors by name.
-    """
-    import torch
-
-    kept: dict[str, list[Tensor]] = {}
-    per_token: dict[str, bool] = {}
-
-    def see(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            rows = given[0].detach().reshape(-1, given[0].shape[-1])
-            every = max(1, len(rows) // ROWS)
-            kept.setdefault(name, []).append(rows[::every].float().cpu())
-            per_token[name] = given[0].dim() > 2
-
-        return hook
-
-    linears = quantization.chosen(module, wanted)
-    hooks = [layer.register_forward_pre_hook(see(name)) for name, layer in linears.items()]
-    try:
-        with torch.no_grad():
-            for call in calls:
-                tensors = tuple(call[name].to(module.device) for name in signature.names)
-                module(**signature.nested(tensors), return_dict=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: Seen(torch.cat(rows).numpy(), per_token[name]) for name, rows in kept.items()}
-
-
-@contextlib.contextmanager
-def balanced(
-    video: VideoPipeline, seen: Mapping[str, Seen], form: Form
-) -> Iterator[dict[str, Seen]]:
-    """Meanwhile the layers before make balanced channels, where the family can rescale them.
-
-    The factors are powers of two, so that scaling and undoing it round nothing (but for FP16's
-    smallest numbers).
-    """
-    import torch
-
-    found, done = dict(seen), []
-    try:
-        for one in video.rescalings():
-            if not one.readers or not all(n in seen and seen[n].per_token for n in one.readers):
-                continue
-            layers = [video.denoiser.get_submodule(name) for name in one.readers]
-            weights = [layer.weight.detach().float().cpu().numpy().T for layer in layers]
-            factors = _factors(form, seen[one.readers[0]].rows, weights)
-            if factors is not None:
-                one.apply(torch.from_numpy(factors).double())
-                done.append((one, factors))
-            for name in one.readers:
-                rows = seen[name].rows if factors is None else seen[name].rows * factors
-                found[name] = Seen(rows, per_token=True, balanced=True)
-        yield found
-    finally:
-        for one, factors in done:
-            one.apply(torch.from_numpy(1 / factors).double())
-
-
-def _factors(
-    form: Form, rows: NDArray[np.float32], weights: Sequence[NDArray[np.float32]]
-) -> NDArray[np.float32] | None:
-    """What to multiply each channel by; None where products are hardly closer for it.
-
-    weights: (input, output) of the linears that are given them.
-    """
-    import numpy as np
-
-    wide = np.concatenate(weights, axis=1)
-    most, least = np.abs(rows).max(0).clip(1e-5), np.abs(wide).max(1).clip(1e-5)
-    exponents = np.log2(most**BALANCE / least ** (1 - BALANCE))
-    exponents = (exponents.mean() - exponents).round().clip(-MOST, MOST)
-    factors: NDArray[np.float32] = (2.0**exponents).astype(np.float32)
-    few = rows[:: max(1, len(rows) // TRIED)]
-    plain = few @ wide
-    with_them = np.square(form.rounded(few * factors, wide / factors[:, None]) - plain).sum()
-    without = np.square(form.rounded(few, wide) - plain).sum()
-    return factors if with_them * WORTH**2 < without else None
-
-
 def quantize(path: Path, seen: Mapping[str, Seen], form: Form, large: bool) -> None:
     """Quantize the exported model in place: the linears that `seen` names.
 
@@ -195,11 +71,14 @@ def quantize(path: Path, seen: Mapping[str, Seen], form: Form, large: bool) -> N
     """
     import onnx
 
+    if not seen:
+        raise ValueError("nothing was seen of the linears, so none would be quantized")
     model = onnx.load(path)
     graph = model.graph
     del graph.value_info[:]
     edit = Editor(graph, seen, form)
     nodes = [made for node in graph.node for made in edit.replaced(node)]
+    nodes = [*edit.schedule.nodes(), *nodes]
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
@@ -236,6 +115,7 @@ class Editor:
         self._summed = {one.name for one in self._sums.values()}
         self._balance: dict[str, NDArray[np.float32] | None] = {}
         self.tensors: list[TensorProto] = []
+        self.schedule = Schedule(self.keep)
 
     def replaced(self, node: NodeProto) -> Nodes:
         """The nodes that stand for this one."""
@@ -266,18 +146,18 @@ class Editor:
         import torch
         from onnx import helper
 
-        rows, made, source = self._seen[layer].rows, [], name
-        balance = None
-        if self._makers.get(name) in BALANCED_OPS and not self._seen[layer].balanced:
+        seen, made, source, factors = self._seen[layer], [], name, None
+        if not seen.balanced:
             weights = [self._weight(node) for node in self._sharing[name]]
-            balance = _factors(self._form, rows, weights)
-        if balance is not None:
+            half, worth = self.dtype(name) != torch.float32, static_balance.WORTH
+            factors = static_balance.balance(self._form, seen, weights, half, worth)
+        if factors is not None:
             source = f"{name}_balanced"
-            factors = self.keep(f"{name}_balance", torch.from_numpy(balance).to(self.dtype(name)))
-            made.append(helper.make_node("Mul", [name, factors], [source], name=source))
-            rows = rows * balance
-        self._balance[name] = balance
-        return [*made, *self._form.input(self, source, name, rows)]
+            kept = self.keep(f"{name}_balance", torch.from_numpy(factors).to(self.dtype(name)))
+            made.append(helper.make_node("Mul", [name, kept], [source], name=source))
+            seen = seen.times(factors)
+        self._balance[name] = factors
+        return [*made, *self._form.input(self, source, name, seen)]
 
     def _linear(self, node: NodeProto, balance: NDArray[np.float32] | None) -> Linear:
         weight = self._weight(node)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.engines import onnx, onnx_static, static_forms
+from qbench.engines import onnx, onnx_static, static_balance, static_forms
 from qbench.engines.manifest import Bound
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import EngineOptions, Variant
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qbench.engines.base import Run
     from qbench.engines.inputs import Signature
     from qbench.engines.manifest import Interface
+    from qbench.engines.static_seen import Seen
     from qbench.meters.profile import Layer
     from qbench.pipelines.base import Module, VideoPipeline
 
@@ -52,17 +53,16 @@ def write(
     example: Mapping[str, Tensor],
     variant: Variant,
     folder: Path,
-    calls: Sequence[Mapping[str, Tensor]] = (),
+    seen: Mapping[str, Seen] | None = None,
 ) -> Bound:
     """Write the graph, quantized where the recipe says so."""
     module, wanted = video.denoiser, variant.quantize
     path = folder / GRAPH
     if wanted and wanted.scheme == "int8_static":
-        seen = onnx_static.observed(module, signature, calls or [example], wanted)
         form = static_forms.Integers()
-        with onnx_static.balanced(video, seen, form) as seen:
+        with static_balance.balanced(video, seen or {}, form) as found:
             onnx.export(module, signature, example, path)
-        onnx_static.quantize(path, seen, form, onnx.is_large(module))
+        onnx_static.quantize(path, found, form, onnx.is_large(module))
         return Bound(opset=onnx.OPSET)
     onnx.export(module, signature, example, path)
     if wanted:

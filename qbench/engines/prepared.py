@@ -7,7 +7,7 @@ code, so the first call on the same kind of GPU compiles next to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qbench.engines.inputs import Signature
+    from qbench.engines.static_seen import Seen
     from qbench.pipelines.base import Module, VideoPipeline
     from qbench.recipe.schema import Variant
 
@@ -44,7 +45,7 @@ def write(
     example: Mapping[str, Tensor],
     variant: Variant,
     folder: Path,
-    calls: Sequence[Mapping[str, Tensor]] = (),
+    seen: Mapping[str, Seen] | None = None,
 ) -> Bound:
     """Store the weights, then run the denoiser once as it will be run, and store what that made."""
     import torch

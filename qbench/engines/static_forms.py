@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qbench.engines.onnx_static import Editor, Linear, Nodes
+    from qbench.engines.static_seen import Seen
 
 TAIL = 0.0001  # of values past either end of an integer's range, which are clipped
 BLOCK = 32  # weights that share a scale where inputs are not quantized
@@ -27,37 +28,35 @@ MICROSOFT = "com.microsoft"
 
 
 class Integers:
-    """For ONNX Runtime on a CPU: weights per output channel, activations per tensor from 0 up."""
+    """For ONNX Runtime on a CPU: weights per output channel, activations per tensor from 0 up.
 
-    def rounded(
-        self, rows: NDArray[np.float32], weight: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    An activation's range follows the time step; see `static_seen`.
+    """
+
+    def rounded(self, seen: Seen, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         import torch
 
-        scale, zero = self._range(rows)
-        short = (rows / scale).round().clip(-zero, 255 - zero) * scale
-        stored, scales = _int8(weight, torch.float32)
-        made: NDArray[np.float32] = short @ (stored.float() * scales).numpy()
+        scales, zeros = self._ranges(seen)
+        scale, zero = scales[seen.when][:, None], zeros[seen.when][:, None]
+        short = (seen.rows / scale).round().clip(-zero, 255 - zero) * scale
+        stored, each = _int8(weight, torch.float32)
+        made: NDArray[np.float32] = short @ (stored.float() * each).numpy()
         return made
 
-    def _range(self, rows: NDArray[np.float32]) -> tuple[float, int]:
-        """The step, and which number is zero."""
+    def _ranges(self, seen: Seen) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The step at each time step, and which number is zero. Nothing that was seen is clipped:
+
+        what few tokens are far out, many products depend on.
+        """
         import numpy as np
 
-        low = min(0.0, float(np.quantile(rows, TAIL)))
-        high = max(0.0, float(np.quantile(rows, 1 - TAIL)))
-        scale = max(high - low, 1e-9) / 255
-        return scale, round(-low / scale)
+        low, high = seen.low.min(1).clip(max=0), seen.high.max(1).clip(min=0)
+        scales = ((high - low) / 255).clip(1e-9).astype(np.float32)
+        return scales, (-low / scales).round()
 
-    def input(self, edit: Editor, source: str, name: str, rows: NDArray[np.float32]) -> Nodes:
-        import torch
-
-        scale, zero = self._range(rows)
-        parameters = [
-            edit.keep(f"{name}_scale", torch.tensor(scale)),
-            edit.keep(f"{name}_zero", torch.tensor(zero, dtype=torch.uint8)),
-        ]
-        return [_node("QuantizeLinear", [source, *parameters], [f"{name}_u8"])]
+    def input(self, edit: Editor, source: str, name: str, seen: Seen) -> Nodes:
+        parameters = edit.schedule.add(name, seen.timesteps, *self._ranges(seen))
+        return [node("QuantizeLinear", [source, *parameters], [f"{name}_u8"])]
 
     def small(self, edit: Editor, linear: Linear) -> Nodes:
         """Weights in INT8, in blocks along the input; not where these do not come out even."""
@@ -79,7 +78,7 @@ class Integers:
             linear.bias,
         ]
         sizes = {"K": inputs, "N": outputs, "bits": 8, "block_size": BLOCK, "accuracy_level": 4}
-        return [_node("MatMulNBits", given, [linear.output], linear.node, MICROSOFT, sizes)]
+        return [node("MatMulNBits", given, [linear.output], linear.node, MICROSOFT, sizes)]
 
     def product(self, edit: Editor, linear: Linear) -> Nodes:
         import torch
@@ -95,12 +94,14 @@ class Integers:
             "",  # weights are symmetric
             linear.bias,
         ]
-        return [_node("MatMulIntegerToFloat", inputs, [linear.output], linear.node, MICROSOFT)]
+        return [node("MatMulIntegerToFloat", inputs, [linear.output], linear.node, MICROSOFT)]
 
 
 @dataclass(frozen=True)
 class Symmetric:
     """For TensorRT: pairs of QuantizeLinear and DequantizeLinear around what stays a MatMul.
+
+    TensorRT takes constant scales alone, so a range is that of all time steps.
 
     INT8 weights have a scale for each output channel, FP8 ones a scale for the tensor. Scales are
     of the graph's own type, as a strongly typed network wants them. Small linears stay as they are.
@@ -108,13 +109,11 @@ class Symmetric:
 
     number: Literal["int8", "fp8"]
 
-    def rounded(
-        self, rows: NDArray[np.float32], weight: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def rounded(self, seen: Seen, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         import torch
 
-        scale = self._scale(rows)
-        short = torch.from_numpy(rows) / scale
+        scale = self._scale(seen)
+        short = torch.from_numpy(seen.rows) / scale
         if self.number == "int8":
             short = short.round().clamp(-128, 127)
         else:
@@ -123,30 +122,31 @@ class Symmetric:
         made: NDArray[np.float32] = (short * scale @ (stored.float() * scales)).numpy()
         return made
 
-    def _scale(self, rows: NDArray[np.float32]) -> float:
+    def _scale(self, seen: Seen) -> float:
         import numpy as np
 
         if self.number == "int8":
+            rows = seen.rows
             most = float(max(np.quantile(rows, 1 - TAIL), -np.quantile(rows, TAIL))) / 127
         else:
-            most = float(np.abs(rows).max()) / FP8_MOST
+            most = float(max(seen.high.max(), -seen.low.min())) / FP8_MOST
         return max(most, TINY)
 
     def _stored(self, weight: NDArray[np.float32], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return (_int8 if self.number == "int8" else _fp8)(weight, dtype)
 
-    def input(self, edit: Editor, source: str, name: str, rows: NDArray[np.float32]) -> Nodes:
+    def input(self, edit: Editor, source: str, name: str, seen: Seen) -> Nodes:
         import torch
 
         kind = torch.int8 if self.number == "int8" else torch.float8_e4m3fn
         parameters = [
-            edit.keep(f"{name}_scale", torch.tensor(self._scale(rows)).to(edit.dtype(name))),
+            edit.keep(f"{name}_scale", torch.tensor(self._scale(seen)).to(edit.dtype(name))),
             edit.keep(f"{name}_zero", torch.tensor(0.0).to(kind)),
         ]
         short, wide = f"{name}_short", f"{name}_quantized"
         return [
-            _node("QuantizeLinear", [source, *parameters], [short]),
-            _node("DequantizeLinear", [short, *parameters], [wide]),
+            node("QuantizeLinear", [source, *parameters], [short]),
+            node("DequantizeLinear", [short, *parameters], [wide]),
         ]
 
     def product(self, edit: Editor, linear: Linear) -> Nodes:
@@ -165,9 +165,9 @@ class Symmetric:
         made.CopyFrom(linear.node)
         made.input[0], made.input[1] = f"{linear.given}_quantized", wide
         made.output[0] = f"{name}_product" if linear.bias else linear.output
-        nodes = [_node("DequantizeLinear", parts, [wide], attributes=per_output), made]
+        nodes = [node("DequantizeLinear", parts, [wide], attributes=per_output), made]
         if linear.bias:
-            nodes.append(_node("Add", [made.output[0], linear.bias], [linear.output]))
+            nodes.append(node("Add", [made.output[0], linear.bias], [linear.output]))
         return nodes
 
     def small(self, edit: Editor, linear: Linear) -> Nodes:
@@ -196,7 +196,7 @@ def _fp8(weight: NDArray[np.float32], dtype: torch.dtype) -> tuple[Tensor, Tenso
     return short.to(torch.float8_e4m3fn), scale
 
 
-def _node(
+def node(
     op: str,
     inputs: Sequence[str],
     outputs: Sequence[str],

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.engines import onnx, onnx_static, static_forms, tensorrt_plan
+from qbench.engines import onnx, onnx_static, static_balance, static_forms, tensorrt_plan
 from qbench.engines.manifest import Bound, compute_capability
 from qbench.engines.tensorrt_plan import LIBRARIES, Bindings
 from qbench.errors import Unsupported
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qbench.engines.base import Run
     from qbench.engines.inputs import Signature
     from qbench.engines.manifest import Interface
+    from qbench.engines.static_seen import Seen
     from qbench.meters.profile import Layer
     from qbench.pipelines.base import Module, VideoPipeline
 
@@ -45,7 +46,7 @@ def write(
     example: Mapping[str, Tensor],
     variant: Variant,
     folder: Path,
-    calls: Sequence[Mapping[str, Tensor]] = (),
+    seen: Mapping[str, Seen] | None = None,
 ) -> Bound:
     """Build the plan. It is bound to this GPU's architecture and this version of TensorRT.
 
@@ -58,11 +59,10 @@ def write(
     tensorrt_plan.check(chosen, gpu)
     graph = folder / GRAPH
     if wanted:
-        seen = onnx_static.observed(module, signature, calls or [example], wanted)
         form = static_forms.Symmetric("fp8" if wanted.scheme == "fp8_static" else "int8")
-        with onnx_static.balanced(video, seen, form) as seen:
+        with static_balance.balanced(video, seen or {}, form) as found:
             onnx.export(module, signature, example, graph)
-        onnx_static.quantize(graph, seen, form, onnx.is_large(module))
+        onnx_static.quantize(graph, found, form, onnx.is_large(module))
     else:
         onnx.export(module, signature, example, graph)
     here = compute_capability() if gpu else ""

@@ -278,7 +278,7 @@ def test_tracked_engine_matches_and_a_wrong_one_is_refused(
 ) -> None:
     """ONNX Runtime against the module; then the same engine with its output scaled by 1.1."""
     pytest.importorskip("onnxruntime")
-    from qbench.engines import EngineDenoiser, engine, onnx
+    from qbench.engines import EngineDenoiser, engine, onnx, static_seen
     from qbench.engines.inputs import interface, signature
     from qbench.engines.manifest import Bound
     from qbench.engines.parity import parity
@@ -293,9 +293,9 @@ def test_tracked_engine_matches_and_a_wrong_one_is_refused(
     def built(place: Path, **chosen: object) -> EngineDenoiser:
         place.mkdir()
         variant = schema.Variant.model_validate({"engine": "onnxruntime", **chosen})
-        given = [signed.tensors((), call) for call in calls]
-        kind.write(video, signed, example, variant, place, given)
-        recipe = schema.Recipe(name="onnx", variant=variant)
+        recipe = schema.Recipe(name="onnx", model="tiny-cogvideox", variant=variant)
+        seen = static_seen.along_trajectories(video, run, recipe, specs.find(recipe.model))
+        kind.write(video, signed, example, variant, place, seen)
         written = interface(recipe, module, signed, example, Bound())
         stored = sum(path.stat().st_size for path in place.iterdir())
         return EngineDenoiser(module, signed, kind.open(place, module, written), stored)
@@ -325,10 +325,16 @@ def test_tracked_engine_matches_and_a_wrong_one_is_refused(
     monkeypatch.undo()  # its inputs are balanced before it is exported
     static = built(tmp_path / "static", quantize=chosen, engine_options=options)
     assert static.stored_bytes < plain.stored_bytes / 3
-    # Of a video that it was not calibrated on.
+    # Of a video that it was not calibrated on, and at time steps between those that it was: no step
+    # is much worse than with ranges as they come. One range for all steps made the last ones' error
+    # 2.2 times as large and the first one's six times.
     other = video.encode(run, ["a blue circle grows on a black background"]), video.noise(run, 5)
-    unseen = [call for step in video.captured(run, *other, steps=5) for call in step]
-    assert 1e-3 < parity(module, static, unseen, exact=False)["parity_relative_error"] < 0.03
+    steps = video.captured(run, *other, steps=7)
+    errors = [
+        [parity(module, by, calls, exact=False)["parity_relative_error"] for by in (static, small)]
+        for calls in steps
+    ]
+    assert all(1e-3 < fixed < 1.6 * dynamic for fixed, dynamic in errors)
 
 
 def test_lock_of_a_killed_build_is_forgotten_and_that_of_a_running_one_is_kept(

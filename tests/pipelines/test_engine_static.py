@@ -18,7 +18,15 @@ import torch
 from tiny import build, inputs, settings
 from torch import Tensor, nn
 
-from qbench.engines import evidence, onnx_static, onnx_wide, static_forms, tensorrt_plan
+from qbench.engines import (
+    evidence,
+    onnx_static,
+    onnx_wide,
+    static_balance,
+    static_forms,
+    static_seen,
+    tensorrt_plan,
+)
 from qbench.engines import onnx as exporting
 from qbench.engines.inputs import Signature, described, signature
 from qbench.errors import Unsupported
@@ -48,6 +56,13 @@ def _predicted(denoiser: nn.Module, signed: Signature, calls: Calls) -> list[Ten
     return made
 
 
+def _seen(video: VideoPipeline, signed: Signature, calls: Calls) -> dict[str, static_seen.Seen]:
+    watch = static_seen.Watch(video.denoiser, WANTED, len(calls))
+    with watch.on():
+        _predicted(video.denoiser, signed, calls)
+    return watch.seen()
+
+
 @dataclass(frozen=True)
 class Graph:
     """A tiny denoiser exported in BF16, and what its linears saw."""
@@ -55,17 +70,14 @@ class Graph:
     video: VideoPipeline
     signed: Signature
     calls: Calls
-    seen: dict[str, onnx_static.Seen]
+    seen: dict[str, static_seen.Seen]
     path: Path
 
     def quantized(self, number: Literal["int8", "fp8"], folder: Path) -> Path:
         path = folder / "denoiser.onnx"
         shutil.copy(self.path, path)
         # As they are: the arithmetic below knows no balance.
-        seen = {
-            name: onnx_static.Seen(one.rows, one.per_token, balanced=True)
-            for name, one in self.seen.items()
-        }
+        seen = {name: one.marked() for name, one in self.seen.items()}
         onnx_static.quantize(path, seen, static_forms.Symmetric(number), large=False)
         return path
 
@@ -76,8 +88,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     video = build("cogvideox", folder, torch.bfloat16)
     signed, calls = _calls(video)
     path = exporting.export(video.denoiser, signed, calls[0], folder / "denoiser.onnx")
-    seen = onnx_static.observed(video.denoiser, signed, calls, WANTED)
-    return Graph(video, signed, calls, seen, path)
+    return Graph(video, signed, calls, _seen(video, signed, calls), path)
 
 
 @pytest.mark.parametrize("number", ["int8", "fp8"])
@@ -97,7 +108,7 @@ def test_a_graph_for_tensorrt_computes_what_rounding_in_torch_does(
     for name in per_token:
         layer = denoiser.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        layer.register_forward_pre_hook(_rounding(number, graph.seen[name].rows, layer))
+        layer.register_forward_pre_hook(_rounding(number, graph.seen[name], layer))
     expected = _predicted(denoiser, graph.signed, [_wide(call) for call in graph.calls])
     found = [run(call) for call in graph.calls]
     assert evidence.accuracy(found, expected).relative_l2 < 5e-3
@@ -108,21 +119,22 @@ def _wide(call: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rounding(
-    number: str, rows: object, layer: nn.Linear
+    number: str, given: static_seen.Seen, layer: nn.Linear
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
     """Weights rounded now, inputs as they come, by scales that BF16 holds."""
-    seen, weight = torch.as_tensor(rows), layer.weight.data
+    seen, weight = torch.from_numpy(given.rows), layer.weight.data
     if number == "int8":
         tail = static_forms.TAIL
         ends = torch.quantile(seen.double(), torch.tensor([tail, 1 - tail]).double())
-        given = (ends.abs().max() / 127).bfloat16().float()
+        step = (ends.abs().max() / 127).bfloat16().float()
         scale = (weight.abs().amax(1, keepdim=True) / 127).bfloat16().float()
         layer.weight.data = (weight / scale).round().clamp(-127, 127) * scale
-        return lambda _, x: ((x[0] / given).round().clamp(-128, 127) * given,)
-    given = (seen.abs().max() / 448).bfloat16().float()
+        return lambda _, x: ((x[0] / step).round().clamp(-128, 127) * step,)
+    most = max(given.high.max(), -given.low.min())
+    step = torch.tensor(most / 448).bfloat16().float()
     scale = (weight.abs().max() / 448).bfloat16().float()
     layer.weight.data = (weight / scale).to(torch.float8_e4m3fn).float() * scale
-    return lambda _, x: ((x[0] / given).clamp(-448, 448).to(torch.float8_e4m3fn).float() * given,)
+    return lambda _, x: ((x[0] / step).clamp(-448, 448).to(torch.float8_e4m3fn).float() * step,)
 
 
 def test_balanced_channels_change_no_prediction_and_leave_no_trace(tmp_path: Path) -> None:
@@ -131,9 +143,9 @@ def test_balanced_channels_change_no_prediction_and_leave_no_trace(tmp_path: Pat
     signed, calls = _calls(video)
     before = {name: value.clone() for name, value in video.denoiser.state_dict().items()}
     expected = _predicted(video.denoiser, signed, calls)
-    seen = onnx_static.observed(video.denoiser, signed, calls, WANTED)
+    seen = _seen(video, signed, calls)
     plain = {name: _rounding_error(video, name, one, form) for name, one in seen.items()}
-    with onnx_static.balanced(video, seen, form) as found:
+    with static_balance.balanced(video, seen, form) as found:
         predicted = _predicted(video.denoiser, signed, calls)
         better = {name: _rounding_error(video, name, one, form) for name, one in found.items()}
     assert evidence.accuracy(predicted, expected).relative_l2 < 1e-5
@@ -146,11 +158,56 @@ def test_balanced_channels_change_no_prediction_and_leave_no_trace(tmp_path: Pat
 
 
 def _rounding_error(
-    video: VideoPipeline, name: str, seen: onnx_static.Seen, form: onnx_static.Form
+    video: VideoPipeline, name: str, seen: static_seen.Seen, form: onnx_static.Form
 ) -> float:
     weight = video.denoiser.get_submodule(name).weight.detach().numpy().T
     exact = seen.rows @ weight
-    return float(np.linalg.norm(form.rounded(seen.rows, weight) - exact) / np.linalg.norm(exact))
+    return float(np.linalg.norm(form.rounded(seen, weight) - exact) / np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize("times", [[150.0], [400.0], [650.0], [990.0], [10.0], [150.0, 650.0]])
+def test_a_range_follows_the_time_step(times: list[float], tmp_path: Path) -> None:
+    """Linearly between those that were seen; a batch at several has the range of the noisiest."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(8, 4)).astype(np.float32)
+    known = np.asarray([100.0, 400.0, 900.0], np.float32)
+    high = np.asarray([[1.0], [2.0], [8.0]], np.float32) * np.ones((1, 8), np.float32)
+    rows = random.uniform(-1, 1, (30, 8)).astype(np.float32)
+    seen = static_seen.Seen(known, -high / 2, high, rows, np.arange(30) % 3, True, balanced=True)
+    path = _one_linear(weight, tmp_path / "one.onnx")
+    onnx_static.quantize(path, {"linear": seen}, static_forms.Integers(), large=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    x = (random.uniform(-1, 1, (len(times), 6, 8)) * 6).astype(np.float32)
+    [made] = session.run(None, {"x": x, "timestep": np.asarray(times, np.float32)})
+    top = float(np.interp(max(times), known, high[:, 0]))
+    step = 1.5 * top / 255
+    zero = round(top / 2 / step)
+    given = (np.round(x / step) + zero).clip(0, 255) - zero
+    each = np.abs(weight).max(0) / 127
+    expected = given * step @ (np.round(weight / each) * each)
+    assert np.abs(made - expected).max() < step * np.abs(weight).max()
+
+
+def _one_linear(weight: np.ndarray, path: Path) -> Path:
+    """A graph of one linear, as the exporter leaves it, and of the time step."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = helper.make_node("MatMul", ["x", "weight"], ["y"], name="node")
+    entry = node.metadata_props.add()
+    entry.key, entry.value = exporting.SCOPES, str(["", "linear", "node"])
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6, 8]),
+        helper.make_tensor_value_info("timestep", TensorProto.FLOAT, ["batch"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 6, 4]),
+    ]
+    constants = [numpy_helper.from_array(weight, "weight")]
+    graph = helper.make_graph([node], "one", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    onnx.save(model, path)
+    return path
 
 
 def test_tensorrt_that_is_not_there_is_told_before_anything_is_loaded() -> None:
