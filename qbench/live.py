@@ -241,7 +241,8 @@ class Live:
         self._cached.changes.undo()
         self._steps = 0  # there is none until this has gone well
         occasion = Occasion(run, self.model, tests=())
-        self._cached = caching.apply(self.video, wanted, steps, occasion=occasion)
+        wanted, _ = caching.fitted(self.video, wanted, steps, occasion)
+        self._cached = caching.apply(self.video, wanted, steps)
         self._steps = steps
 
     def _conditioning(self, run: Resolved, given: Arguments) -> Conditioning:

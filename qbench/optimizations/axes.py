@@ -84,12 +84,14 @@ def apply(
         if variant.sparse_attention:
             skipping = sparse.Sparse(variant.sparse_attention, variant.attention)
         changes.append(attention.apply(video, variant.attention, over, skipping))
+        agree = shared.total if shared else None
+        if variant.cache:
+            fitted, calibration_s = caching.fitted(video, variant.cache, steps, occasion, agree)
         if variant.compile:
             hooked = variant.cache is not None or variant.memory.offload == "group" or bool(over)
             changes.append(compilation.apply(video, variant.compile, hooked))
         if variant.cache:
-            agree = shared.total if shared else None
-            cached = caching.apply(video, variant.cache, steps, agree, occasion)
+            cached = caching.apply(video, fitted, steps, agree, calibration_s)
             changes.append(cached.changes)
         changes.append(patch.apply(video.pipe, variant.decode, shared.rows if shared else None))
         if shared:

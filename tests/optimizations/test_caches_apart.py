@@ -7,7 +7,6 @@ tiny and random, of both families: halves of guidance in one batch, and in calls
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +17,9 @@ import torch
 from pipelines import tiny
 from torch import Tensor, nn
 
-from qbench.errors import InputError, Unsupported
+from qbench.errors import Unsupported
 from qbench.optimizations import axes
-from qbench.optimizations.caching import computed, magnitudes
-from qbench.optimizations.calibration import Occasion, unmeasured
-from qbench.pipelines import specs
+from qbench.optimizations.caching import computed
 from qbench.recipe.schema import Variant
 
 STEPS, LAYERS = 8, 4
@@ -268,39 +265,6 @@ def test_taylor_prediction_is_exact_of_a_line_and_not_of_a_parabola() -> None:
             state.current_step = 4 + k
             (predicted,) = state.predict()
             assert predicted.item() == pytest.approx(function(4 + k) - missing(k))
-
-
-def test_magnitudes_are_ratios_of_residuals(tmp_path: Path) -> None:
-    """Of a plain run, by hand: blocks' output less input, both halves of guidance."""
-    video, run = _pipeline("cogvideox", tmp_path)
-    model = specs.find("tiny-cogvideox")
-    occasion = Occasion(run, model, ())
-    found = magnitudes.ratios(video, occasion, 1)
-    blocks, seen = video.repeated_blocks(), []
-
-    def given(_: Any, __: Any, kwargs: Any) -> None:
-        seen.append(kwargs["hidden_states"])
-
-    blocks[0].register_forward_pre_hook(given, with_kwargs=True)
-    blocks[-1].register_forward_hook(lambda _, __, out: seen.append(out[0]))
-    (text,) = unmeasured(1, "", model, ())
-    seed = magnitudes.SEED
-    video.denoise(
-        run, video.encode(run, [text]), video.noise(run, seed), lambda _: None,
-        generators=video.generators([seed]),
-    )  # fmt: skip
-    norms = [(out - given).norm(dim=-1) for given, out in zip(seen[::2], seen[1::2], strict=True)]
-    expected = [1.0] + [float((b / a).mean()) for a, b in itertools.pairwise(norms)]
-    assert found == pytest.approx(expected, rel=1e-4)
-
-
-def test_no_ratio_is_made_of_what_is_no_number(tmp_path: Path) -> None:
-    video, run = _pipeline("wan", tmp_path)
-    video.repeated_blocks()[1].ffn.net[2].bias.data[0] = torch.nan
-    fields = {"kind": "mag", "threshold": 0.1, "prompts": 1}
-    occasion = Occasion(run, specs.find("tiny-cogvideox"), ())
-    with pytest.raises(InputError, match="NaN or infinity by step 2 of 8"):
-        axes.apply(video, Variant.model_validate({"cache": fields}), "cpu", STEPS, occasion)
 
 
 def test_schedulers_of_another_kind(tmp_path: Path) -> None:

@@ -115,6 +115,11 @@ def test_what_a_cache_cannot_do_is_said_before_it_runs() -> None:
         {"cache": {"kind": "sea", "threshold": 0.1}, "parallel": {"cfg": 2}}
     )
     assert "would skip different steps" in (support.why_not(several, none) or "")
+    mag = {"kind": "mag", "threshold": 0.1}
+    for cache, refused in ((mag, True), (mag | {"ratios": [1.0] * STEPS}, False)):
+        offloaded = Variant.model_validate({"cache": cache, "memory": {"offload": "model"}})
+        said = support.why_not(offloaded, support.Machine("cuda", (9, 0))) or ""
+        assert ("leave out offload" in said) == refused
 
 
 @pytest.mark.parametrize(

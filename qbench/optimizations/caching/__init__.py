@@ -53,37 +53,55 @@ class Cached:
     calibration_s: float = 0.0
 
 
+def fitted(
+    video: VideoPipeline,
+    wanted: Cache,
+    steps: int,
+    occasion: Occasion | None = None,
+    agree: Total | None = None,
+) -> tuple[Cache, float]:
+    """The cache with all that it goes by, and the seconds that it took to find out.
+
+    MagCache's ratios are calibrated where the recipe has none: of the denoiser as it is, and before
+    it is compiled, because the compiler's time belongs to the first call. occasion: the
+    trajectories. agree: as `apply` has it. Raises what `apply` raises.
+    """
+    _check(video)
+    if wanted.kind != "mag" or wanted.ratios:
+        return wanted, 0.0
+    if occasion is None:
+        raise ValueError("MagCache without ratios needs an occasion to calibrate them on")
+    began = time.perf_counter()
+    found = magnitudes.ratios(video, occasion, wanted.prompts or magnitudes.PROMPTS)
+    if agree is not None:
+        found = magnitudes.agreed(found, agree, video.pipe._execution_device)
+    cache = wanted.model_copy(update={"ratios": found, "prompts": None})
+    return cache, time.perf_counter() - began
+
+
 def apply(
     video: VideoPipeline,
     wanted: Cache,
     steps: int,
     agree: Total | None = None,
-    occasion: Occasion | None = None,
+    calibration_s: float = 0.0,
 ) -> Cached:
     """Put the cache on the denoiser, for videos of so many denoise steps.
 
-    It forgets a video as the next one begins. agree: adds up over the GPUs that share a batch,
-    where what is skipped depends on what they compute. occasion: the trajectories that MagCache is
-    calibrated along. Raises Unsupported where diffusers' hooks do not know the denoiser's blocks,
-    none is left to skip, or a step is several calls; InputError where there is nothing to calibrate
-    with.
+    It forgets a video as the next one begins. wanted, calibration_s: from `fitted`. agree: adds up
+    over the GPUs that share a batch, where what is skipped depends on what they compute. Raises
+    Unsupported where diffusers' hooks do not know the denoiser's blocks, none is left to skip, or a
+    step is several calls; InputError for ratios of another number of steps.
     """
     import importlib.metadata
 
-    module = video.denoiser
-    if not hasattr(module, "enable_cache"):
-        raise Unsupported(UNKNOWN_BLOCKS)
-    scheduler = video.pipe.scheduler
-    if getattr(scheduler, "order", 1) > 1:
-        raise Unsupported(
-            f"cache: a {type(scheduler).__name__} calls the denoiser several times a step, and "
-            "caches count calls: choose another generation.scheduler"
+    _check(video)
+    if wanted.ratios and len(wanted.ratios) != steps:
+        raise InputError(
+            f"variant.cache.ratios: {len(wanted.ratios)} of them, and a video has {steps} "
+            "denoise steps: give one a step, or none to have them calibrated"
         )
-    method, changes = CACHES[wanted.kind], Changes("cache")
-    began = time.perf_counter()
-    if wanted.kind == "mag":
-        wanted = _with_ratios(video, wanted, steps, occasion, agree)
-    calibration_s = time.perf_counter() - began
+    module, method, changes = video.denoiser, CACHES[wanted.kind], Changes("cache")
     counter = Counter(video, method.inner)
     try:
         # diffusers leaves a forward behind where it takes a hook off.
@@ -132,27 +150,15 @@ def _begin_anew(
     changes.replace(module, "cache_context", context)
 
 
-def _with_ratios(
-    video: VideoPipeline,
-    wanted: Cache,
-    steps: int,
-    occasion: Occasion | None,
-    agree: Total | None,
-) -> Cache:
-    """The recipe's own, of which there must be one a step, or calibrated ones."""
-    if wanted.ratios:
-        if len(wanted.ratios) != steps:
-            raise InputError(
-                f"variant.cache.ratios: {len(wanted.ratios)} of them, and a video has {steps} "
-                "denoise steps: give one a step, or none to have them calibrated"
-            )
-        return wanted
-    if occasion is None:
-        raise ValueError("MagCache without ratios needs an occasion to calibrate them on")
-    found = magnitudes.ratios(video, occasion, wanted.prompts or magnitudes.PROMPTS)
-    if agree is not None:
-        found = magnitudes.agreed(found, agree, video.pipe._execution_device)
-    return wanted.model_copy(update={"ratios": found, "prompts": None})
+def _check(video: VideoPipeline) -> None:
+    scheduler = video.pipe.scheduler
+    if not hasattr(video.denoiser, "enable_cache"):
+        raise Unsupported(UNKNOWN_BLOCKS)
+    if getattr(scheduler, "order", 1) > 1:
+        raise Unsupported(
+            f"cache: a {type(scheduler).__name__} calls the denoiser several times a step, and "
+            "caches count calls: choose another generation.scheduler"
+        )
 
 
 def _by(says: Callable[[Method], bool]) -> Callable[[Variant], bool]:
@@ -162,6 +168,11 @@ def _by(says: Callable[[Method], bool]) -> Callable[[Variant], bool]:
 
 _inner = _by(lambda method: method.inner)
 _decides_alone = _by(lambda method: not method.split)
+
+
+def _calibrates(variant: Variant) -> bool:
+    cache = variant.cache
+    return cache is not None and cache.kind == "mag" and not cache.ratios
 
 
 def _has_blocks(_: Variant, model: ModelFacts) -> bool:
@@ -202,6 +213,15 @@ RULES: tuple[Rule, ...] = (
         _kind("dbcache"),
         lambda m: dual_block.PACKAGE in m.packages,
         "cache-dit is not installed: pip install --no-deps cache-dit==1.5.3",
+    ),
+    Rule(
+        "MagCache's calibration, offloaded",
+        lambda v: v.memory.offload is not None and _calibrates(v),
+        lambda _: False,
+        "MagCache is calibrated before anything is offloaded, when text encoder and denoiser are "
+        "on two devices: leave out offload, or give variant.cache.ratios, which the record of a "
+        "run without offload has",
+        fails=False,  # on a CPU both are on one
     ),
     Rule(
         "SeaCache, DBCache and families",
