@@ -41,7 +41,7 @@ def ratios(video: VideoPipeline, occasion: Occasion, prompts: int) -> list[float
     if lost:
         raise InputError(
             f"variant.cache: the denoiser makes NaN or infinity by step {lost[0] + 1} of "
-            f"{len(sums)}, and no ratio can be calibrated of that: try variant.dtype=bf16"
+            f"{len(sums)}, and no ratio can be calibrated of that: see what comes without the cache"
         )
     return [float(x) for x in sums / len(texts)]
 
