@@ -81,7 +81,7 @@ def write(
     facts = metadata(path)
     return Bound(
         cpu_isa=facts.get("AOTI_CPU_ISA", ""),
-        compute_capability=compute_capability() if "AOTI_COMPUTE_CAPABILITY" in facts else "",
+        compute_capability=compute_capability() if video.denoiser.device.type == "cuda" else "",
         exactly={"torch": torch.__version__.partition("+")[0]},
     )
 
