@@ -1,6 +1,6 @@
 """What a video would take on numbers of GPUs that were not measured, from what two were.
 
-    python -m scripts.ranks_costs results/published/h100x2/ranks.json --step 0.27 --decode 0.55
+    python -m scripts.ranks_costs results/published/h200x2/ranks.json --step 0.266 --decode 0.575
         [--steps 50] [--gpus 2 4 8] [--json]
 
 --step and --decode are seconds on one GPU. The model, for CogVideoX-2B at 49x480x720 unless told:
