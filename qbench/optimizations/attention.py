@@ -194,6 +194,9 @@ def _torchao_fp8() -> AttentionFunction:
     from torch.nn import attention
     from torchao.prototype.attention.fp8_fa3.attention import fp8_fa3_sdpa
 
+    attention.activate_flash_attention_impl("FA3")  # its package is missing now, not in a step
+    attention.restore_flash_attention_impl()
+
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         attention.activate_flash_attention_impl("FA3")
         try:
