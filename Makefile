@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint types layers figures wheel setup clean
 
 demo: $(INSTALLED)
-	$(BIN)/qbench run recipes --set measure.interleave=true
+	$(BIN)/qbench run recipes --set measure.interleave=true --set measure.warm_start=false
 	$(BIN)/qbench report --out report
 
 test: $(INSTALLED)

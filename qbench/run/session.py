@@ -78,6 +78,8 @@ class Session:
         self.lead: Lead | None = None  # of other ranks, which share the work of each video
         self.computing: Computing | None = None  # where a cache leaves steps out
         self.counted: Callable[[], dict[str, float]] = dict  # facts that videos add to
+        # Latents after every step of videos from 0 on, one by one, of those before the timed ones.
+        self.followed: list[torch.Tensor] = []
 
     def seeds(self, numbers: list[int]) -> list[int]:
         """The seeds of the videos with these numbers: the same for every variant."""
@@ -130,8 +132,13 @@ class Session:
             exchange=exchange,
         )
 
-    def video(self, numbers: list[int]) -> Video:
-        """Generate the videos with these numbers as one batch."""
+    def video(self, numbers: list[int], follow: bool = False) -> Video:
+        """Generate the videos with these numbers as one batch.
+
+        follow: whether to keep the latents after every step.
+        """
+        import torch
+
         from qbench.meters.clock import StepTimes
 
         stages, outer, seconds = self.stages, self.stages.name, {}
@@ -145,7 +152,15 @@ class Session:
             steps.mark()
             self.link.emit(StepsDone())
 
-        latents = self.denoise(conditioning, numbers, on_step)
+        seen: list[torch.Tensor] = []
+
+        def keep(_: int, latents: torch.Tensor) -> torch.Tensor:
+            seen.append(latents.float().cpu().clone())  # a loop may go on in place
+            return latents
+
+        latents = self.denoise(conditioning, numbers, on_step, exchange=keep if follow else None)
+        if follow:
+            self.followed.append(torch.stack(seen))
         seconds["denoise"] = stages.end_part("denoise")
         stages.name = "decode"
         if self.lead:

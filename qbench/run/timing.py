@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qbench.meters.nvml import Gauges
     from qbench.quality.ratios import Ratio
     from qbench.quality.statistics import Summary
-    from qbench.run.session import Session
+    from qbench.run.session import Session, Video
 
 ENDED_NOTE = "not interleaved: the reference's process ended early"
 
@@ -125,13 +125,21 @@ def first_call(session: Session) -> float:
 def first_video(session: Session) -> float:
     """Seconds of the first call: building, and the first video."""
     session.stages.enter("first call")
-    return sum(session.video([0]).seconds.values()) + built_s(session)
+    return sum(_untimed(session, 0).seconds.values()) + built_s(session)
 
 
 def warm_up(session: Session) -> None:
-    for _ in range(session.recipe.measure.warmup):
+    for number in range(session.recipe.measure.warmup):
         session.stages.enter("warm-up")
-        session.video([0])
+        _untimed(session, number + 1)
+
+
+def _untimed(session: Session, number: int) -> Video:
+    """A video before the timed ones: those whose error is followed by step, and then the first."""
+    wanted = session.recipe.quality.trajectories if session.compared and not session.lead else 0
+    if number < min(wanted, len(session.prompts)) and len(session.followed) == number:
+        return session.video([number], follow=True)
+    return session.video([0])
 
 
 def _videos(session: Session) -> Timings:
