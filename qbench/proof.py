@@ -15,11 +15,30 @@ from pathlib import Path
 from qbench.engines import manifest
 from qbench.engines.export import PARITY, Differs
 from qbench.engines.parity import by_own_rules
+from qbench.errors import Unsupported
 from qbench.recipe.schema import EngineOptions, Recipe, Variant
 
 VIDEOS, CHART = "videos.json", "parity.png"
 REFUSED = ("degraded", "broken")
 QUICK = {"measure.timing": "false", "measure.profile": "false", "measure.repeats": "1"}
+
+
+def check_machine(recipe: Recipe, form: manifest.Format) -> None:
+    """Raises Unsupported where the variant cannot run here: what is exported is held against it.
+
+    TensorRT itself says where it plans without a GPU, and FP8 linears of qbench's own are computed
+    in plain operations where there is none.
+    """
+    from qbench import support
+    from qbench.engines.export import device_of
+
+    variant, device = recipe.variant, device_of(recipe)
+    if form == "tensorrt":
+        return
+    if form == "qbench" and device == "cpu":
+        variant = variant.model_copy(update={"quantize": None, "fuse_qkv": False})
+    if reason := support.why_not(variant, support.this_machine(device)):
+        raise Unsupported(reason)
 
 
 def prove(folder: Path, recipe: Recipe, count: int) -> str:

@@ -331,20 +331,22 @@ def export(
     planned = [item for item in _planned([recipe], set_, model, device, None) if not item.implied]
     if len(planned) != 1:
         raise InputError(f"{recipe}: {len(planned)} recipes; an export is of one")
-    form = None if format_ is None else formats.named(format_)
+    chosen = planned[0].recipe
+    form = formats.implied(chosen.variant) if format_ is None else formats.named(format_)
     try:
         made = engines.export(
-            planned[0].recipe,
+            chosen,
             out,
             form,
             force,
             tell=lambda line: shared.say(console, line),
-            prove=lambda folder: proof.prove(folder, planned[0].recipe, videos),
+            check=lambda: proof.check_machine(chosen, form),
+            prove=lambda folder: proof.prove(folder, chosen, videos),
             denoiser_only=denoiser_only,
         )
     except (engines.Differs, Unsupported) as error:
         print(f"qbench: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(2 if isinstance(error, Unsupported) else 1) from None
     written = made.manifest
     shared.say(
         console, f"engine: {made.folder} ({written.format}, {written.size_bytes / 2**20:.1f} MiB)"

@@ -74,12 +74,14 @@ def export(
     force: bool = False,
     tell: Tell = lambda _: None,
     plain: Plain | None = None,
+    check: Callable[[], None] = lambda: None,
     prove: Callable[[Path], str] | None = None,
     denoiser_only: bool = False,
 ) -> Exported:
     """Write the recipe's variant to the folder `out`, in the format that the recipe implies.
 
     plain: from `captured`, where several variants of one model are exported.
+    check: raises Unsupported, before anything is loaded, where this machine cannot build it.
     denoiser_only: of a diffusers checkpoint, the denoiser without the pipeline around it.
     prove: puts more evidence into the folder, which can be opened as it stands, and says what it
         found; raises Differs.
@@ -104,6 +106,7 @@ def export(
     if denoiser_only and form != "diffusers":
         raise InputError(f"--denoiser-only: the format {form} holds the denoiser alone as it is")
     model, device = specs.find(recipe.model), device_of(recipe)
+    check()
     if form == "tensorrt":  # before minutes are spent
         tensorrt_plan.check(recipe.variant.engine_options, device == "cuda")
     if plain is None:
@@ -151,7 +154,7 @@ def _write(
     """Build in `partial`, load what was built as a user would, and prove it."""
     from qbench.engines import checkpoint
 
-    video = _variant(recipe, model, device, plain.run)
+    video = _variant(recipe, model, form, device, plain.run)
     calls = _calls(video, plain)
     tell(f"{recipe.name}: building {form}")
     began = time.perf_counter()
@@ -286,8 +289,14 @@ def _predicted(module: Module, signature: Signature, inputs: Mapping[str, Tensor
     return result.float().cpu()
 
 
-def _variant(recipe: Recipe, model: Model, device: str, run: Resolved) -> VideoPipeline:
-    """The recipe's variant in Python, without the compiler: the format compiles, or does not."""
+def _variant(
+    recipe: Recipe, model: Model, form: Format, device: str, run: Resolved
+) -> VideoPipeline:
+    """The recipe's variant in Python, as far as files hold it.
+
+    Without the compiler: the format compiles, or does not. Without a cache, which follows whole
+    trajectories, and without an attention kernel where plain diffusers attends.
+    """
     from qbench import prompts
     from qbench.optimizations import axes
     from qbench.optimizations.calibration import Occasion
@@ -298,7 +307,10 @@ def _variant(recipe: Recipe, model: Model, device: str, run: Resolved) -> VideoP
     video.resolve(model, recipe.generation, recipe.variant.step_share)
     tests = tuple(prompts.chosen(recipe.prompts, model).prompts)
     occasion = Occasion(run, model, tests)
-    variant = recipe.variant.model_copy(update={"compile": None})
+    changes: dict[str, object] = {"compile": None, "cache": None}
+    if form == "diffusers":
+        changes["attention"] = "auto"
+    variant = recipe.variant.model_copy(update=changes)
     axes.apply(video, variant, device, run.steps, occasion)
     return video
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from conftest import RECIPES
+from conftest import RECIPES, qbench
 from exporting import SHORT, exported
 
 from qbench.engines import aoti, evidence, export, folder, formats, loading, manifest, onnx
@@ -216,3 +216,22 @@ def test_a_package_with_a_runtime_of_its_own_is_refused_unloaded(tmp_path: Path)
         archive.writestr("m/data/aotinductor/model/x.wrapper_metadata.json", "{}")
     with pytest.raises(Unsupported, match="links libstdc"):
         aoti.metadata(path)
+
+
+def test_what_this_machine_cannot_run_is_a_line_before_anything_is_loaded(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = qbench("export", "attention/cudnn", "--out", str(tmp_path / "engine"))
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "qbench: this attention kernel needs an NVIDIA GPU; on a CPU there are math and flash"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_compared_without_the_attention_kernel_that_it_does_not_hold(
+    tmp_path: Path,
+) -> None:
+    made = exported("attention/fp8-reference", tmp_path / "engine")
+    assert made.manifest.not_inside == ["attention"]
+    assert made.manifest.variant.relative_l2 == 0
