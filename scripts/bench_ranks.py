@@ -2,9 +2,11 @@
 
     torchrun --nproc-per-node 2 -m scripts.bench_ranks [--device cuda] [--tokens 17776] [--out FILE]
 
-Times are the slowest rank's, each the median of `--repeats`. `trade` is what Ulysses and ring
-send: each rank a tensor to every other. Attention and decode are compared with those of one GPU on
-the same input; errors are relative, of the root mean square.
+Times are the slowest rank's, each the median of `--repeats`; exchanges and attention are queued ten
+in a row, as a step queues them, so that the host is ahead of the device where it can be. `trade` is
+what Ulysses and ring send: each rank a tensor to every other. Attention and decode are compared
+with those of one GPU on the same input; errors are relative, of the root mean square. `pieces` is
+attention shared in other numbers of pieces than it is by default.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +29,8 @@ from qbench.optimizations.changes import Changes
 from qbench.optimizations.parallel import groups, rows, tokens
 from qbench.recipe.schema import Decode, Parallel
 
+IN_A_ROW = 10
+PIECES = (1, 4, 6)
 SIZES = tuple(2**n for n in range(12, 29, 4))  # bytes to each other rank
 
 
@@ -51,6 +56,7 @@ def main() -> None:
     found: dict[str, object] = {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "ranks": world,
+        "in_a_row": IN_A_ROW,
         "exchange": [bench.exchange(size) for size in SIZES if size <= args.largest],
         "attention": bench.attention(args.tokens, args.heads, args.kernel),
         "decode": bench.decode(tuple(args.latents), args.channels),
@@ -69,9 +75,13 @@ class Bench:
     def __init__(self, ranks: groups.Ranks, device: str, repeats: int) -> None:
         self.ranks, self.device, self.repeats = ranks, device, repeats
 
-    def seconds(self, call: Callable[[], object]) -> float:
+    def seconds(self, call: Callable[[], object], count: int = IN_A_ROW) -> float:
+        def calls() -> None:
+            for _ in range(count):
+                call()
+
         dist.barrier()
-        own = median(sample(call, self.device, 2, self.repeats))
+        own = median(sample(calls, self.device, 2, self.repeats)) / count
         slowest = torch.tensor([own], device=self.device)
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
         return float(slowest.item())
@@ -90,7 +100,7 @@ class Bench:
             "total_s": self.seconds(lambda: group.total(outgoing[: size // 4].float())),
         }
 
-    def attention(self, count: int, heads: int, kernel: str) -> dict[str, float]:
+    def attention(self, count: int, heads: int, kernel: str) -> dict[str, object]:
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         generator = torch.Generator().manual_seed(0)
         qkv = [torch.randn(2, count, heads, 64, generator=generator) for _ in range(3)]
@@ -98,12 +108,16 @@ class Bench:
         group = self.ranks.tokens
         mine = [x.tensor_split(group.size, 1)[group.index].contiguous() for x in whole]
         one = tokens.plain if kernel == "auto" else attention.load(kernel)
-        over = tokens.Attention(self.ranks)
-        shared = over.around(one, None)
+        shared = tokens.Attention(self.ranks).around(one, None)
+        others = {n: tokens.Attention(self.ranks, n).around(one, None) for n in PIECES}
         expected = one(*whole).tensor_split(group.size, 1)[group.index]
         return {
             "one_s": self.seconds(lambda: one(*whole)),
             "shared_s": self.seconds(lambda: shared(*mine)),
+            "pieces": [
+                {"pieces": n, "shared_s": self.seconds(partial(other, *mine))}
+                for n, other in others.items()
+            ],
             "error": _error(shared(*mine), expected),
         }
 
@@ -128,11 +142,11 @@ class Bench:
         pipe = type("Pipe", (), {"vae": vae})()
         alone = patch.apply(pipe, way)
         expected = vae.decode(x).sample
-        found["one_s"] = self.seconds(lambda: vae.decode(x))
+        found["one_s"] = self.seconds(lambda: vae.decode(x), 1)
         alone.undo()
         shared: Changes = patch.apply(pipe, way, rows.Rows(self.ranks.everyone))
         found["error"] = _error(vae.decode(x).sample, expected)
-        found["shared_s"] = self.seconds(lambda: vae.decode(x))
+        found["shared_s"] = self.seconds(lambda: vae.decode(x), 1)
         found["exchanges"] = self._exchanges(lambda: vae.decode(x))
         shared.undo()
         return found

@@ -12,6 +12,7 @@ over all ranks, evenly or not: their order then differs from that on one GPU, an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 # query's sum of exponentials, (batch, heads, tokens), FP32.
 Partial = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Shapes = tuple[tuple[int, ...], ...]
+Piece = tuple[slice, slice]  # of videos, and of the heads of each rank
+PIECES = 2
 
 
 def check(video: VideoPipeline, wanted: Parallel) -> None:
@@ -90,8 +93,9 @@ def check_heads(heads: int, wanted: int) -> None:
 class Attention:
     """Self-attention over the tokens of all ranks, whichever kernel computes it on each."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks, pieces: int = PIECES) -> None:
+        """pieces: while one is attended to, the next is on its way, and the one before back."""
+        self.ranks, self._wanted = ranks, pieces
         self._known: dict[tuple[str, Shapes], list[int]] = {}
         self._shapes: Shapes = ()
 
@@ -120,11 +124,18 @@ class Attention:
 
         if across.size == 1:
             return attended(q, k, v)
-        # In two pieces: while one is attended to, the other is on its way.
-        pieces, dim = _pieces([x.unflatten(2, (across.size, -1)) for x in (q, k, v)])
-        coming = [self._heads_for_tokens(piece, own) for piece in pieces]
-        going = [self._tokens_for_heads(attended(*arrived()), own) for arrived in coming]
-        return torch.cat([arrived() for arrived in going], dim).flatten(2, 3)
+        split = [x.unflatten(2, (across.size, -1)) for x in (q, k, v)]
+        made = q.new_empty(q.shape)
+        places = made.unflatten(2, (across.size, -1))
+        pieces = _pieces(q.shape[0], split[0].shape[3], self._wanted)
+        coming = [self._heads_for_tokens([_cut(x, one) for x in split], own) for one in pieces]
+        going = [
+            self._tokens_for_heads(attended(*arrived()), own, _cut(places, one))
+            for one, arrived in zip(pieces, coming, strict=True)
+        ]
+        for put in going:
+            put()
+        return made
 
     def sizes(self, name: str, own: int, device: torch.device) -> list[int]:
         """What of every rank is `own` on this one. Asked for once for inputs of these shapes.
@@ -142,53 +153,55 @@ class Attention:
     ) -> Callable[[], Sequence[Tensor]]:
         """All tokens of the group and this rank's heads, for all heads of this rank's tokens.
 
-        q, k and v are (batch, tokens, ranks, heads of each, channels).
+        q, k and v are (batch, tokens, ranks, heads of each, channels). A token's three lie side by
+        side on the way, so that they are one message and arrive where they belong.
         """
         group = self.ranks.ulysses
-        batch, _, _, part, channels = qkv[0].shape
-        starts = [sum(lengths[:i]) for i in range(group.size)]
-        made = qkv[0].new_empty(3, batch, sum(lengths), part, channels)
-        # What arrives for each of q, k and v and each video lies in one piece where it belongs.
+        batch, own, _, part, channels = qkv[0].shape
+        ranges = _ranges(lengths)
+        made = qkv[0].new_empty(batch, sum(lengths), 3, part, channels)
         sends, receives = [], []
-        for peer in range(group.size):
-            cut = [x[:, :, peer] for x in qkv]
-            place = made[:, :, starts[peer] : starts[peer] + lengths[peer]]
-            if peer == group.index:
-                for to, one in zip(place, cut, strict=True):
-                    to.copy_(one)
-                continue
-            sends += [(peer, x) for x in torch.stack(cut).flatten(0, 1)]
-            receives += [(peer, x) for of in place for x in of]
+        for peer in self._peers():
+            sent = made.new_empty(batch, own, 3, part, channels)
+            for i, x in enumerate(qkv):
+                _copy(sent[:, :, i], x[:, :, peer])
+            sends += [(peer, video) for video in sent]
+            receives += [(peer, video) for video in made[:, ranges[peer]]]
         finish = group.begin(sends, receives)
+        for i, x in enumerate(qkv):  # while the others' travel
+            _copy(made[:, ranges[group.index], i], x[:, :, group.index])
 
         def arrived() -> Sequence[Tensor]:
             finish()
-            return tuple(made)
+            return made.unbind(2)
 
         return arrived
 
-    def _tokens_for_heads(self, out: Tensor, lengths: list[int]) -> Callable[[], Tensor]:
-        """The way back, to (batch, tokens, ranks, heads of each, channels)."""
-        group = self.ranks.ulysses
-        batch, _, part, channels = out.shape
+    def _tokens_for_heads(
+        self, out: Tensor, lengths: list[int], place: Tensor
+    ) -> Callable[[], None]:
+        """The way back, into `place`: (batch, tokens, ranks, heads of each, channels)."""
+        group, ranges = self.ranks.ulysses, _ranges(lengths)
+        batch, own = place.shape[:2]
         out = out.contiguous()
-        starts = [sum(lengths[:i]) for i in range(group.size)]
-        made = out.new_empty(batch, group.size, lengths[group.index], part, channels)
-        sends, receives = [], []
-        for peer in range(group.size):
-            place = out[:, starts[peer] : starts[peer] + lengths[peer]]
-            if peer == group.index:
-                made[:, peer].copy_(place)
-                continue
-            sends += [(peer, x) for x in place]
-            receives += [(peer, x) for x in made[:, peer]]
+        sends, receives, coming = [], [], {}
+        for peer in self._peers():
+            coming[peer] = out.new_empty(batch, own, *out.shape[2:])
+            sends += [(peer, video) for video in out[:, ranges[peer]]]
+            receives += [(peer, video) for video in coming[peer]]
         finish = group.begin(sends, receives)
+        _copy(place[:, :, group.index], out[:, ranges[group.index]])
 
-        def arrived() -> Tensor:
+        def put() -> None:
             finish()
-            return made.transpose(1, 2)
+            for peer, arrived in coming.items():
+                _copy(place[:, :, peer], arrived)
 
-        return arrived
+        return put
+
+    def _peers(self) -> list[int]:
+        group = self.ranks.ulysses
+        return [peer for peer in range(group.size) if peer != group.index]
 
     def _round(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int], part: Partial) -> Tensor:
         """Attention over the keys and values of all of the ring, merged in FP32."""
@@ -219,14 +232,47 @@ class Attention:
         return merged.to(q.dtype)
 
 
-def _pieces(qkv: Sequence[Tensor]) -> tuple[list[Sequence[Tensor]], int]:
-    """Two halves of q, k and v, by videos or else by heads, and the dimension that was cut.
+def _pieces(videos: int, heads: int, wanted: int) -> list[Piece]:
+    """Pieces as even as can be: of videos, as many as there are, and else of heads."""
+    by_videos = min(wanted, videos)
+    by_heads = min(-(-wanted // by_videos), heads)
+    return [(v, h) for v in _slices(videos, by_videos) for h in _slices(heads, by_heads)]
 
-    They are (batch, tokens, ranks, heads of each, channels).
+
+def _slices(size: int, count: int) -> list[slice]:
+    ends = [size * i // count for i in range(count + 1)]
+    return [slice(*both) for both in itertools.pairwise(ends)]
+
+
+def _cut(x: Tensor, piece: Piece) -> Tensor:
+    """Of (batch, tokens, ranks, heads of each, channels)."""
+    videos, heads = piece
+    return x[videos, :, :, heads]
+
+
+def _ranges(lengths: Sequence[int]) -> list[slice]:
+    ends = itertools.accumulate(lengths, initial=0)
+    return [slice(*both) for both in itertools.pairwise(ends)]
+
+
+WIDE = torch.complex128  # the largest element that torch copies as it is
+
+
+def _copy(to: Tensor, source: Tensor) -> None:
+    """Copy one tensor to the other, sixteen bytes at once where both lie so.
+
+    torch copies what is not contiguous element by element, each with divisions of its own.
     """
-    dim = 0 if qkv[0].shape[0] > 1 else 3
-    halves = [x.tensor_split(min(2, x.shape[dim]), dim) for x in qkv]
-    return list(zip(*halves, strict=True)), dim
+    size = WIDE.itemsize // source.itemsize
+    if all(_in_steps_of(size, x) for x in (to, source)):
+        to, source = to.view(WIDE), source.view(WIDE)
+    to.copy_(source)
+
+
+def _in_steps_of(size: int, x: Tensor) -> bool:
+    *outer, last = x.stride()
+    even = not any(n % size for n in (x.shape[-1], x.storage_offset(), *outer))
+    return last == 1 and even and x.data_ptr() % WIDE.itemsize == 0
 
 
 class _Gathered:
