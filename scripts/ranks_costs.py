@@ -9,6 +9,8 @@
   GPU less well;
 - exchanges take what `bench_ranks` measured for as many bytes, a GPU's links being its own, so that
   what goes to several others takes as long as if it went to one;
+- of Ulysses' pieces the first one's way there and the last one's back are in the open, all others
+  hidden where attention takes longer;
 - packing what is sent takes, for each byte, what it took on two;
 - a ring's exchanges are hidden where attention on a part takes longer;
 - what is left of the decode on two GPUs beyond half of one's is its exchanges, and stays.
@@ -24,6 +26,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from qbench.optimizations.parallel.tokens import PIECES
 
 BYTES = 2  # of an element, in half precision
 
@@ -85,13 +89,15 @@ class Model:
         return float(s + (size - a) * (t - s) / (b - a))
 
     def _around(self, batch: int, split: Split) -> float:
-        """Trades of Ulysses around one attention: three tensors there, one back."""
+        """What of Ulysses' trades around one attention is not hidden behind it."""
         if split.ulysses == 1:
             return 0.0
         shape, own = self._shape, self._shape.tokens / (split.ulysses * split.ring)
         width = shape.heads * shape.channels
         sent = batch * own * width * BYTES * (split.ulysses - 1) / split.ulysses
-        return self.trade(3 * sent) + self.trade(sent)
+        there_and_back = self.trade(3 * sent / PIECES) + self.trade(sent / PIECES)
+        rest = (PIECES - 1) * (there_and_back - self._attention_s / split.gpus / PIECES)
+        return there_and_back + max(0.0, rest)
 
     def cost(self, split: Split, steps: int) -> Cost:
         shape, batch = self._shape, 2 // split.cfg

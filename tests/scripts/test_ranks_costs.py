@@ -32,6 +32,15 @@ def test_ulysses_on_two_costs_what_attention_on_two_was_measured_to() -> None:
     assert cost.exchange_s == pytest.approx(5 * (0.02 - 0.01) + last)
 
 
+def test_of_two_pieces_half_the_trades_of_ulysses_hide_behind_attention() -> None:
+    last = 2 * 1000 * 2 * SECONDS_PER_BYTE
+    trades = 4 * 2 * 500 * 120 * 2 / 2 * SECONDS_PER_BYTE  # query, key, value and the result
+    for one_s, share in ((0.02, 0.5), (0.0, 1.0)):
+        measured = MEASURED | {"attention": {"one_s": one_s, "shared_s": one_s / 2}}
+        found = Model(measured, SHAPE, 1.0, 1.0).cost(Split(1, 2, 1), 10).exchange_s
+        assert found == pytest.approx(5 * share * trades + last)
+
+
 def test_ring_is_hidden_behind_attention_until_it_takes_longer() -> None:
     model = Model(MEASURED, SHAPE, 1.0, 1.0)
     last = 2 * 1000 * 2 * SECONDS_PER_BYTE
