@@ -8,7 +8,9 @@ the folders that it was made from. Runs that were interrupted are left out; vide
 stay behind, and so do charts where they are not asked for, and results.csv: what is published
 travels with every clone, and `qbench report` makes them anew. Of shards, each with a run of the
 reference, all are kept, for the report pairs a variant with its own; of copies of one run, one is.
-To add runs to what is published already, name its folder among RUNS.
+To add runs to what is published already, name its folder among RUNS. A video's value of a metric
+keeps five significant digits, finer than any figure shown: digits beyond them are noise, which no
+compressor makes smaller. A verdict that this would change stops the program.
 
 `--rewrite` writes the reports of all published matrices anew from their records, or of those named.
 """
@@ -16,10 +18,13 @@ To add runs to what is published already, name its folder among RUNS.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from qbench.quality.statistics import summarise
 from qbench.report import writer
 from qbench.report.page.write import FILE, Options
 from qbench.results import archive, store
@@ -28,6 +33,7 @@ from qbench.results.record import Record
 from qbench.run.generate import PROFILE
 
 UNFINISHED = ("running", "interrupted")
+DIGITS = 5
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 
 
@@ -55,6 +61,8 @@ def main() -> None:
     once = {record.run: (path, record) for path, record in reversed(found)}
     kept = [one for one in reversed(once.values()) if one[1].status not in UNFINISHED]
     made = archive.write(list(_entries(kept)), target / archive.FILE)
+    if changed := _verdicts(kept).items() ^ _verdicts(store.read_all([made])[0]).items():
+        parser.error(f"rounding changed verdicts: {sorted(changed)}")
     # The sheets are drawn from the runs' own; without them they would be missing from the report.
     found = kept if args.sheets else store.read_all([made])[0]
     _report(target, found, args.page, args.charts or args.sheets)
@@ -67,10 +75,31 @@ def _entries(kept: list[tuple[Path, Record]]) -> Iterator[tuple[str, bytes]]:
         name = path.parent.name
         times[name] += 1
         folder = name if times[name] == 1 else f"{name}-{times[name]}"
-        yield f"{folder}/{store.FILE}", store.read_text(path)
+        yield f"{folder}/{store.FILE}", _rounded(store.read_text(path))
         profile = store.read_beside(path.parent, PROFILE, store.LARGEST)
         if profile is not None:
             yield f"{folder}/{PROFILE}", profile
+
+
+def _rounded(text: bytes) -> bytes:
+    """A record with the metrics' samples to DIGITS significant digits, and what follows of them."""
+    record = json.loads(text)
+    for metric in (record.get("quality") or {}).values():
+        samples = metric.get("samples") or []
+        if samples and all(math.isfinite(value) for value in samples):
+            metric["samples"] = [float(f"{value:.{DIGITS}g}") for value in samples]
+            summary = summarise(metric["samples"])
+            metric |= {"value": summary.mean, "summary": summary.model_dump()}
+    return json.dumps(record).encode()
+
+
+def _verdicts(found: list[tuple[Path, Record]]) -> dict[str, tuple[str, str]]:
+    """Verdict and distance of every run that has one."""
+    return {
+        run: (judged.text, judged.distance)
+        for ranking in rankings(found)
+        for run, judged in ranking.judged.items()
+    }
 
 
 def _report(

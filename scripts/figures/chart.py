@@ -11,7 +11,7 @@ from scripts.figures.values import ROOT, evaluate, row_of
 
 FILE = ROOT / "docs" / "assets" / "cogvideox-2b-h100.png"
 PLOTTED = "qbench figures"  # the name of the metadata
-SPEED, QUALITY = "h100/videos", "h100/quality"
+SPEED, QUALITY = "h100/videos", "h200/quality"
 ROWS = {
     "fast-cached": "fast-cached",
     "fast": "fast",

@@ -525,10 +525,11 @@ CALIBRATED_STEPS = "h100/calibrated-steps"
 def _calibrated() -> list[Row]:
     methods = {
         "AWQ": ("possible", ("calibrated/awq-int4", "calibrated/awq-int8")),
-        "GPTQ": ("possible", ("calibrated/fast-gptq", "calibrated/gptq-fp8")),
+        "GPTQ": ("possible", ("calibrated/fast-gptq", "calibrated/gptq-fp8",
+                              "calibrated/gptq-int4", "calibrated/awq-gptq-int4")),
         "SmoothQuant": ("", ("calibrated/smoothquant-int8", "calibrated/smoothquant-int8-static",
                              "calibrated/smoothquant-fp8")),
-        "SVDQuant": ("", ("calibrated/svdquant-int4",)),
+        "SVDQuant": ("", ("calibrated/svdquant-int4", "calibrated/svdquant-int4-rank-8")),
     }  # fmt: skip
     found = []
     for method, (believed, recipes) in methods.items():
@@ -546,7 +547,13 @@ def _calibrated() -> list[Row]:
                 method,
                 believed=believed,
                 cog=(short, cog),
-                zero=("not measured", [unmeasured(method, _run(ZERO, recipes[0]))]),
+                zero=(
+                    f"runs on a small UNet of its kind{ON_UNET[method]}; at full size not measured",
+                    [
+                        *_verdicts(UNET, recipes, "tiny-zeroscope"),
+                        unmeasured(f"{method} at full size", _run(ZERO, recipes[0])),
+                    ],
+                ),
                 wan=("not measured", [unmeasured(method, _run(WAN, recipes[0]))]),
             )
         )
@@ -564,8 +571,15 @@ def _steps_of(folder: str, recipes: Iterable[str]) -> list[Found]:
     return [_gains(folder, names)] if names else []
 
 
-QUALITY = ("h100/calibrated", "amd-epyc-1t/calibrated")
-OUTLIERS = ("h100/calibrated-outliers", "amd-epyc-1t/calibrated-outliers")
+QUALITY = ("h200/calibrated",)
+OUTLIERS = ("h200/calibrated-outliers",)
+ON_UNET = {
+    "AWQ": ", further from the reference than plain INT4",
+    "GPTQ": "",
+    "SmoothQuant": ", which has no outliers to smooth",
+    "SVDQuant": ", close but no smaller than INT8",
+}
+UNET = ("h100/zeroscope-quality", "h200/zeroscope-quality")
 
 
 def _quality_of(recipes: Iterable[str]) -> list[Found]:
@@ -592,7 +606,10 @@ def _verdicts(folders: Iterable[str], recipes: Iterable[str], where: str) -> lis
 
 
 def _stability() -> Row:
-    plain = ("fp16", "bf16", "int8", "int8-dynamic", "fp8", "fp8-dynamic", "fast", "int4", "int2")
+    plain = (
+        "fp16", "bf16", "int8", "int8-dynamic", "fp8", "fp8-dynamic", "fp8-tensor", "fast",
+        "ladder/int4", "ladder/int2",
+    )  # fmt: skip
     outliers = _quality_of(
         ("calibrated/plain-int8-dynamic", "calibrated/smoothquant-int8", "calibrated/plain-int4",
          "calibrated/awq-int4", "calibrated/svdquant-int4", "fp8-dynamic")
@@ -610,14 +627,22 @@ def _stability() -> Row:
             "INT8 loses less than FP8 where no channel sticks out; with outliers INT8 breaks "
             "unless it is smoothed",
             [
-                *_verdicts(("h100/verdicts", "h100/quality"), plain, "the bundled model"),
+                *_verdicts(("h200/quality",), plain, "the bundled model"),
                 *outliers,
                 unmeasured("its own weights", own.format("zai-org/CogVideoX-2b")),
             ],
         ),
         zero=(
-            "not measured on its own weights",
-            [unmeasured("its own weights", own.format("cerspense/zeroscope_v2_XL"))],
+            "not measured on its own weights; a small UNet of its kind keeps INT8 "
+            "indistinguishable, FP8 and INT4 at drift",
+            [
+                *_verdicts(
+                    UNET,
+                    (*plain, "ladder/int8-quanto-conv", "ladder/int4-quanto-conv"),
+                    "tiny-zeroscope",
+                ),
+                unmeasured("its own weights", own.format("cerspense/zeroscope_v2_XL")),
+            ],
         ),
         wan=(
             "not measured on its own weights",

@@ -235,6 +235,9 @@ FIGURES: dict[str, Callable[[Row], Figure]] = {
     "psnr-interval": lambda row: row.interval("psnr", 1),
     "ssim": lambda row: row.quality("ssim", "%.4f"),
     "latent-error": lambda row: row.quality("latent_error", "%.4f"),
+    "sharpness": lambda row: row.quality("sharpness", "%+.3f"),
+    "contrast": lambda row: row.quality("contrast", "%+.3f"),
+    "colour": lambda row: row.quality("colour", "%.3f"),
     "motion-amount": lambda row: row.quality("motion_amount", "%+.4f"),
     "motion-direction": lambda row: row.quality("motion_direction", "%+.4f"),
     "motion-rhythm": lambda row: row.quality("motion_rhythm", "%+.4f"),
@@ -267,16 +270,22 @@ def _rankings(folder: str) -> list[Ranking]:
 
 
 def row_of(folder: str, recipe: str, fields: dict[str, str]) -> Row:
-    """The one record of a folder with this recipe and these fields. Raises Fault otherwise."""
+    """The one record of a folder with this recipe and these fields. Raises Fault otherwise.
+
+    A recipe that has since come to lie in a folder of recipes is found by its last word too:
+    `half-steps` is `cache/half-steps` of another sitting.
+    """
     if not (PUBLISHED / folder).is_dir():
         raise Fault(f"there is no results/published/{folder}")
     found = [
         Row(record, ranking)
         for ranking in _rankings(folder)
         for record in ranking.records
-        if record.recipe.name == recipe
+        if recipe in (record.recipe.name, record.recipe.name.rpartition("/")[2])
         and all(_field(record, name) == value for name, value in fields.items())
     ]
+    exact = [row for row in found if row.record.recipe.name == recipe]
+    found = exact or found
     if len(found) != 1:
         raise Fault(f"results/published/{folder} has {len(found)} records {recipe} {fields or ''}")
     return found[0]

@@ -64,5 +64,5 @@ def test_what_is_broken_wins_nothing_however_fast() -> None:
 
 def test_speed_alone_and_quality_alone_say_what_was_not_measured() -> None:
     assert _answer("h200/steps").endswith("over bf16; quality was not measured here.")
-    untimed = _answer("h100/quality")
+    untimed = _answer("h200/quality")
     assert untimed.startswith("No latency is compared here; fp16 is closest to the reference")
