@@ -22,8 +22,9 @@ from qbench.recipe import schema
 from qbench.results.record import Fingerprints, Record
 from qbench.run.events import NoLink
 from qbench.run.job import Job
+from qbench.run.prepare import prepare
 from qbench.run.recorder import Recorder
-from qbench.run.session import Session, prepare
+from qbench.run.session import Session
 from qbench.run.stages import Stages
 
 

@@ -28,7 +28,7 @@ MODULES = (
     "transformers.models.auto.tokenization_auto",
     "qbench.quality.evaluate",
     "qbench.run.worker",
-    "qbench.run.session",
+    "qbench.run.prepare",
 )
 
 

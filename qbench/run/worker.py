@@ -121,7 +121,7 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     """A run from start to end: status, and reason where its videos are none."""
     from qbench.run import generate, together
     from qbench.run.evaluate import evaluate
-    from qbench.run.session import prepare
+    from qbench.run.prepare import prepare
     from qbench.run.timing import time
 
     results = stages.recorder
@@ -193,7 +193,7 @@ def run(job: str, connection: Ends) -> None:
 def follow(job: str, connection: Ends) -> None:
     """Be a rank beside the first, which tells it what to do; see `together`. Leaves no record."""
     from qbench.run import together
-    from qbench.run.session import prepare_beside
+    from qbench.run.prepare import prepare_beside
 
     parsed, line = _begun(job, connection)
     stages = Stages(Recorder(parsed.draft), line)
@@ -214,7 +214,7 @@ def follow(job: str, connection: Ends) -> None:
 def serve(job: str, connection: Ends) -> None:
     """Be the reference of interleaved runs; see `reference_server`."""
     from qbench.run import timing
-    from qbench.run.session import prepare
+    from qbench.run.prepare import prepare
 
     parsed, line = _begun(job, connection)
     processes.end_with_parent()
@@ -231,7 +231,7 @@ def serve(job: str, connection: Ends) -> None:
 def make_part(job: str, connection: Ends) -> None:
     """Make a part of a run's videos, and leave nothing else."""
     from qbench.run import generate
-    from qbench.run.session import prepare
+    from qbench.run.prepare import prepare
 
     parsed, line = _begun(job, connection)
     processes.end_with_parent()
@@ -246,7 +246,7 @@ def make_part(job: str, connection: Ends) -> None:
 def first_call(job: str, connection: Ends) -> None:
     """Make the first call alone, with what compilers keep in the job's cache folder."""
     from qbench.run import timing
-    from qbench.run.session import prepare
+    from qbench.run.prepare import prepare
 
     parsed, line = _begun(job, connection)
     processes.end_with_parent()
