@@ -190,9 +190,9 @@ class Attention:
             sends += [(peer, video) for video in out[:, ranges[peer]]]
             receives += [(peer, video) for video in coming[peer]]
         finish = group.begin(sends, receives)
-        _copy(place[:, :, group.index], out[:, ranges[group.index]])
 
         def put() -> None:
+            _copy(place[:, :, group.index], out[:, ranges[group.index]])
             finish()
             for peer, arrived in coming.items():
                 _copy(place[:, :, peer], arrived)
