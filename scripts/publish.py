@@ -60,9 +60,10 @@ def main() -> None:
         print(f"left out: {line}")
     once = {record.run: (path, record) for path, record in reversed(found)}
     kept = [one for one in reversed(once.values()) if one[1].status not in UNFINISHED]
+    rounded = [(path, store.parse(_rounded(store.read_text(path)), path)) for path, _ in kept]
+    if changed := _verdicts(kept).items() ^ _verdicts(rounded).items():
+        parser.error(f"rounding would change verdicts: {sorted(changed)}")
     made = archive.write(list(_entries(kept)), target / archive.FILE)
-    if changed := _verdicts(kept).items() ^ _verdicts(store.read_all([made])[0]).items():
-        parser.error(f"rounding changed verdicts: {sorted(changed)}")
     # The sheets are drawn from the runs' own; without them they would be missing from the report.
     found = kept if args.sheets else store.read_all([made])[0]
     _report(target, found, args.page, args.charts or args.sheets)
