@@ -1,4 +1,4 @@
-"""The commands that measure, show and export. Each only parses, calls and prints."""
+"""The commands that measure and show. Each only parses, calls and prints."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qbench.cli import shared
-from qbench.cli.shared import Json, Places
-from qbench.errors import InputError, one_line
+from qbench.cli.shared import Device, Model, Places, Set
+from qbench.errors import InputError, Unsupported, one_line
 
 if TYPE_CHECKING:
     from qbench.run.cluster import Asked
-    from qbench.run.plan import Planned, Vouched
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,9 +32,6 @@ Recipes = Annotated[
     list[str],
     typer.Argument(help="Shipped recipes (int8, attention/fp8, cache), files, or folders of them."),
 ]
-Set = Annotated[list[str], typer.Option("--set", help="Override a field: variant.dtype=bf16.")]
-Model = Annotated[str | None, typer.Option(help="Known name, hub id or folder.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Prompts = Annotated[str | None, typer.Option(help="Prompt set, or a file of prompts.")]
 
 
@@ -48,10 +44,10 @@ def _version(wanted: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: errors of the user's are one line and exit code 2."""
+    """Entry point: what the user or this machine cannot have is one line and exit code 2."""
     try:
         app()
-    except InputError as error:
+    except (InputError, Unsupported) as error:
         print(f"qbench: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:
@@ -120,7 +116,7 @@ def run(
 
     asked = _asked(ray, ray_kind, ray_env)
     vouched = Vouched(trust, tuple(expect))
-    planned = _planned(recipes, set_, model, device, prompts, trust_torchscript, vouched)
+    planned = shared.planned(recipes, set_, model, device, prompts, trust_torchscript, vouched)
     free = shared.writable(out)
     if (needed := outputs_bytes(planned)) > min(free, 2**30):
         room = "more than" if needed > free else "of"
@@ -241,7 +237,7 @@ def validate(
     prompts: Prompts = None,
 ) -> None:
     """Check recipes without running them."""
-    for item in _planned(recipes, set_, model, device, prompts):
+    for item in shared.planned(recipes, set_, model, device, prompts):
         if not item.implied:
             print(f"{item.recipe.name}: ok ({item.recipe.fingerprint()})")
 
@@ -300,84 +296,6 @@ def power(
 
 
 @app.command()
-def export(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe, or a file.")],
-    out: Annotated[Path, typer.Option(help="A new folder.")],
-    format_: Annotated[
-        str | None,
-        typer.Option(
-            "--format", help="diffusers, onnx, tensorrt, aoti or qbench; the recipe's own."
-        ),
-    ] = None,
-    set_: Set = [],  # noqa: B006  (typer reads it as data)
-    model: Model = None,
-    device: Device = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is at --out.")] = False,
-    denoiser_only: Annotated[
-        bool,
-        typer.Option("--denoiser-only", help="A diffusers checkpoint without the other parts."),
-    ] = False,
-    videos: Annotated[
-        int, typer.Option(min=0, help="Whole videos, compared with those of the variant in Python.")
-    ] = 4,
-) -> None:
-    """Write a variant for a deployment, with proof that it computes the same."""
-    from qbench import proof
-    from qbench.engines import export as engines
-    from qbench.engines import formats
-    from qbench.errors import Unsupported
-
-    console = shared.console()
-    planned = [item for item in _planned([recipe], set_, model, device, None) if not item.implied]
-    if len(planned) != 1:
-        raise InputError(f"{recipe}: {len(planned)} recipes; an export is of one")
-    chosen = planned[0].recipe
-    form = formats.implied(chosen.variant) if format_ is None else formats.named(format_)
-    try:
-        made = engines.export(
-            chosen,
-            out,
-            form,
-            force,
-            tell=lambda line: shared.say(console, line),
-            check=lambda: proof.check_machine(chosen, form),
-            prove=lambda folder: proof.prove(folder, chosen, videos),
-            denoiser_only=denoiser_only,
-        )
-    except (engines.Differs, Unsupported) as error:
-        print(f"qbench: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, Unsupported) else 1) from None
-    written = made.manifest
-    shared.say(
-        console, f"engine: {made.folder} ({written.format}, {written.size_bytes / 2**20:.1f} MiB)"
-    )
-    shared.say(console, f"manifest SHA-256, for 'qbench verify --expect': {made.sha256}")
-
-
-@app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder that 'qbench export' wrote.")],
-    expect: Annotated[
-        str | None, typer.Option(help="SHA-256 of the manifest, as the export printed it.")
-    ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Run machine code that came from elsewhere.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Check an exported engine where it will run. Exit code 1: wrong; 2: cannot be checked here."""
-    from qbench.engines.verify import verify as verified
-
-    found = verified(folder, trust, expect)
-    if as_json:
-        print(found.model_dump_json(indent=1))
-    else:
-        for check in found.checks:
-            shared.say(shared.console(), f"{check.result:<10} {check.name:<10} {check.said}")
-    raise SystemExit(found.exit_code)
-
-
-@app.command()
 def doctor(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -385,33 +303,3 @@ def doctor(
     from qbench import listing
 
     listing.doctor(shared.console(), device)
-
-
-def _planned(
-    words: list[str],
-    set_: list[str],
-    model: str | None,
-    device: str | None,
-    prompts: str | None,
-    trust_torchscript: bool = False,
-    vouched: Vouched | None = None,
-) -> list[Planned]:
-    """The recipes that these words stand for, changed as the options say, and checked."""
-    from qbench.recipe import files, shipped
-    from qbench.run.plan import NOBODY, plan
-
-    shortcuts = {"model": model, "device": device, "prompts.set": prompts}
-    given = {key: value for key, value in shortcuts.items() if value is not None}
-    changes = files.overrides(set_) | {key: files.quoted(value) for key, value in given.items()}
-    options = {
-        key: f"--{key.partition('.')[0]} {one_line(value, 80)}" for key, value in given.items()
-    }
-    found = [path for word in words for path in shipped.find(word)]
-    paths = [path for path in found if path.stem != shipped.BASE]
-    if not paths:
-        raise InputError(f"{found[0]}: is what other recipes extend, and none to run by itself")
-    planned = plan(paths, changes, options, trust_torchscript, vouched or NOBODY)
-    for item in planned:
-        for note in item.notes:
-            print(f"qbench: note: {one_line(note)}", file=sys.stderr)
-    return planned

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from qbench.cli import shared
+from qbench.cli.shared import Device, Model, Set
 from qbench.errors import InputError
 
 # From best to worst; a confirmation has to come to the one asked for, or a better one.
@@ -45,33 +46,29 @@ def search(
     out: Annotated[Path, typer.Option(help="Folder for recipe, figures and chart.")] = Path(
         "search"
     ),
-    set_: Annotated[list[str], typer.Option("--set", help="Override a field.")] = [],  # noqa: B006
-    model: Annotated[str | None, typer.Option(help="Known name, hub id or folder.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    set_: Set = [],  # noqa: B006  (typer reads it as data)
+    model: Model = None,
+    device: Device = None,
 ) -> None:
     """Choose a scheme for each layer: least error within a budget. Ended, it goes on.
 
     Exit code 1: the videos did not come to the verdict that was asked for.
     """
-    from qbench.cli.commands import _planned
-    from qbench.errors import Unsupported, nearest, one_line
+    shared.quiet_libraries()
+    from qbench.errors import nearest
     from qbench.search import mixed
 
     if quality is not None and quality not in VERDICTS:
         raise InputError(f"--quality {quality}: no such verdict{nearest(quality, VERDICTS)}")
     amount = mixed.budget_of(budget)
-    both = _planned([recipe], set_, model, device, None)
+    both = shared.planned([recipe], set_, model, device, None)
     planned = [item for item in both if not item.implied]
     if len(planned) != 1:
         raise InputError(f"{recipe}: {len(planned)} recipes; a search is of one")
     shared.writable(out)
     console = shared.console()
-    try:
-        tell = functools.partial(shared.say, console)
-        found = mixed.search(planned[0].recipe, amount, out, tell, every)
-    except Unsupported as error:
-        shared.say(console, f"qbench: {one_line(error)}")
-        raise SystemExit(1) from None
+    tell = functools.partial(shared.say, console)
+    found = mixed.search(planned[0].recipe, amount, out, tell, every)
     for item in both:
         if item.implied:
             mixed.write_reference(item.recipe, out)
@@ -84,14 +81,13 @@ def search(
 
 def _confirm(out: Path, name: str, quality: str, device: str | None) -> None:
     """Whole videos of the mixed recipe beside its reference, and their verdict."""
-    from qbench.cli.commands import _planned
     from qbench.progress import Progress
     from qbench.results import store
     from qbench.results.ranking import rankings
     from qbench.run import sweep
 
     console = shared.console()
-    planned = _planned([str(out / name)], [], None, device, None)
+    planned = shared.planned([str(out / name)], [], None, device, None)
     swept = sweep.run(planned, out / "runs", Progress(console, False), False, True)
     found = rankings([(path / store.FILE, record) for path, record in swept.finished])
     mine = [item.recipe.name for item in planned if not item.implied]

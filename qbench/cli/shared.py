@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
     from qbench.results.ranking import Ranking
     from qbench.results.record import Record
+    from qbench.run.plan import Planned, Vouched
 
 RESULTS = Path("results/runs")
 
 Places = Annotated[list[Path] | None, typer.Argument(help="Records, or folders of them.")]
+Set = Annotated[list[str], typer.Option("--set", help="Override a field: variant.dtype=bf16.")]
+Model = Annotated[str | None, typer.Option(help="Known name, hub id or folder.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -35,6 +39,51 @@ def writable(folder: Path) -> int:
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"--out {folder}: {there} cannot be written to")
     return shutil.disk_usage(there).free
+
+
+def planned(
+    words: list[str],
+    set_: list[str],
+    model: str | None,
+    device: str | None,
+    prompts: str | None,
+    trust_torchscript: bool = False,
+    vouched: Vouched | None = None,
+) -> list[Planned]:
+    """The recipes that these words stand for, changed as the options say, and checked."""
+    from qbench.recipe import files, shipped
+    from qbench.run.plan import NOBODY, plan
+
+    shortcuts = {"model": model, "device": device, "prompts.set": prompts}
+    given = {key: value for key, value in shortcuts.items() if value is not None}
+    changes = files.overrides(set_) | {key: files.quoted(value) for key, value in given.items()}
+    options = {
+        key: f"--{key.partition('.')[0]} {one_line(value, 80)}" for key, value in given.items()
+    }
+    found = [path for word in words for path in shipped.find(word)]
+    paths = [path for path in found if path.stem != shipped.BASE]
+    if not paths:
+        raise InputError(f"{found[0]}: is what other recipes extend, and none to run by itself")
+    made = plan(paths, changes, options, trust_torchscript, vouched or NOBODY)
+    for item in made:
+        for note in item.notes:
+            print(f"qbench: note: {one_line(note)}", file=sys.stderr)
+    return made
+
+
+def quiet_libraries() -> None:
+    """Have libraries tell of errors alone, in a command that calls them in its own process.
+
+    Before any of them is loaded: their warnings and bars would stand among the command's lines.
+    """
+    import logging
+    import os
+
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list[str]]:

@@ -144,5 +144,8 @@ def _by_quanto(kind: type, part: Path, written: Description) -> Module:
     # They lie where the file was mapped, at any byte, and torch's INT8 kernel for CPUs dies of it.
     for value in loaded.parameters():
         if isinstance(value, QTensor):
-            value._data, value._scale = value._data.clone(), value._scale.clone()
+            for name in value.__tensor_flatten__()[0]:
+                inner = getattr(value, name)
+                if type(inner) is torch.Tensor:  # INT4 that was repacked for this CPU lies well
+                    setattr(value, name, inner.clone())
     return loaded.eval().requires_grad_(False).to(written.target.device)
