@@ -15,11 +15,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from qbench.errors import brief
+from qbench.recipe.choices import SCHEMES
+from qbench.recipe.quantize import Calibration, Quantize
+from qbench.recipe.strict import Strict
 from qbench.recipe.variant import (
-    SCHEMES,
     Attention,
     Cache,
-    Calibration,
     Compile,
     Decode,
     Dtype,
@@ -28,9 +29,7 @@ from qbench.recipe.variant import (
     Fault,
     Memory,
     Parallel,
-    Quantize,
     SparseAttention,
-    Strict,
     Variant,
 )
 

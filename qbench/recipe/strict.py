@@ -1,0 +1,17 @@
+"""What every part of a recipe's schema is."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Strict(BaseModel):
+    """Unknown keys and wrong types are errors: a typo must not silently change a measurement."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # the reference in docs/recipes.md is made of them
+    )
