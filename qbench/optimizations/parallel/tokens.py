@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from qbench.pipelines.base import Module, VideoPipeline
     from qbench.recipe.schema import Parallel
 
+    Range = slice[int, int, None]
+    Piece = tuple[Range, Range]  # of videos, and of the heads of each rank
+
 # q, k, v -> result in their shape (batch, tokens, heads, channels), and the logarithm of each
 # query's sum of exponentials, (batch, heads, tokens), FP32.
 Partial = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Shapes = tuple[tuple[int, ...], ...]
-Piece = tuple[slice, slice]  # of videos, and of the heads of each rank
 PIECES = 2
 
 
@@ -239,7 +241,7 @@ def _pieces(videos: int, heads: int, wanted: int) -> list[Piece]:
     return [(v, h) for v in _slices(videos, by_videos) for h in _slices(heads, by_heads)]
 
 
-def _slices(size: int, count: int) -> list[slice]:
+def _slices(size: int, count: int) -> list[Range]:
     ends = [size * i // count for i in range(count + 1)]
     return [slice(*both) for both in itertools.pairwise(ends)]
 
@@ -250,7 +252,7 @@ def _cut(x: Tensor, piece: Piece) -> Tensor:
     return x[videos, :, :, heads]
 
 
-def _ranges(lengths: Sequence[int]) -> list[slice]:
+def _ranges(lengths: Sequence[int]) -> list[Range]:
     ends = itertools.accumulate(lengths, initial=0)
     return [slice(*both) for both in itertools.pairwise(ends)]
 
