@@ -237,6 +237,7 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
             {"parallel": {"ulysses": 2}, "compile": {"scope": "model"}},
             {"parallel": {"ulysses": 2}, "compile": {"mode": "reduce-overhead"}},
             {"parallel": {"ring": 2}, "attention": "sage"},
+            {"memory": {"offload": "group"}, "cache": {"kind": "mag", "threshold": 0.1}},
             {"parallel": {"cfg": 2}, "cache": {"kind": "faster", "interval": 2}},
             {"parallel": {"cfg": 2}, "cache": {"kind": "sea", "threshold": 0.1}},
             sparse | {"parallel": {"cfg": 2}},

@@ -263,6 +263,7 @@ def test_who_goes_first_alternates_so_that_a_steady_drift_cancels(record: Record
     class Session:
         link = Machine()
         recorder = recorder.Recorder(record)
+        recipe = record.recipe
 
         class job:
             interleaved = True
