@@ -224,9 +224,7 @@ class Live:
         if facts is None or facts.guided == run.guided:
             return
         asked = dataclasses.replace(facts, guided=run.guided)
-        machine = dataclasses.replace(self._machine, model=asked)
-        if reason := support.why_not(self.recipe.variant, machine):
-            raise Unsupported(reason)
+        support.check(self.recipe.variant, dataclasses.replace(self._machine, model=asked))
 
     def _cache(self, run: Resolved) -> None:
         wanted, steps = self.recipe.variant.cache, run.steps

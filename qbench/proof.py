@@ -15,7 +15,6 @@ from pathlib import Path
 from qbench.engines import manifest
 from qbench.engines.export import PARITY, Differs
 from qbench.engines.parity import by_own_rules
-from qbench.errors import Unsupported
 from qbench.recipe.schema import EngineOptions, Recipe, Variant
 
 VIDEOS, CHART = "videos.json", "parity.png"
@@ -37,8 +36,7 @@ def check_machine(recipe: Recipe, form: manifest.Format) -> None:
         return
     if form == "qbench" and device == "cpu":
         variant = variant.model_copy(update={"quantize": None, "fuse_qkv": False})
-    if reason := support.why_not(variant, support.this_machine(device)):
-        raise Unsupported(reason)
+    support.check(variant, support.this_machine(device))
 
 
 def prove(folder: Path, recipe: Recipe, count: int) -> str:

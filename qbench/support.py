@@ -13,6 +13,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from qbench import engines
+from qbench.errors import Unsupported
 from qbench.optimizations import (
     attention,
     caching,
@@ -59,6 +60,12 @@ def why_not(variant: Variant, machine: Machine) -> str | None:
     """The reason that the variant cannot run there, or None where it can."""
     rules = refusing(variant, machine)
     return rules[0].reason if rules else None
+
+
+def check(variant: Variant, machine: Machine) -> None:
+    """Raise Unsupported, with the reason, where the variant cannot run there."""
+    if reason := why_not(variant, machine):
+        raise Unsupported(reason)
 
 
 def this_machine(device: str = "auto") -> Machine:

@@ -60,23 +60,24 @@ def main() -> None:
         print(f"left out: {line}")
     once = {record.run: (path, record) for path, record in reversed(found)}
     kept = [one for one in reversed(once.values()) if one[1].status not in UNFINISHED]
-    rounded = [(path, store.parse(_rounded(store.read_text(path)), path)) for path, _ in kept]
+    texts = [(path, _rounded(store.read_text(path))) for path, _ in kept]
+    rounded = [(path, store.parse(text, path)) for path, text in texts]
     if changed := _verdicts(kept).items() ^ _verdicts(rounded).items():
         parser.error(f"rounding would change verdicts: {sorted(changed)}")
-    made = archive.write(list(_entries(kept)), target / archive.FILE)
+    made = archive.write(list(_entries(texts)), target / archive.FILE)
     # The sheets are drawn from the runs' own; without them they would be missing from the report.
     found = kept if args.sheets else store.read_all([made])[0]
     _report(target, found, args.page, args.charts or args.sheets)
 
 
-def _entries(kept: list[tuple[Path, Record]]) -> Iterator[tuple[str, bytes]]:
+def _entries(texts: list[tuple[Path, bytes]]) -> Iterator[tuple[str, bytes]]:
     """Every record, and the profile beside it, under the name of its run's folder."""
     times: Counter[str] = Counter()
-    for path, _ in kept:
+    for path, text in texts:
         name = path.parent.name
         times[name] += 1
         folder = name if times[name] == 1 else f"{name}-{times[name]}"
-        yield f"{folder}/{store.FILE}", _rounded(store.read_text(path))
+        yield f"{folder}/{store.FILE}", text
         profile = store.read_beside(path.parent, PROFILE, store.LARGEST)
         if profile is not None:
             yield f"{folder}/{PROFILE}", profile

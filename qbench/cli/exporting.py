@@ -10,7 +10,7 @@ import typer
 
 from qbench.cli import shared
 from qbench.cli.shared import Device, Json, Model, Set
-from qbench.errors import InputError, one_line
+from qbench.errors import one_line
 
 
 def register(app: typer.Typer) -> None:
@@ -46,12 +46,8 @@ def export(
     from qbench.engines import formats
 
     console = shared.console()
-    planned = [
-        item for item in shared.planned([recipe], set_, model, device, None) if not item.implied
-    ]
-    if len(planned) != 1:
-        raise InputError(f"{recipe}: {len(planned)} recipes; an export is of one")
-    chosen = planned[0].recipe
+    planned = shared.planned([recipe], set_, model, device, None)
+    chosen = shared.the_one(recipe, planned, "an export").recipe
     form = formats.implied(chosen.variant) if format_ is None else formats.named(format_)
     try:
         made = engines.export(

@@ -10,7 +10,7 @@ import typer
 
 from qbench.cli import shared
 from qbench.cli.shared import Device, Model, Set
-from qbench.errors import InputError
+from qbench.errors import InputError, nearest
 
 # From best to worst; a confirmation has to come to the one asked for, or a better one.
 VERDICTS = ("indistinguishable", "drift", "unverified", "degraded", "broken")
@@ -55,21 +55,18 @@ def search(
     Exit code 1: the videos did not come to the verdict that was asked for.
     """
     shared.quiet_libraries()
-    from qbench.errors import nearest
     from qbench.search import mixed
 
     if quality is not None and quality not in VERDICTS:
         raise InputError(f"--quality {quality}: no such verdict{nearest(quality, VERDICTS)}")
     amount = mixed.budget_of(budget)
-    both = shared.planned([recipe], set_, model, device, None)
-    planned = [item for item in both if not item.implied]
-    if len(planned) != 1:
-        raise InputError(f"{recipe}: {len(planned)} recipes; a search is of one")
+    planned = shared.planned([recipe], set_, model, device, None)
+    chosen = shared.the_one(recipe, planned, "a search").recipe
     shared.writable(out)
     console = shared.console()
     tell = functools.partial(shared.say, console)
-    found = mixed.search(planned[0].recipe, amount, out, tell, every)
-    for item in both:
+    found = mixed.search(chosen, amount, out, tell, every)
+    for item in planned:
         if item.implied:
             mixed.write_reference(item.recipe, out)
     for line in mixed.lines(found):

@@ -71,6 +71,14 @@ def planned(
     return made
 
 
+def the_one(recipe: str, planned: list[Planned], use: str) -> Planned:
+    """The single recipe that a command is of; references that come with it do not count."""
+    asked = [item for item in planned if not item.implied]
+    if len(asked) != 1:
+        raise InputError(f"{recipe}: {len(asked)} recipes; {use} is of one")
+    return asked[0]
+
+
 def quiet_libraries() -> None:
     """Have libraries tell of errors alone, in a command that calls them in its own process.
 

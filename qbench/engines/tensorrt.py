@@ -53,7 +53,6 @@ def write(
     On a machine without a GPU, where TensorRT for RTX builds all the same, the graph stays beside
     the plan, for `stand_in`, and the plan is bound to the architecture that the recipe names.
     """
-
     module, chosen, wanted = video.denoiser, variant.engine_options, variant.quantize
     gpu = module.device.type == "cuda"
     tensorrt_plan.check(chosen, gpu)

@@ -71,10 +71,7 @@ def _check_support(job: Job) -> None:
     from qbench import support
     from qbench.engines import exported
 
-    recipe = job.draft.recipe
-    reason = support.why_not(exported.outside(recipe.variant), _machine(job))
-    if reason:
-        raise Unsupported(reason)
+    support.check(exported.outside(job.draft.recipe.variant), _machine(job))
 
 
 def _know_cpu(job: Job) -> None:
@@ -202,9 +199,7 @@ def _check_model(session: Session) -> None:
 
     model = support.model_facts(session.pipeline, session.generation.guided)
     machine = replace(_machine(session.job), model=model)
-    reason = support.why_not(exported.outside(session.recipe.variant), machine)
-    if reason:
-        raise Unsupported(reason)
+    support.check(exported.outside(session.recipe.variant), machine)
 
 
 def _count_work(session: Session) -> Work | None:
