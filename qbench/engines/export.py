@@ -26,7 +26,7 @@ from qbench.engines import (
     tensorrt_plan,
 )
 from qbench.engines.evidence import Call
-from qbench.engines.parity import FAITHFUL, QUANTIZED, by_own_rules
+from qbench.engines.parity import FAITHFUL, QUANTIZED, REORDERED, by_own_rules, quantizes_inputs
 from qbench.errors import InputError, Unsupported
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _write(
         tell(f"{recipe.name}: no GPU here to load it: its graph is computed instead, for parity")
         run = tensorrt.stand_in(partial, said)
     found = evidence.predictions(run, calls)
-    against, limit = _limit(recipe.variant)
+    against, limit = _limit(recipe.variant, form, calls)
     proof = {name: evidence.against(name, found, calls) for name in evidence.NAMES}
     stored = evidence.store(calls, partial)
     samples = loading.timed(run, calls[len(calls) // 2].inputs, device) if runs else []
@@ -222,10 +222,13 @@ def _write(
     )
 
 
-def _limit(variant: Variant) -> tuple[manifest.Against, float]:
+def _limit(variant: Variant, form: Format, calls: Sequence[Call]) -> tuple[manifest.Against, float]:
     """What must be close to what. An engine that quantizes by rules of its own has no twin."""
     if by_own_rules(variant):
         return "fp32", QUANTIZED
+    if form == "aoti" and quantizes_inputs(variant):
+        own = evidence.against("fp32", [call.variant for call in calls], calls).relative_l2
+        return "variant", max(FAITHFUL, REORDERED * own)
     return "variant", FAITHFUL
 
 

@@ -18,11 +18,25 @@ if TYPE_CHECKING:
 # order, and of one that quantizes by rules of its own. Outputs that are not related at all are at
 # 1.4.
 FAITHFUL, QUANTIZED = 0.02, 0.25
+# Compiling adds in another order. Where inputs are quantized as they come, that moves some of them
+# by a whole step, and later layers pass it on: up to this share of the variant's own error to
+# FP32 is allowed. Independent errors add as squares, so a third of it makes it a twentieth larger.
+REORDERED = 1 / 3
 
 
 def by_own_rules(variant: Variant) -> bool:
     """Whether the engine quantizes as it is built, so that no module in Python is its twin."""
     return variant.quantize is not None and variant.quantize.backend in ENGINES
+
+
+def quantizes_inputs(variant: Variant) -> bool:
+    """Whether some linear's inputs are quantized as they come."""
+    from qbench.optimizations import schemes
+
+    wanted = variant.quantize
+    return wanted is not None and any(
+        one.activations is not None and not one.static for one in schemes.of_layers(wanted)
+    )
 
 
 def parity(

@@ -131,14 +131,16 @@ class Engine:
         import torch
 
         trt = tensorrt_plan.library()
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))  # alive as long as the engine
+        self._said = tensorrt_plan.logger(trt)
+        self._runtime = trt.Runtime(self._said)  # both alive as long as the engine
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise Unsupported(
-                "this GPU refuses the plan: built for another GPU or TensorRT version"
+                "this GPU refuses the plan, built for another GPU or TensorRT version: "
+                f"{self._said.why}"
             )
         self._config = _configured(self._engine, trt, compiled)
-        self._context = _context(self._engine, trt, self._config)
+        self._context = self._new_context(trt)
         self._device, self._first = device, names[0]
         tensors = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._dtypes = {
@@ -164,8 +166,25 @@ class Engine:
         output = torch.empty_like(held[self._first])
         context.set_tensor_address(self._result, output.data_ptr())
         if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise RuntimeError("TensorRT reported that the engine did not run")
+            raise RuntimeError(f"TensorRT could not run the engine: {self._said.why}")
         return output
+
+    def _new_context(self, trt: Bindings) -> Bindings:
+        import torch
+
+        torch.cuda.empty_cache()  # TensorRT's own allocations find what torch keeps taken
+        make = self._engine.create_execution_context
+        context = make() if self._config is None else make(self._config)
+        if context is None:
+            wanted = self._engine.device_memory_size_v2 / 2**30
+            free = torch.cuda.mem_get_info(self._device)[0] / 2**30
+            raise Unsupported(
+                "TensorRT could not set up the engine on this GPU, of which "
+                f"{free:.1f} GiB are free (the plan asks for {wanted:.1f}): {self._said.why}"
+            )
+        if hasattr(context, "nvtx_verbosity"):  # annotating each layer for a tracer takes time
+            context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
+        return context
 
     def compiled(self) -> bytes:
         """What was compiled for this GPU so far, to be given to the next engine of the plan."""
@@ -186,7 +205,7 @@ class Engine:
         profiler = type("Profiler", (trt.IProfiler,), {"report_layer_time": report})()
         # A context with a profiler keeps it, so it has one of its own.
         plain = self._context
-        self._context = _context(self._engine, trt, self._config)
+        self._context = self._new_context(trt)
         try:
             self._context.profiler = profiler
             step()
@@ -207,16 +226,6 @@ def _configured(engine: Bindings, trt: Bindings, compiled: bytes | None) -> Bind
         cache.deserialize(compiled)  # what another driver compiled it passes over
     config.set_runtime_cache(cache)
     return config
-
-
-def _context(engine: Bindings, trt: Bindings, config: Bindings) -> Bindings:
-    made = engine.create_execution_context
-    context = made() if config is None else made(config)
-    if context is None:
-        raise Unsupported("TensorRT could not set up the engine on this GPU")
-    if hasattr(context, "nvtx_verbosity"):  # annotating each layer for a tracer takes time
-        context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
-    return context
 
 
 def _described(engine: Bindings, trt: Bindings) -> dict[str, Mapping[str, object]]:

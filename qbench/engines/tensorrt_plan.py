@@ -86,11 +86,11 @@ def make(
     timings: where TensorRT keeps what it timed, for the next build.
     """
     trt = library()
-    said = _logger(trt)
+    said = logger(trt)
     try:
         builder = trt.Builder(said)
     except TypeError:  # what pybind makes of a null pointer
-        raise Unsupported(f"TensorRT {trt.__version__}: no builder: {said.last}") from None
+        raise Unsupported(f"TensorRT {trt.__version__}: no builder: {said.why}") from None
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, said)
@@ -121,12 +121,12 @@ def make(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         named = f"{trt.__name__} {trt.__version__}"
-        if not gpu and "Cuda Runtime" in said.last:  # 1.4.0.76 does for all that is quantized
+        if not gpu and "Cuda Runtime" in said.why:  # 1.4.0.76 does for all that is quantized
             raise Unsupported(
                 f"{named} asks a GPU's driver as it builds this graph, and there is none here: "
                 "build it on a machine with a GPU, or with a newer version (1.7.1 does without)"
             )
-        raise Unsupported(f"{named} could not build a plan: {said.last}")
+        raise Unsupported(f"{named} could not build a plan: {said.why}")
     if cache is not None and timings is not None:
         timings.parent.mkdir(parents=True, exist_ok=True)
         partial = timings.with_suffix(".partial")
@@ -150,19 +150,22 @@ def _target(trt: Bindings, wanted: str) -> Bindings:
     return known[wanted]
 
 
-def _logger(trt: Bindings) -> Bindings:
-    """A logger that keeps the last error, which is all that says why there is no plan."""
+def logger(trt: Bindings) -> Bindings:
+    """A logger that keeps the first error, which is all that says why there is no plan.
+
+    TensorRT holds no reference to it: it must live as long as what was made with it.
+    """
 
     class Logger(trt.ILogger):
-        last = "it does not say why"
+        why = "it does not say why"
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Bindings, message: str) -> None:
-            first = self.last == Logger.last
+            first = self.why == Logger.why
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and first:
-                self.last = " ".join(message.split())[:300]
+                self.why = " ".join(message.split())[:300]
 
     return Logger()
 
