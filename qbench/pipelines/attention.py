@@ -86,7 +86,7 @@ def dispatch(module: Module, kernel: Kernel) -> None:
         )
         return result
 
-    name = _backend_name(AttentionBackendName)
+    name = _backend_name(AttentionBackendName, kernel)
     _AttentionBackendRegistry.register(name)(attend)  # type: ignore[arg-type]
     layers = [x for x in module.modules() if not getattr(x, "is_cross_attention", False)]
     processors = [getattr(layer, "processor", None) for layer in layers]
@@ -99,8 +99,15 @@ def dispatch(module: Module, kernel: Kernel) -> None:
         processor._attention_backend = name
 
 
-def _backend_name(names: type[str]) -> str:
+def kernel_of(layer: Module) -> Kernel | None:
+    """The kernel that `dispatch` put in this layer's place for attention; None where torch's is."""
+    backend = getattr(layer.processor, "_attention_backend", None)
+    return getattr(backend, "kernel", None)
+
+
+def _backend_name(names: type[str], kernel: Kernel) -> str:
     """A name that diffusers' dispatcher takes for one of its own: it looks up enum members only."""
     member = str.__new__(names, "qbench")
     member._name_, member._value_ = "QBENCH", "qbench"  # type: ignore[attr-defined]
+    member.kernel = kernel  # type: ignore[attr-defined]
     return member

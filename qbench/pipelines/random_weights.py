@@ -68,13 +68,14 @@ def module(make: Callable[[], Module], dtype: torch.dtype, device: str) -> Modul
     try:
         with torch.device(device):  # 2 billion values are slow to draw on a CPU
             made = make().eval().requires_grad_(False).to(device, dtype)
-        if device != "cpu":
-            for name, value in _tables(make):
-                made.get_buffer(name).data = value.to(device, dtype)
+        # What diffusers keeps in FP32 as it loads weights: of Wan the time embedding, for one, and
+        # the table of the rotary embedding.
+        kept = set(getattr(made, "_keep_in_fp32_modules", None) or ())
+        for name, value in _tables(make) if kept or device != "cpu" else ():
+            held = kept & set(name.split("."))
+            made.get_buffer(name).data = value.to(device, torch.float32 if held else dtype)
     finally:
         torch.set_default_dtype(before)
-    # What diffusers keeps in FP32 as it loads weights, Wan's time embedding for one.
-    kept = set(getattr(made, "_keep_in_fp32_modules", None) or ())
     for name, value in made.named_parameters():
         if kept & set(name.split(".")):
             value.data = value.data.float()

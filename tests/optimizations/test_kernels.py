@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from qbench.optimizations import attention, axes, quantization
-from qbench.optimizations.kernels import fp8_attention, fp8_linear, vae_conv
+from qbench.optimizations.kernels import fp8_attention, fp8_linear, rows, vae_conv
 from qbench.optimizations.vae import patch
 from qbench.pipelines import cogvideox, specs
 from qbench.recipe.schema import Decode, Quantize, Variant
@@ -207,6 +207,16 @@ def test_kernel_lets_through_what_is_not_finite(channels: int, which: int, bad: 
     assert found[:, :, 0].isfinite().all()  # the other head
 
 
+def test_threads_that_share_a_row_hold_all_of_it_in_registers() -> None:
+    for columns in range(8, rows.MOST + 1, 8):
+        threads = rows.lanes(columns)
+        vectors = -(-columns // (8 * threads))
+        assert threads % 32 == 0
+        assert threads <= 1024
+        assert vectors <= 8
+        assert 8 * vectors * threads >= columns
+
+
 def test_rows_are_quantized_to_three_bits_of_mantissa_each_with_its_scale() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50, 96, generator=generator) * torch.logspace(-6, 3, 50)[:, None]
@@ -227,7 +237,7 @@ def test_rows_are_quantized_to_three_bits_of_mantissa_each_with_its_scale() -> N
 @pytest.mark.gpu
 @pytest.mark.skipif(not HOPPER, reason="needs an NVIDIA Hopper GPU")
 @pytest.mark.parametrize(
-    "columns", [64, 320, 1280, 1288, 1920, 7680, 8192, 8200, 10240, 12288, 16384]
+    "columns", [64, 320, 1280, 1288, 1536, 1920, 2056, 7680, 8192, 8200, 8960, 12288, 16384]
 )
 @pytest.mark.parametrize("activation", fp8_linear.ACTIVATIONS)
 def test_rows_kernel_gives_the_codes_of_its_model(columns: int, activation: str) -> None:

@@ -99,19 +99,28 @@ def _tile_bytes(dim: int) -> int:
     return SHAPES[dim].tile * (dim + dim + 8) + 128
 
 
+class Kernels(NamedTuple):
+    """The kernels of one head dimension, compiled for the current device."""
+
+    stats: Kernel
+    total: Kernel
+    pack: Kernel
+    attend: Kernel
+
+
 @functools.cache
-def _kernels(_: int, dim: int, skips: bool) -> tuple[Kernel, Kernel, Kernel]:
-    """The three kernels for heads of `dim` channels, compiled for the current device."""
+def _kernels(_: int, dim: int, is_bf16: int, skips: bool) -> Kernels:
     defines = {"D": dim, "SKIP": 1} if skips else {"D": dim}
 
-    def made(file: str, *names: str) -> list[Kernel]:
+    def made(file: str, *names: str, **known: int) -> list[Kernel]:
         layout = ("fp8_attention_layout.cu",)
-        return build(file, *names, capability=HOPPER, defines=defines, after=layout)
+        known = {**defines, **known}
+        return build(file, *names, capability=HOPPER, defines=known, after=layout)
 
-    stats, pack = made("fp8_pack.cu", "stats", "pack")
+    stats, total, pack = made("fp8_pack.cu", "stats", "total", "pack", IS_BF16=is_bf16)
     (attention,) = made("fp8_attention.cu", "attend")
     attention.set_shared_memory_config(SHAPES[dim].stages * _tile_bytes(dim))
-    return stats, pack, attention
+    return Kernels(stats, total, pack, attention)
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -134,7 +143,7 @@ def _check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         raise ValueError(f"at least one query and one key, not {shapes}")
 
 
-def _readable(x: torch.Tensor) -> torch.Tensor:
+def readable(x: torch.Tensor) -> torch.Tensor:
     """`x`, or a copy where its channels are not read as they lie, sixteen bytes at once."""
     fits = x.stride(3) == 1 and x.data_ptr() % 16 == 0
     if fits and not any(x.stride(i) % 8 for i in range(3)):
@@ -146,54 +155,94 @@ def _launch(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, skip: Skip | None = None
 ) -> torch.Tensor:
     _check(q, k, v)
-    q, k, v = (_readable(x) for x in (q, k, v))
-    batch, queries, heads, dim = q.shape
-    tokens = k.shape[1]
-    stats, pack, attention = _kernels(q.device.index or 0, dim, skip is not None)
-    shape, rows = SHAPES[dim], batch * heads
-    chunks = -(-tokens // CHUNK)
-    tiles = -(-tokens // (shape.at_once * shape.tile)) * shape.at_once
-    q_tiles = -(-queries // shape.tile)
-    queries_each = QUERIES * shape.consumers  # a block's
-    blocks = -(-queries // (queries_each * CLUSTER)) * CLUSTER
-    padded = max(blocks * queries_each, q_tiles * shape.tile)
-    shared_bytes = shape.stages * _tile_bytes(dim)
-    is_bf16 = int(q.dtype == torch.bfloat16)
-
-    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=q.device)
-
-    partial = empty(rows, chunks, 2 * dim, dtype=torch.float32)
-    q8 = empty(rows, padded, dim, dtype=torch.uint8)
-    q_scale = empty(rows, padded, 2, dtype=torch.float32)
-    packed = empty(rows, tiles, _tile_bytes(dim), dtype=torch.uint8)
-    v_scale = empty(rows, dim, dtype=torch.float32)
-    k_norm = empty(rows, dtype=torch.float32)
-    out = empty(batch, queries, heads, dim, dtype=q.dtype)
-    strides = [x.stride(i) for x in (q, k, v) for i in range(3)]
-    stats(
-        (chunks, rows, 1),
+    q, k, v = (readable(x) for x in (q, k, v))
+    batch, tokens, heads, dim = k.shape
+    work = Work(q, tokens, CHUNK)
+    kernels = _kernels(q.device.index or 0, dim, int(q.dtype == torch.bfloat16), skip is not None)
+    kernels.stats(
+        (batch * heads, work.chunks, 1),
         (256, 1, 1),
-        [k, v, partial, k_norm, tokens, heads, chunks, *strides[3:], is_bf16],
+        [k, v, work.partial, work.k_norm, tokens, heads, work.chunks, *strides(k), *strides(v)],
     )
-    pack(
-        (max(tiles, q_tiles), rows, 1),
+    return pack_and_attend(work, q, k, v, skip)
+
+
+class Work:
+    """What passes between the kernels of one call: see their sources."""
+
+    def __init__(self, q: torch.Tensor, tokens: int, chunk: int) -> None:
+        """q: (batch, queries, heads, channels). tokens: keys, whose statistics are by `chunk`s."""
+        batch, queries, heads, dim = q.shape
+        shape, rows = SHAPES[dim], batch * heads
+        self.chunks = -(-tokens // chunk)
+        self.tiles = -(-tokens // (shape.at_once * shape.tile)) * shape.at_once
+        self.q_tiles = -(-queries // shape.tile)
+        queries_each = QUERIES * shape.consumers  # a block's
+        self.blocks = -(-queries // (queries_each * CLUSTER)) * CLUSTER
+        self.padded = max(self.blocks * queries_each, self.q_tiles * shape.tile)
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=q.device)
+
+        self.partial = empty(rows, self.chunks, 2, dim)
+        self.totals = empty(rows, 2, dim)
+        self.q8 = empty(rows, self.padded, dim, dtype=torch.uint8)
+        self.q_scale = empty(rows, self.padded, 2)
+        self.packed = empty(rows, self.tiles, _tile_bytes(dim), dtype=torch.uint8)
+        self.v_scale = empty(rows, dim)
+        self.k_norm = empty(rows)
+        self.shape = q.shape
+
+
+def pack_and_attend(
+    work: Work,
+    q: torch.Tensor | None,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    skip: Skip | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of inputs whose statistics are in `work`, and of queries in it if there is no `q`.
+
+    q, k, v: as `readable` gives them. out: what to write to, which may be `k` itself.
+    """
+    batch, queries, heads, dim = work.shape
+    tokens, rows, is_bf16 = k.shape[1], batch * heads, int(k.dtype == torch.bfloat16)
+    kernels = _kernels(k.device.index or 0, dim, is_bf16, skip is not None)
+    kernels.total(
+        (rows, 1, 1),
+        (2 * dim, 1, 1),
+        [work.partial, work.totals, work.v_scale, tokens, work.chunks],
+    )
+    nothing = torch.empty(0, device=k.device)  # a null pointer
+    kernels.pack(
+        (rows, work.tiles if q is None else max(work.tiles, work.q_tiles), 1),
         (256, 1, 1),
         [
-            *(q, k, v, partial, q8, q_scale, packed, v_scale, k_norm),
-            *(queries, tokens, heads, chunks, padded, *strides, is_bf16, 1 / math.sqrt(dim)),
+            *(nothing if q is None else q, k, v, work.totals, work.q8, work.q_scale, work.packed),
+            *(work.k_norm, queries, tokens, heads, work.padded),
+            *([0, 0, 0] if q is None else strides(q)),
+            *(*strides(k), *strides(v), 1 / math.sqrt(dim)),
         ],
     )
-    attention(
-        (blocks, rows, 1),
+    shape = SHAPES[dim]
+    out = torch.empty(work.shape, dtype=k.dtype, device=k.device) if out is None else out
+    kernels.attend(
+        (work.blocks, rows, 1),
         (128 * (shape.consumers + 1), 1, 1),
         [
-            *(q8, q_scale, packed, v_scale, k_norm, out, queries, tokens, heads, padded, is_bf16),
+            *(work.q8, work.q_scale, work.packed, work.v_scale, work.k_norm, out),
+            *(queries, tokens, heads, work.padded, is_bf16),
             *((float(skip.depth), skip.computed) if skip else ()),
         ],
-        shared_mem=shared_bytes,
+        shared_mem=shape.stages * _tile_bytes(dim),
     )
     return out
+
+
+def strides(x: torch.Tensor) -> list[int]:
+    """Of batch, tokens and heads."""
+    return [x.stride(i) for i in range(3)]
 
 
 def emulated(

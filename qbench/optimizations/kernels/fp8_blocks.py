@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from qbench.optimizations.kernels import fp8_attention, fp8_rotary, rows
 from qbench.optimizations.kernels.fp8_linear import Fp8FeedForward, Fp8Linear
-from qbench.optimizations.kernels.fp8_norms import Fp8LayerNorm, RotaryNorm, takes
+from qbench.optimizations.kernels.fp8_norms import Fp8LayerNorm
+from qbench.optimizations.kernels.fp8_rotary import RotaryNorm
+from qbench.pipelines.attention import kernel_of
 
 Block = Any  # diffusers' WanTransformerBlock, after `fp8_linear.replace`, or a part of one
 
@@ -46,7 +49,7 @@ def _is_fp8(block: Block) -> bool:
         and all(isinstance(norm, nn.LayerNorm) for norm in norms)
         and block.norm2.weight is not None
         and attn2.add_k_proj is None
-        and takes(attn1.to_out[0].in_features)
+        and rows.takes(attn1.to_out[0].in_features)
     )
 
 
@@ -64,16 +67,26 @@ def _wan(
     shift, scale, gate, last_shift, last_scale, last_gate = modulation
     attn1, attn2 = block.attn1, block.attn2
 
-    x, rows = block.norm1(hidden_states, scale, shift)
-    q, k, v = attn1.to_qkv(rows, pieces=3)
-    out = _attended(attn1, attn1.norm_q(q, rotary_emb), attn1.norm_k(k, rotary_emb), v)
-    x, rows = block.norm2(x, more=out, gate=gate)
-    q = attn2.norm_q(attn2.to_q(rows))
+    x, quantized = block.norm1(hidden_states, scale, shift)
+    q, k, v = attn1.to_qkv(quantized, pieces=3)
+    out = _rotary_attended(attn1, q, k, v, rotary_emb)
+    x, quantized = block.norm2(x, more=out, gate=gate)
+    q = attn2.norm_q(attn2.to_q(quantized))
     k, v = attn2.to_kv(encoder_hidden_states, pieces=2)
     out = _attended(attn2, q, attn2.norm_k(k), v)
-    x, rows = block.norm3(x, last_scale, last_shift, more=out)
-    out = block.ffn(rows)
+    x, quantized = block.norm3(x, last_scale, last_shift, more=out)
+    out = block.ffn(quantized)
     return (x.float() + out.float() * last_gate).type_as(x)
+
+
+def _rotary_attended(
+    attn: Block, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: fp8_rotary.Tables
+) -> torch.Tensor:
+    norms = attn.norm_q, attn.norm_k
+    if kernel_of(attn) is fp8_attention.attend and fp8_rotary.takes(q, norms, rotary):
+        out: torch.Tensor = attn.to_out[0](fp8_rotary.attend(q, k, v, norms, rotary).flatten(2, 3))
+        return out
+    return _attended(attn, attn.norm_q(q, rotary), attn.norm_k(k, rotary), v)
 
 
 def _attended(attn: Block, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,6 @@ layer is one operator that works through its rows in parts, so its widest tensor
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -17,14 +16,8 @@ from torch import nn
 from torch.library import custom_op
 from torch.nn import functional
 
-from qbench.optimizations.kernels import Kernel, build
+from qbench.optimizations.kernels import rows as row_kernels
 
-# Rows of up to so many values, ascending -> the kernel for them, and how many it takes at once.
-KERNELS = {
-    1280: ("quantize_short_rows", 8),
-    8192: ("quantize_rows", 1),
-    16384: ("quantize_long_rows", 1),
-}
 ACTIVATIONS = ("none", "gelu_tanh", "geglu")  # as the source numbers them
 PARTS = 4  # a feed-forward layer's rows are worked through in so many parts
 Quantized = tuple[torch.Tensor, torch.Tensor]  # (out, in) e4m3 codes, (out, 1) FP32 scales
@@ -119,19 +112,12 @@ def quantize_rows(x: torch.Tensor, activation: str = "none") -> tuple[torch.Tens
     if not x.is_cuda:
         return quantize_weight(_activated(x.float(), activation))
     rows, columns = x.shape[0], x.shape[1] // (2 if activation == "geglu" else 1)
-    most = max(KERNELS)
-    if columns % 8 or columns > most:
-        raise ValueError(f"rows of a multiple of 8 and at most {most} values, not {columns}")
+    what = {"ACTIVATION": ACTIVATIONS.index(activation)}
+    kernel = row_kernels.kernel("fp8_rows.cu", "quantize_rows", columns, x, what)
     x = x.contiguous()
     codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
-    is_bf16 = int(x.dtype == torch.bfloat16)
-    name, at_once = next(kernel for width, kernel in KERNELS.items() if columns <= width)
-    _kernels(x.device.index or 0)[name](
-        (-(-rows // at_once), 1, 1),
-        (256, 1, 1),
-        [x, codes, scale, rows, columns, ACTIVATIONS.index(activation), is_bf16],
-    )
+    kernel.run((kernel.blocks(rows), 1, 1), (kernel.threads, 1, 1), [x, codes, scale, rows])
     return codes, scale
 
 
@@ -140,12 +126,6 @@ def _activated(x: torch.Tensor, activation: str) -> torch.Tensor:
         values, gate = x.chunk(2, dim=-1)
         return values * functional.gelu(gate)
     return functional.gelu(x, approximate="tanh") if activation == "gelu_tanh" else x
-
-
-@functools.cache
-def _kernels(_: int) -> dict[str, Kernel]:
-    names = [name for name, _ in KERNELS.values()]
-    return dict(zip(names, build("fp8_rows.cu", *names), strict=True))
 
 
 def product(

@@ -1,24 +1,18 @@
 """Norms that write what FP8 GEMMs and attention read: launchers and reference implementations.
 
 A layer norm between two linears costs a pass over the activations, and so do the gated residual
-before it and the quantization behind it. `fp8_norms.cu` does all in one. What follows the
-projections of query and key, an RMS norm over all heads and a rotary embedding, is another.
+before it and the quantization behind it. `fp8_norms.cu` does all in one.
 """
 
 from __future__ import annotations
-
-import functools
 
 import torch
 from torch import nn
 from torch.library import custom_op
 from torch.nn import functional
 
-from qbench.optimizations.kernels import Kernel, build
+from qbench.optimizations.kernels import rows as row_kernels
 from qbench.optimizations.kernels.fp8_linear import Rows, quantize_weight
-
-# Rows of up to so many values, ascending -> the suffix of their kernels, how many at once.
-KERNELS = {1536: ("short", 8), 8192: ("long", 1)}
 
 
 class Fp8LayerNorm(nn.Module):
@@ -54,42 +48,6 @@ class Fp8LayerNorm(nn.Module):
         return x, Rows(codes, rows, x.dtype)
 
 
-class RotaryNorm(nn.Module):
-    """An RMS norm over all heads, then a rotary embedding of neighbouring channels."""
-
-    def __init__(self, norm: nn.RMSNorm) -> None:
-        super().__init__()
-        self.eps, self.weight = norm.eps or 0.0, norm.weight
-
-    def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """x: (batch, tokens, channels). rotary: cosine and sine, (1, tokens, 1, of a head).
-
-        The tables are diffusers': float32, each value twice.
-        """
-        cosine, sine = (table.flatten(0, 2) for table in rotary)
-        return _rotated(x, self.weight, cosine, sine, self.eps)
-
-
-def takes(columns: int) -> bool:
-    return columns % 8 == 0 and columns <= max(KERNELS)
-
-
-@functools.cache
-def _kernels(_: int) -> dict[str, Kernel]:
-    names = [f"{what}_{width}" for what in ("normalize", "rotate") for width, _ in KERNELS.values()]
-    return dict(zip(names, build("fp8_norms.cu", *names), strict=True))
-
-
-def _kernel(what: str, x: torch.Tensor, rows: int) -> tuple[Kernel, tuple[int, int, int]]:
-    columns = x.shape[-1]
-    if not takes(columns):
-        raise ValueError(
-            f"rows of a multiple of 8 and at most {max(KERNELS)} values, not {columns}"
-        )
-    name, at_once = next(kernel for width, kernel in KERNELS.items() if columns <= width)
-    return _kernels(x.device.index or 0)[f"{what}_{name}"], (-(-rows // at_once), 1, 1)
-
-
 def normalized(
     x: torch.Tensor,
     more: torch.Tensor | None,
@@ -116,10 +74,13 @@ def normalized(
     total = x if more is None else torch.empty_like(x)
     added = nothing if more is None else more.contiguous()
     by = nothing if gate is None else gate.contiguous()
-    kernel, grid = _kernel("normalize", x, batch * tokens)
-    is_bf16 = int(x.dtype == torch.bfloat16)
-    numbers = (batch * tokens, columns, tokens, is_bf16, one, eps)
-    kernel(grid, (256, 1, 1), [x, added, by, scale, shift, total, codes, rows, *numbers])
+    what = {"ADDED": int(more is not None), "GATED": int(gate is not None)}
+    kernel = row_kernels.kernel("fp8_norms.cu", "normalize", columns, x, what)
+    kernel.run(
+        (kernel.blocks(batch * tokens), 1, 1),
+        (kernel.threads, 1, 1),
+        [x, added, by, scale, shift, total, codes, rows, batch * tokens, tokens, one, eps],
+    )
     return total, codes, rows
 
 
@@ -166,29 +127,3 @@ def _(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x.new_empty(x.shape), *_like(x)
-
-
-@custom_op("qbench::rotary_norm", mutates_args=())
-def _rotated(
-    x: torch.Tensor, weight: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, eps: float
-) -> torch.Tensor:
-    batch, tokens, columns = x.shape
-    dim = cosine.shape[1]
-    if not x.is_cuda:
-        norm = functional.rms_norm(x.float(), (columns,), eps=eps) * weight.float()
-        a, b = norm.view(batch, tokens, -1, dim // 2, 2).unbind(-1)
-        c, s = cosine[:, None, 0::2], sine[:, None, 1::2]
-        return torch.stack([a * c - b * s, a * s + b * c], -1).view(x.shape).to(x.dtype)
-    x, out = x.contiguous(), x.new_empty(x.shape)
-    kernel, grid = _kernel("rotate", x, batch * tokens)
-    tables = [table.float().contiguous() for table in (cosine, sine)]
-    numbers = (batch * tokens, columns, tokens, dim, int(x.dtype == torch.bfloat16), eps)
-    kernel(grid, (256, 1, 1), [x, weight.to(x.dtype), *tables, out, *numbers])
-    return out
-
-
-@_rotated.register_fake
-def _(
-    x: torch.Tensor, weight: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, eps: float
-) -> torch.Tensor:
-    return x.new_empty(x.shape)
