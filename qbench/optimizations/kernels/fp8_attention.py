@@ -103,7 +103,7 @@ class Kernels(NamedTuple):
     """The kernels of one head dimension, compiled for the current device."""
 
     stats: Kernel
-    total: Kernel
+    totals: Kernel
     pack: Kernel
     attend: Kernel
 
@@ -117,10 +117,11 @@ def _kernels(_: int, dim: int, is_bf16: int, skips: bool) -> Kernels:
         known = {**defines, **known}
         return build(file, *names, capability=HOPPER, defines=known, after=layout)
 
-    stats, total, pack = made("fp8_pack.cu", "stats", "total", "pack", IS_BF16=is_bf16)
+    names = ("stats", "attention_totals", "pack")
+    stats, totals, pack = made("fp8_pack.cu", *names, IS_BF16=is_bf16)
     (attention,) = made("fp8_attention.cu", "attend")
     attention.set_shared_memory_config(SHAPES[dim].stages * _tile_bytes(dim))
-    return Kernels(stats, total, pack, attention)
+    return Kernels(stats, totals, pack, attention)
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -209,7 +210,7 @@ def pack_and_attend(
     batch, queries, heads, dim = work.shape
     tokens, rows, is_bf16 = k.shape[1], batch * heads, int(k.dtype == torch.bfloat16)
     kernels = _kernels(k.device.index or 0, dim, is_bf16, skip is not None)
-    kernels.total(
+    kernels.totals(
         (rows, 1, 1),
         (2 * dim, 1, 1),
         [work.partial, work.totals, work.v_scale, tokens, work.chunks],

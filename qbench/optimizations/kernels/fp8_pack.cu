@@ -64,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(256) stats(
 // Of all chunks: the mean of K's channels, what V's are multiplied by, and what that is undone by.
 // `partial` holds sums of K and maxima of V, (heads, chunks, 2, D); `totals` is (heads, 2, D).
 extern "C" __global__ void __launch_bounds__(2 * D)
-    total(const float* partial, float* totals, float* v_scale, int tokens, int chunks) {
+    attention_totals(const float* partial, float* totals, float* v_scale, int tokens, int chunks) {
     const int which = threadIdx.x / D, channel = threadIdx.x % D;
     const float* at = partial + (long long)blockIdx.x * chunks * 2 * D + threadIdx.x;
     float total = 0.0f;

@@ -1,9 +1,9 @@
 """Rotary self-attention: query and key are normed over all heads and rotated on their way to it.
 
-Where FP8 attention follows, one kernel (`fp8_heads.cu`) norms, rotates and quantizes the query, and
-norms, rotates and sums up the key; before, each was a pass of its own. The key is quantized in a
-second pass, for it is centred first, and that takes all of it. Everywhere else `fp8_rotary.cu`
-norms and rotates.
+Where FP8 attention follows, one kernel (`fp8_attention_inputs.cu`) norms, rotates and quantizes the
+query, and norms, rotates and sums up the key; before, each was a pass of its own. The key is
+quantized in a second pass, for it is centred first, and that takes all of it. Everywhere else
+`fp8_rotary.cu` norms and rotates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional
 from qbench.optimizations.kernels import fp8_attention
 from qbench.optimizations.kernels import rows as row_kernels
 
-CHUNK = 128  # tokens a block, as in fp8_heads.cu
+CHUNK = 128  # tokens a block, as in fp8_attention_inputs.cu
 Tables = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, (1, tokens, 1, channels of a head)
 
 
@@ -118,7 +118,9 @@ def _attended(
     work = fp8_attention.Work(q, tokens, CHUNK)
     rotated = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     sources = ("fp8_attention_layout.cu", "fp8_rotary.cu")
-    kernel = row_kernels.kernel("fp8_heads.cu", "heads", heads * dim, q, {"D": dim}, sources)
+    kernel = row_kernels.kernel(
+        "fp8_attention_inputs.cu", "attention_inputs", heads * dim, q, {"D": dim}, sources
+    )
     kernel.run(
         (3 * work.chunks, batch, 1),
         (kernel.threads, 1, 1),

@@ -39,7 +39,7 @@ __device__ __forceinline__ void write_totals(const float (&mine)[VECTORS][8], in
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, LANES == 32 ? 2 : 1) heads(
+extern "C" __global__ void __launch_bounds__(THREADS, LANES == 32 ? 2 : 1) attention_inputs(
     const u16* __restrict__ q, const u16* __restrict__ k, const u16* __restrict__ v,
     const u16* __restrict__ q_weight, const u16* __restrict__ k_weight,
     const float* __restrict__ cosine, const float* __restrict__ sine, u16* __restrict__ k_out,
