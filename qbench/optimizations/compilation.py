@@ -12,6 +12,7 @@ from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Compile
 
 if TYPE_CHECKING:
+    from qbench.optimizations.changes import Forward
     from qbench.pipelines.base import Module, VideoPipeline
 
 BATCH_SIZES = 3  # at most, in a run: one video, a batch, a smaller one
@@ -27,6 +28,10 @@ def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> Changes:
     rest as they are, which would be measured as compiled: the limit is raised, and is an error. Of
     blocks that will be `hooked` (by a cache, by group offload) only the forward is compiled: hooks
     come around it later, since a hook that is traced makes every block a program of its own.
+
+    CogVideoX's first block is given a part of a longer tensor, with gaps in memory, for which torch
+    compiles a second program: a third of the first call on a CPU. A copy closes the gaps there; on
+    a GPU, where memory is what runs out first, it would be one more tensor of all tokens.
     """
     import torch
 
@@ -47,17 +52,38 @@ def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> Changes:
         old = getattr(limits, name)
         setattr(limits, name, value)
         changes.on_undo(functools.partial(setattr, limits, name, old))
+    closed = _closed if module.device.type == "cpu" else (lambda call: call)
     for block in parts:
         if hooked:
-            changes.replace(block, "forward", compiled(block.forward))
+            changes.replace(block, "forward", closed(compiled(block.forward)))
         else:
             _compile(block, wanted, changes)
+            block._compiled_call_impl = closed(block._compiled_call_impl)
     return changes
 
 
 def _compile(module: Module, wanted: Compile, changes: Changes) -> None:
     changes.replace(module, "_compiled_call_impl", None)  # torch's own place for it
     module.compile(mode=wanted.mode, dynamic=False, fullgraph=wanted.fullgraph)
+
+
+def _closed(call: Forward) -> Forward:
+    """`call`, whose tensors have one layout for each of their shapes, but for permuted axes."""
+    import torch
+
+    def without_gaps(value: object) -> object:
+        if not isinstance(value, torch.Tensor):
+            return value
+        span = 1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+        # A contiguous one may have any stride along an axis of one, and torch compiles for it.
+        if value.is_contiguous() or span > value.numel():
+            return value.reshape(-1).view(value.shape)
+        return value
+
+    def closed(*args: object, **kwargs: object) -> object:
+        return call(*map(without_gaps, args), **{k: without_gaps(v) for k, v in kwargs.items()})
+
+    return closed
 
 
 def know_cpu() -> None:

@@ -6,6 +6,7 @@ capability, and NVML, which survives a fork, answers both. What asks for more is
 """
 
 import contextlib
+import gc
 import importlib
 import os
 from typing import Any
@@ -88,3 +89,7 @@ if os.path.exists("/dev/nvidiactl"):
     _import_beside_a_gpu()
 else:
     _import_all()
+# Half a million objects of libraries are no garbage of a run, and each of its collections would
+# look at them all, a third of a second, and so copy the memory that it shares with the others.
+gc.collect()
+gc.freeze()

@@ -170,10 +170,13 @@ def test_layers_that_torchao_takes_for_block_scaled_keep_their_type() -> None:
     assert names["fp8_dynamic_row"] - names["fp8_dynamic_tensor"] == {"time_embedding.linear_2"}
 
 
-def test_regional_compilation_keeps_the_function() -> None:
+def test_regional_compilation_keeps_the_function_and_makes_one_program_of_all_blocks() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     pipeline = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu")
     compilation.apply(pipeline, schema.Compile(scope="blocks"), hooked=False)
     assert _error(pipeline.denoiser, torch.float32) < 1e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     compiled = [
         block._compiled_call_impl is not None for block in pipeline.denoiser.transformer_blocks
     ]
