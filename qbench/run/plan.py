@@ -53,7 +53,8 @@ def plan(
 ) -> list[Planned]:
     """The recipes of these files, each reference before those that are compared with it.
 
-    A reference that is not named is found in the recipe's own folders, else among those shipped.
+    A reference that is not named is found in the recipe's own folders, else among those shipped,
+    and one of those is measured as the recipe is: of its model, at its size.
     Overrides of `variant`, name, about, expects and noise_floor change the recipes that are named
     and no recipe that another of this sweep is compared with, named or not; all others change
     both. trust_torchscript writes the SHA-256 of a TorchScript network for FVD into the recipes, as
@@ -93,14 +94,23 @@ def plan(
             _end_of_chain(named[wanted].recipe, item.recipe, loaded)
             continue
         other = found(_beside(loaded, wanted), shared)
-        # What its own file compares it with is no part of this sweep.
-        itself = other.recipe.model_copy(update={"name": wanted, "reference": wanted})
+        itself = _reference(other, item.recipe)
         notes = (_unchanged(wanted, overrides),) if _variant(overrides) else ()
         chosen = _checked(replace(other, recipe=itself))
         implied[wanted] = Planned(itself, chosen, shared, implied=True, notes=notes)
     everything = [*implied.values(), *named.values()]
     spelled = [replace(item, recipe=_one_spelling(item.recipe)) for item in everything]
     return sorted(spelled, key=lambda item: not item.recipe.is_reference)
+
+
+def _reference(other: Loaded, recipe: Recipe) -> Recipe:
+    """What `recipe` is compared with, by the file that its name stands for."""
+    # What its own file compares it with is no part of this sweep.
+    itself = {"name": recipe.reference, "reference": recipe.reference}
+    if other.path.resolve().is_relative_to(shipped.FOLDER.resolve()):
+        itself |= {name: getattr(other.recipe, name) for name in (*OWN, "variant") - itself.keys()}
+        return recipe.model_copy(update=itself)
+    return other.recipe.model_copy(update=itself)
 
 
 def outputs_bytes(planned: list[Planned]) -> int:

@@ -69,6 +69,23 @@ def test_a_reference_is_found_beside_then_among_the_shipped_and_is_the_end(tmp_p
         plan([own], {})
 
 
+def test_a_shipped_reference_is_of_the_model_and_size_of_the_recipe_that_names_it(
+    tmp_path: Path,
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "extends: qbench:int8\nmodel: tiny-zeroscope\ngeneration: {steps: 7}\n"
+        "prompts: {count: 3}\nnoise_floor: true\n"
+    )
+    fp32, variant = plan([own], {"measure.repeats": "2"})
+    assert fp32.recipe.settings_fingerprint() == variant.recipe.settings_fingerprint()
+    assert (fp32.recipe.name, fp32.recipe.variant.dtype, fp32.recipe.variant.quantize) == (
+        "fp32", "fp32", None,
+    )  # fmt: skip
+    assert not fp32.recipe.noise_floor
+    assert len(fp32.prompts.prompts) == 3
+
+
 def test_a_chain_of_references_is_refused(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("extends: qbench:int8\nreference: bf16\n")
