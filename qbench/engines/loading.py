@@ -18,7 +18,7 @@ from qbench.recipe.choices import AS_MODULE
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qbench.engines.base import EngineDenoiser
+    from qbench.engines.denoiser import EngineDenoiser
     from qbench.engines.formats import Run
     from qbench.pipelines.base import Module
 
@@ -49,7 +49,7 @@ def load_engine(
 
 def denoiser(folder: Path, written: Manifest) -> EngineDenoiser | Module:
     """The denoiser of a folder that is known to be good: a module where the format holds one."""
-    from qbench.engines.base import EngineDenoiser
+    from qbench.engines.denoiser import EngineDenoiser
     from qbench.engines.inputs import Signature
 
     shell = _shell(folder, written)

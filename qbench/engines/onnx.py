@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,17 +47,25 @@ def is_large(module: Module) -> bool:
     return size > MAX_BYTES
 
 
-def export(module: Module, signature: Signature, example: Mapping[str, Tensor], path: Path) -> Path:
+def export(
+    module: Module, signature: Signature, example: Mapping[str, Tensor], path: Path
+) -> float:
     """Write `module` as ONNX; weights beside it where they pass 2 GB.
 
     Its inputs have the names of `signature`, and a free first axis where they grow with a batch.
     example: one call's tensors by name.
+    Returns the seconds that were spared since the same graph was exported before.
     """
     import torch
 
+    from qbench.engines import onnx_kept
     from qbench.engines.inputs import for_export
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    kept = None if is_large(module) else onnx_kept.place(module, signature, example)
+    began = time.perf_counter()
+    if kept and (seconds := onnx_kept.fill(kept, module, path)) is not None:
+        return max(0.0, seconds - (time.perf_counter() - began))
     positional, tensors, free = for_export(module, signature, example)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
@@ -73,7 +82,9 @@ def export(module: Module, signature: Signature, example: Mapping[str, Tensor], 
             external_data=is_large(module),
             verbose=False,
         )
-    return path
+    if kept:
+        onnx_kept.keep(path, module, time.perf_counter() - began, kept)
+    return 0.0
 
 
 def layers(events: Sequence[Mapping[str, object]], path: Path) -> list[Layer]:

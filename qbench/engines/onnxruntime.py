@@ -61,15 +61,15 @@ def write(
     if wanted and wanted.scheme == "int8_static":
         form = static_forms.Integers()
         with static_balance.balanced(video, seen or {}, form) as found:
-            onnx.export(module, signature, example, path)
+            spared_s = onnx.export(module, signature, example, path)
         onnx_static.quantize(path, found, form, onnx.is_large(module))
-        return Bound(opset=onnx.OPSET)
-    onnx.export(module, signature, example, path)
+        return Bound(opset=onnx.OPSET, spared_s=spared_s)
+    spared_s = onnx.export(module, signature, example, path)
     if wanted:
         quantize(path).replace(path)
         for data in folder.glob(f"{GRAPH}.data*"):  # of the graph before it was quantized
             data.unlink()
-    return Bound(opset=onnx.OPSET)
+    return Bound(opset=onnx.OPSET, spared_s=spared_s)
 
 
 def open(folder: Path, shell: Module, written: Interface) -> Run:

@@ -10,7 +10,7 @@ from qbench.recipe.choices import ENGINES
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qbench.engines.base import EngineDenoiser
+    from qbench.engines.denoiser import EngineDenoiser
     from qbench.pipelines.base import Module
     from qbench.recipe.schema import Variant
 

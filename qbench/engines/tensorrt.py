@@ -60,10 +60,10 @@ def write(
     if wanted:
         form = static_forms.Symmetric("fp8" if wanted.scheme == "fp8_static" else "int8")
         with static_balance.balanced(video, seen or {}, form) as found:
-            onnx.export(module, signature, example, graph)
+            spared_s = onnx.export(module, signature, example, graph)
         onnx_static.quantize(graph, found, form, onnx.is_large(module))
     else:
-        onnx.export(module, signature, example, graph)
+        spared_s = onnx.export(module, signature, example, graph)
     here = compute_capability() if gpu else ""
     library = tensorrt_plan.library()
     timings = _timings(library.__version__, here) if gpu and chosen.cache else None
@@ -78,6 +78,7 @@ def write(
         compute_capability=chosen.compute_capability or here,
         exactly={LIBRARIES[library.__name__]: library.__version__},
         opset=onnx.OPSET,
+        spared_s=spared_s,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 from typing import TYPE_CHECKING
 
 from qbench import cache
@@ -89,15 +90,22 @@ def _closed(call: Forward) -> Forward:
 def know_cpu() -> None:
     """Have inductor find out which instruction sets it can use here, and keep that for all runs.
 
-    It compiles and loads a program for each, some seven seconds on one core. That is a fact of the
-    machine and no cost of the variant that happens to be compiled first. What it keeps is named for
-    the compiler, torch and instruction set.
+    It compiles and loads a program for each, some seven seconds on one core, so here on all cores
+    at once. That is a fact of the machine and no cost of the variant that happens to be compiled
+    first. What it keeps is named for the compiler, torch and instruction set.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from torch._inductor import cpu_vec_isa
 
     own = os.environ.get(KEPT)
     os.environ[KEPT] = str(cache.folder() / "inductor")
     try:
+        if platform.machine() in ("x86_64", "AMD64"):
+            flags = set(cpu_vec_isa.x86_isa_checker())
+            sets = cpu_vec_isa.supported_vec_isa_list
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(bool, [one for one in sets if set(str(one).split()) <= flags]))
         cpu_vec_isa.valid_vec_isa_list()
     finally:
         if own is None:

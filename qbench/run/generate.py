@@ -198,7 +198,7 @@ def _of_engine(session: Session, step: Callable[[], None]) -> Profile | None:
     """By the runtime's own profiler, and on a GPU by torch's, which sees the kernels of any."""
     import time
 
-    from qbench.engines import EngineDenoiser
+    from qbench.engines.denoiser import EngineDenoiser
     from qbench.meters import profile as profiling
 
     seconds: list[float] = []

@@ -35,9 +35,13 @@ class Stages:
         self.name = stage
         self.link.emit(StageEntered(stage, done, total, unit))
 
-    def leave(self, stage: str) -> None:
-        """End a stage that happens once, and record it."""
-        self.recorder.stage(stage, Stage(seconds=[self._clock.lap()], peak=self._meter.lap()))
+    def leave(self, stage: str, spared_s: float = 0.0) -> None:
+        """End a stage that happens once, and record it.
+
+        spared_s: what it would have taken longer, had an earlier run not done a part of it.
+        """
+        seconds = self._clock.lap() + spared_s
+        self.recorder.stage(stage, Stage(seconds=[seconds], peak=self._meter.lap()))
 
     # Stages of a video, many times over ----------------------------------------------------------
 

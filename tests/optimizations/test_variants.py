@@ -282,7 +282,8 @@ def test_tracked_engine_matches_and_a_wrong_one_is_refused(
 ) -> None:
     """ONNX Runtime against the module; then the same engine with its output scaled by 1.1."""
     pytest.importorskip("onnxruntime")
-    from qbench.engines import EngineDenoiser, engine, onnx, static_seen
+    from qbench.engines import engine, onnx, static_seen
+    from qbench.engines.denoiser import EngineDenoiser
     from qbench.engines.inputs import interface, signature
     from qbench.engines.manifest import Bound
     from qbench.engines.parity import parity

@@ -13,8 +13,8 @@ import torch
 from tiny import build, denoised, inputs, settings
 
 from qbench import engines, support
-from qbench.engines import EngineDenoiser
 from qbench.engines import inputs as engine_inputs
+from qbench.engines.denoiser import EngineDenoiser
 from qbench.engines.manifest import Bound
 from qbench.engines.parity import parity
 from qbench.errors import Unsupported

@@ -87,7 +87,8 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     folder = tmp_path_factory.mktemp("graph")
     video = build("cogvideox", folder, torch.bfloat16)
     signed, calls = _calls(video)
-    path = exporting.export(video.denoiser, signed, calls[0], folder / "denoiser.onnx")
+    path = folder / "denoiser.onnx"
+    exporting.export(video.denoiser, signed, calls[0], path)
     return Graph(video, signed, calls, _seen(video, signed, calls), path)
 
 
