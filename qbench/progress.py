@@ -58,6 +58,11 @@ class _Line:
         return f"{text}  on {self.where}" if self.where else text
 
 
+def _key(recipe: Recipe) -> tuple[str, str]:
+    """Recipes of several models may each have a reference of one name."""
+    return recipe.name, recipe.settings_fingerprint()
+
+
 class Progress:
     """Follows the events of a sweep's runs, one at a time or many. Quiet says only what went wrong.
 
@@ -67,13 +72,13 @@ class Progress:
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
         self._live: Live | None = None
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[tuple[str, str], _Line] = {}
         self._lock = threading.RLock()  # runs on a cluster are heard in threads of their own
 
     def begin(self, recipe: Recipe, position: int, total: int) -> None:
         with self._lock:
             head = f"[{position}/{total}] {recipe.name}" if position else recipe.name
-            self._lines[recipe.name] = _Line(head)
+            self._lines[_key(recipe)] = _Line(head)
             if not self._console.is_terminal or self._quiet:
                 self._line(head)
                 return
@@ -84,7 +89,7 @@ class Progress:
 
     def event(self, recipe: Recipe, event: Event) -> None:
         with self._lock:
-            line = self._lines[recipe.name]
+            line = self._lines[_key(recipe)]
             tell = line.hear(event)
             if isinstance(event, WorkPlanned) and event.output_bytes >= LARGE:
                 self.note(f"raw videos will take {event.output_bytes / 2**30:.1f} GiB on disk")
@@ -99,12 +104,12 @@ class Progress:
 
     def dropped(self, recipe: Recipe) -> None:
         with self._lock:
-            self._lines.pop(recipe.name, None)
+            self._lines.pop(_key(recipe), None)
             self._show()
 
     def end(self, record: Record, path: Path, fresh: bool) -> None:
         with self._lock:
-            line = self._lines.pop(record.recipe.name)
+            line = self._lines.pop(_key(record.recipe))
             self._show()
         spent = f"{time.monotonic() - line.began:.0f} s"
         if not fresh:

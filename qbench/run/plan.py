@@ -54,7 +54,8 @@ def plan(
     """The recipes of these files, each reference before those that are compared with it.
 
     A reference that is not named is found in the recipe's own folders, else among those shipped,
-    and one of those is measured as the recipe is: of its model, at its size.
+    and one of those is measured as the recipe is: of its model, at its size. So recipes of several
+    models, or sizes, that name a shipped one have one each.
     Overrides of `variant`, name, about, expects and noise_floor change the recipes that are named
     and no recipe that another of this sweep is compared with, named or not; all others change
     both. trust_torchscript writes the SHA-256 of a TorchScript network for FVD into the recipes, as
@@ -85,32 +86,71 @@ def plan(
         notes = (_unchanged(name, overrides),) if kept and apart else ()
         named[name] = Planned(loaded.recipe, _checked(loaded), applied, notes=notes)
         sources[name] = loaded
-    implied: dict[str, Planned] = {}
-    for item, loaded in [(named[name], sources[name]) for name in named]:
-        wanted = item.recipe.reference
-        if item.recipe.is_reference or wanted is None or wanted in implied:
+    implied: dict[tuple[str, ...], Planned] = {}
+    files_of: dict[tuple[str, ...], Loaded] = {}
+    for name, item in named.items():
+        loaded, wanted = sources[name], item.recipe.reference
+        if item.recipe.is_reference or wanted is None:
             continue
-        if wanted in named:
-            _end_of_chain(named[wanted].recipe, item.recipe, loaded)
-            continue
-        other = found(_beside(loaded, wanted), shared)
-        itself = _reference(other, item.recipe)
-        notes = (_unchanged(wanted, overrides),) if _variant(overrides) else ()
-        chosen = _checked(replace(other, recipe=itself))
-        implied[wanted] = Planned(itself, chosen, shared, implied=True, notes=notes)
+        other = None
+        if there := named.get(wanted):
+            comparable = _one_settings(there.recipe) == _one_settings(item.recipe)
+            if comparable or not _is_shipped(sources[wanted]):
+                _end_of_chain(there.recipe, item.recipe, loaded)
+                other = there.recipe
+        if other is None:
+            referred = found(_beside(loaded, wanted), shared)
+            other = _reference(referred, item.recipe)
+            key = (wanted, *_one_settings(other))
+            if key not in implied:
+                first = not any(one == wanted for one, *_ in implied)
+                notes = (_unchanged(wanted, overrides),) if first and _variant(overrides) else ()
+                chosen = _checked(replace(referred, recipe=other))
+                implied[key] = Planned(other, chosen, shared, implied=True, notes=notes)
+                files_of[key] = referred
+            elif implied[key].recipe.variant != other.variant:
+                raise InputError(_twice(referred, files_of[key], overrides))
+        if differing := differing_settings(item.recipe, other):
+            note = f"{name} will not be compared with {wanted}, which differs in {differing}"
+            named[name] = replace(item, notes=(*item.notes, note))
     everything = [*implied.values(), *named.values()]
     spelled = [replace(item, recipe=_one_spelling(item.recipe)) for item in everything]
     return sorted(spelled, key=lambda item: not item.recipe.is_reference)
+
+
+def differing_settings(one: Recipe, other: Recipe) -> str:
+    """The fields that runs must share to be compared and these do not, by their dotted names."""
+    a, b = (_fields(_one_spelling(recipe).measured_settings()) for recipe in (one, other))
+    return ", ".join(name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name))
+
+
+def _fields(tree: Mapping[str, object], above: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found |= _fields(value, f"{above}{name}.")
+        else:
+            found[above + name] = value
+    return found
+
+
+def _one_settings(recipe: Recipe) -> tuple[str, str]:
+    """What a recipe and its reference have in common: how, and where, both are measured."""
+    return _one_spelling(recipe).settings_fingerprint(), recipe.device
 
 
 def _reference(other: Loaded, recipe: Recipe) -> Recipe:
     """What `recipe` is compared with, by the file that its name stands for."""
     # What its own file compares it with is no part of this sweep.
     itself = {"name": recipe.reference, "reference": recipe.reference}
-    if other.path.resolve().is_relative_to(shipped.FOLDER.resolve()):
+    if _is_shipped(other):
         itself |= {name: getattr(other.recipe, name) for name in (*OWN, "variant") - itself.keys()}
         return recipe.model_copy(update=itself)
     return other.recipe.model_copy(update=itself)
+
+
+def _is_shipped(loaded: Loaded) -> bool:
+    return loaded.path.resolve().is_relative_to(shipped.FOLDER.resolve())
 
 
 def outputs_bytes(planned: list[Planned]) -> int:

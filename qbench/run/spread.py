@@ -7,6 +7,7 @@ once. What arrives is written by this machine alone, and is in its place once it
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import queue
@@ -127,7 +128,7 @@ class _Spread:
         self._order = Order()
         self._nodes: dict[str, _Node] = {}
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._items = {item.recipe.name: item for item in sweep.queue}
+        self._items = {sweep.key(item.recipe): item for item in sweep.queue}
         self._again: dict[str, str] = {}  # runs that were lost once, and why
         self._asked: set[str] = set()  # sites that were, whatever came of it
         self._asking = 0
@@ -237,7 +238,7 @@ class _Spread:
             if item.recipe.is_reference:
                 for site in self._order.sites.values():
                     if self._sweep.complete(item, self._nodes[site.name].environment):
-                        self._order.prefer(item.recipe.name, site.kind)
+                        self._order.prefer(self._sweep.key(item.recipe), site.kind)
                         break
 
     def _check_devices(self) -> None:
@@ -267,9 +268,14 @@ class _Spread:
     # Runs -----------------------------------------------------------------------------------------
 
     def _add(self, items: list[Planned]) -> None:
+        loads = []
         for item in items:
-            self._items[item.recipe.name] = item
-        self._order.add(*(load_of(item, self._needed(item.recipe)) for item in items))
+            key = self._sweep.key(item.recipe)
+            self._items[key] = item
+            load = load_of(item, self._needed(item.recipe))
+            group = self._sweep.key(item.recipe, load.group)
+            loads.append(dataclasses.replace(load, name=key, group=group))
+        self._order.add(*loads)
 
     def _hear(self) -> None:
         """What the threads say, for a moment."""
@@ -304,7 +310,7 @@ class _Spread:
             raise message.error
 
     def _ended(self, item: Planned, record: Record) -> None:
-        name = item.recipe.name
+        name = self._sweep.key(item.recipe)
         measured = record.status == "ok" and self._places.pop(name).task is not None
         self._order.ended(name, time.monotonic(), measured)
         more = self._sweep.floors(item, record)
@@ -349,7 +355,7 @@ class _Spread:
             self.watcher.dropped(item.recipe)
             if not self.stopping:
                 begun = not isinstance(lost, NoSeat)
-                self._inbox.put(_Again(item.recipe.name, str(lost), begun))
+                self._inbox.put(_Again(self._sweep.key(item.recipe), str(lost), begun))
         finally:
             place.over()  # after it is said what came of it: parts that wait end after the run
 

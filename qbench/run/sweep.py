@@ -25,7 +25,7 @@ from qbench.run.events import Event
 from qbench.run.execution import Stopped
 from qbench.run.here import Finished, Here, Task, locked
 from qbench.run.interrupts import Interrupts
-from qbench.run.plan import Planned
+from qbench.run.plan import Planned, differing_settings
 
 
 class Watcher(Protocol):
@@ -112,7 +112,7 @@ def ended_well(
     finally:
         with interrupts.held():
             close()
-    order = {item.recipe.name: number for number, item in enumerate(sweep.queue)}
+    order = {sweep.key(item.recipe): number for number, item in enumerate(sweep.queue)}
     finished = sorted(sweep.finished.items(), key=lambda one: order[one[0]])
     return Swept([one for _, one in finished], interrupted, stopped)
 
@@ -146,11 +146,30 @@ class Sweep:
         self.queue, self.out = queue, out
         self._watcher, self._interrupts = watcher, interrupts
         self._fresh, self._noise_floors = fresh, noise_floors
-        self.finished: dict[str, Finished] = {}
+        self.finished: dict[str, Finished] = {}  # by their keys
+        self._several = len({_settings(item.recipe) for item in queue}) > 1
+
+    def key(self, recipe: Recipe, name: str = "") -> str:
+        """What tells a run from all others of the sweep: its name, where recipes share settings.
+
+        Those of several models may each have a reference of one name, and floors of it.
+        name: of another recipe that is measured as this one, such as its reference.
+        """
+        called = name or recipe.name
+        return f"{called} ({recipe.model}, {_settings(recipe)[:4]})" if self._several else called
+
+    def _compared(self, recipe: Recipe) -> Finished | None:
+        """The run of what a recipe is compared with; one of its name tells why there is none."""
+        if recipe.is_reference or recipe.reference is None:
+            return None
+        if same := self.finished.get(self.key(recipe, recipe.reference)):
+            return same
+        named = [one for one in self.finished.values() if one[1].recipe.name == recipe.reference]
+        return named[0] if named else None
 
     def one(self, item: Planned, place: Place) -> Finished:
         """The run of this item, complete already or run now in that place."""
-        folder, record = self.finished[item.recipe.name] = self._one(item, place)
+        folder, record = self.finished[self.key(item.recipe)] = self._one(item, place)
         return folder, record
 
     def complete(self, item: Planned, environment: Environment) -> bool:
@@ -164,7 +183,7 @@ class Sweep:
 
     def _one(self, item: Planned, place: Place) -> Finished:
         recipe, watcher = item.recipe, self._watcher
-        reference = None if recipe.is_reference else self.finished.get(recipe.reference or "")
+        reference = self._compared(recipe)
         draft = self._draft(item, place.environment(recipe.device), reference)
         folder = self._folder(draft)
         with ExitStack() as held:
@@ -237,7 +256,8 @@ class Sweep:
         """The noise floors to measure before the verdicts that rest on them."""
         if not (self._noise_floors and item.recipe.is_reference and reference.status == "ok"):
             return []
-        recipe, others = reference.recipe, [other.recipe for other in self.queue]
+        recipe, settings = reference.recipe, _settings(item.recipe)
+        others = [one.recipe for one in self.queue if _settings(one.recipe) == settings]
         if not floors.wanted(reference, others):
             return []
         missing = floors.missing(recipe, others, reference.environment.device)
@@ -261,16 +281,21 @@ class Sweep:
                 continue
             same = other.reference.outputs and other.reference.outputs == record.outputs_sha256
             if not same:
-                lost.append(other.recipe.name)
+                lost.append(other.recipe)
                 continue
             renewed = other.reference.model_copy(update={"run": record.run})
             execution.keep(recorder.changed(other, reference=renewed), path.parent)
-        named = {item.recipe.name for item in self.queue}
-        if lost := [name for name in lost if name not in named]:
+        named = {self.key(item.recipe) for item in self.queue}
+        if names := [other.name for other in lost if self.key(other) not in named]:
             self._watcher.note(
                 f"{record.recipe.name} made other videos than before; compared with the earlier "
-                f"ones, and to be run again for a verdict: {', '.join(lost)}"
+                f"ones, and to be run again for a verdict: {', '.join(names)}"
             )
+
+
+def _settings(recipe: Recipe) -> str:
+    """What all that is compared with each other has in common, and where it runs."""
+    return digest([recipe.settings_fingerprint(), recipe.device])
 
 
 def _networks(recipe: Recipe) -> str:
@@ -307,25 +332,9 @@ def _readable(folder: Path) -> Record | None:
 
 def _incomparable(recipe: Recipe, ours: Fingerprints, theirs: Record) -> str:
     """Why a run is not compared with its reference: what differs beside the variant."""
-    a, b = _settings(recipe), _settings(theirs.recipe)
-    differing = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+    differing = differing_settings(recipe, theirs.recipe)
     if not differing:
         pairs = zip(ours.ranking(), theirs.fingerprints.ranking(), strict=True)
         names = ("settings", "prompts", "model", "hardware", "software", "networks")
-        differing = [name for name, (x, y) in zip(names, pairs, strict=True) if x != y]
-    return f"not compared with {theirs.recipe.name}, which differs in {', '.join(differing)}"
-
-
-def _settings(recipe: Recipe) -> dict[str, object]:
-    """The fields that runs must share to be compared, by their dotted names."""
-    found: dict[str, object] = {}
-
-    def walk(tree: dict[str, object], above: str) -> None:
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                walk(value, f"{above}{name}.")
-            else:
-                found[above + name] = value
-
-    walk(recipe.measured_settings(), "")
-    return found
+        differing = ", ".join(name for name, (x, y) in zip(names, pairs, strict=True) if x != y)
+    return f"not compared with {theirs.recipe.name}, which differs in {differing}"

@@ -8,8 +8,14 @@ import pytest
 from conftest import RECIPES, ROOT
 
 from qbench.errors import InputError
+from qbench.meters.environment import Environment
+from qbench.recipe.schema import Variant
 from qbench.results import store
-from qbench.run import sweep
+from qbench.results.record import Record
+from qbench.run import execution, recorder, sweep
+from qbench.run.here import Task
+from qbench.run.interrupts import Interrupts
+from qbench.run.machines import read_environment
 from qbench.run.plan import Planned, outputs_bytes, plan
 
 
@@ -148,3 +154,81 @@ def test_a_complete_run_takes_todays_labels() -> None:
     shown = sweep._relabelled(record, draft)
     assert (shown.recipe, shown.overrides) == (recipe, {"expects": "drift"})
     assert shown.quality == record.quality
+
+
+def _of_two_models(tmp_path: Path) -> list[Path]:
+    paths = []
+    for name, text in (
+        ("unet", "extends: qbench:int8\nmodel: tiny-zeroscope\ngeneration: {steps: 3}\n"),
+        ("dit", "extends: qbench:bf16\ngeneration: {steps: 2}\n"),
+    ):
+        paths.append(tmp_path / f"{name}.yaml")
+        paths[-1].write_text(text + "prompts: {count: 2}\n")
+    return paths
+
+
+def test_recipes_of_several_models_have_a_shipped_reference_each(tmp_path: Path) -> None:
+    paths = _of_two_models(tmp_path)
+    first, second, unet, dit = (item.recipe for item in plan(paths, {"variant.dtype": "fp16"}))
+    assert (first.name, second.name, first.variant, second.variant) == (
+        "fp32", "fp32", Variant(), Variant(),
+    )  # fmt: skip
+    assert unet.settings_fingerprint() == first.settings_fingerprint()
+    assert dit.settings_fingerprint() == second.settings_fingerprint()
+    assert first.settings_fingerprint() != second.settings_fingerprint()
+    # Named besides, it is measured as its own file says: that of the others is another run.
+    named = plan([*paths, RECIPES / "fp32.yaml"], {})
+    assert [item.recipe.name for item in named] == ["fp32", "fp32", "fp32", "unet", "dit"]
+    assert [item.implied for item in named] == [True, True, False, False, False]
+    # One reference is enough for all that are measured alike.
+    assert len(plan(paths, {"model": "tiny-zeroscope", "generation.steps": "3"})) == 3
+
+
+def test_own_reference_that_is_measured_otherwise_is_told_of_before_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("extends: qbench:fp32\nreference: own\n")
+    other = tmp_path / "other.yaml"
+    other.write_text("extends: qbench:int8\nreference: own\ngeneration: {steps: 3}\n")
+    for paths in ([other], [tmp_path / "own.yaml", other]):
+        (notes,) = [item.notes for item in plan(paths, {}) if item.recipe.name == "other"]
+        assert notes == ("other will not be compared with own, which differs in generation.steps",)
+    assert not any(item.notes for item in plan([other], {"generation.steps": "3"}))
+
+
+def test_two_references_of_one_name_and_settings_are_refused(tmp_path: Path) -> None:
+    paths = []
+    for folder, dtype in (("a", "fp32"), ("b", "bf16")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.yaml").write_text(
+            f"extends: qbench:base\nvariant: {{dtype: {dtype}}}\n"
+        )
+        paths.append(tmp_path / folder / f"{folder}.yaml")
+        paths[-1].write_text("extends: qbench:int8\nreference: own\n")
+    with pytest.raises(
+        InputError, match=r"b/own\.yaml:1: a second recipe named 'own'.*a/own\.yaml"
+    ):
+        plan(paths, {})
+
+
+class _Device:
+    """A place whose runs end as soon as they begin."""
+
+    def environment(self, device: str) -> Environment:
+        return read_environment(device)
+
+    def run(self, task: Task, work: Path) -> Record:
+        record = recorder.changed(task.draft, status="ok")
+        execution.keep(record, work)
+        return record
+
+
+def test_each_recipe_of_a_sweep_is_compared_with_the_reference_of_its_model(tmp_path: Path) -> None:
+    planned = plan(_of_two_models(tmp_path), {"device": "cpu"})
+    with Interrupts() as interrupts:
+        one = sweep.Sweep(planned, tmp_path, sweep.Silent(), False, True, interrupts)
+        records = [one.one(item, _Device())[1] for item in planned]
+    assert len({record.run for record in records}) == len(records) == 4
+    runs = {record.recipe.model: record.run for record in records[:2]}
+    for record in records[2:]:
+        assert record.reference
+        assert record.reference.run == runs[record.recipe.model]
+        assert not record.notes
