@@ -124,22 +124,44 @@ def first_call(session: Session) -> float:
 
 def first_video(session: Session) -> float:
     """Seconds of the first call: building, and the first video."""
+    return sum(_first(session).seconds.values()) + built_s(session)
+
+
+def _first(session: Session) -> Video:
     session.stages.enter("first call")
-    return sum(_untimed(session, 0).seconds.values()) + built_s(session)
+    return _untimed(session, 0)
 
 
-def warm_up(session: Session) -> None:
+def warm_up(session: Session) -> list[Video]:
+    made = []
     for number in range(session.recipe.measure.warmup):
         session.stages.enter("warm-up")
-        _untimed(session, number + 1)
+        made.append(_untimed(session, number + 1))
+    return made
 
 
 def _untimed(session: Session, number: int) -> Video:
     """A video before the timed ones: those whose error is followed by step, and then the first."""
-    wanted = session.recipe.quality.trajectories if session.compared and not session.lead else 0
-    if number < min(wanted, len(session.prompts)) and len(session.followed) == number:
+    if number < _followed(session) and len(session.followed) == number:
         return session.video([number], follow=True)
     return session.video([0])
+
+
+def _followed(session: Session) -> int:
+    """How many videos are followed by step: from number 0 on, each the first time it is made."""
+    wanted = session.recipe.quality.trajectories if session.compared and not session.lead else 0
+    return min(wanted, len(session.prompts))
+
+
+def _untimed_kept(session: Session) -> int:
+    """Videos before the timed ones that a noise floor keeps: it is there for its videos.
+
+    Where it is timed beside the reference, somebody wants its speed.
+    """
+    measured = session.recipe.measure
+    if not session.recipe.noise_floor or session.job.interleaved:
+        return 0
+    return min(_followed(session), 1 + measured.warmup, measured.repeats - 1)
 
 
 def _videos(session: Session) -> Timings:
@@ -149,15 +171,18 @@ def _videos(session: Session) -> Timings:
     measured, stages = session.recipe.measure, session.stages
     ahead = _videos_ahead(session) * session.generation.steps
     session.link.emit(WorkPlanned(ahead, session.output_bytes()))
-    first_call_s = first_video(session)
-    warm_up(session)
+    first = _first(session)
+    first_call_s = sum(first.seconds.values()) + built_s(session)
+    kept = [first, *warm_up(session)][: _untimed_kept(session)]
     gauges, turns = GaugeMeter(session.device), Turns(session)
     typical = mean if session.recipe.variant.cache else median  # cached steps are of two kinds
     session.forget()
     session.outputs.clear()
     samples: dict[str, list[float]] = {"text_encode": [], "denoise": [], "decode": []}
     latency, steps = [], []
-    for unit in range(measured.repeats):
+    for number, video in enumerate(kept):
+        session.outputs.add(number, video.frames, video.latents)
+    for unit in range(len(kept), measured.repeats):
         stages.enter("steady", unit + 1, measured.repeats)
         number = unit % len(session.prompts)
         turns.before(unit, number)
@@ -192,7 +217,7 @@ def _videos_ahead(session: Session) -> int:
     batches = -(-rest // session.recipe.quality.batch)
     if session.job.made is not None:
         batches = max(0, batches - len(list(session.job.made.iterdir())))
-    return 1 + measured.warmup + measured.repeats + batches
+    return 1 + measured.warmup + measured.repeats - _untimed_kept(session) + batches
 
 
 def _steps(session: Session) -> Timings:

@@ -144,3 +144,22 @@ def test_a_simulated_small_card_needs_a_card(tmp_path: Path) -> None:
     words = ["--set=measure.memory_limit_gib=8", "--device=cpu", f"--out={tmp_path}"]
     done = qbench("run", str(RECIPES / "fp32.yaml"), *words)
     assert "limits a GPU's memory, and there is none" in done.stdout
+
+
+def test_a_noise_floor_keeps_the_videos_before_the_timed_ones(tmp_path: Path) -> None:
+    """The reference itself under another name: its videos are those that the reference times."""
+    (tmp_path / "again.yaml").write_text(
+        "extends: fp32.yaml\nreference: fp32\nnoise_floor: true\nvariant: {dtype: fp32}\n"
+    )
+    (tmp_path / "fp32.yaml").write_text(
+        "model: tiny-cogvideox\nreference: fp32\ngeneration: {steps: 2}\nprompts: {count: 4}\n"
+        "measure: {repeats: 3, warmup: 1, interleave: false}\nquality: {trajectories: 2}\n"
+        "variant: {dtype: fp32}\n"
+    )
+    done = qbench("run", str(tmp_path), "--device=cpu", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = _records(tmp_path / "out")
+    again, fp32 = found["again"], found["fp32"]
+    assert (len(again.latency_s), len(fp32.latency_s)) == (1, 3)
+    assert again.outputs_sha256 == fp32.outputs_sha256 != ""
+    assert again.videos == 4
