@@ -91,19 +91,15 @@ class Session:
     ) -> torch.Tensor:
         """Final latents of the videos with these numbers, from their own noise.
 
-        steady: steps after which figures count, where steps are timed one by one.
+        steady: steps after which figures count, where steps are timed one by one; other ranks then
+        wait behind each for `lead.stepped`.
         """
-        said, lead = on_step, self.lead
+        lead = self.lead
         if self.computing and exchange is None and (steps is None or steady is not None):
-            said = on_step = self.computing.follow(on_step, len(numbers))
+            on_step = self.computing.follow(on_step, len(numbers))
         if lead:
             conditioning = lead.denoise(conditioning, numbers, steps, exchange is not None, steady)
             exchange = lead.exchange(exchange) if exchange else None
-
-            def on_step(step: int) -> None:
-                said(step)
-                lead.stepped(step, steady)
-
         return self.pipeline.denoise(
             self.generation,
             conditioning,

@@ -227,7 +227,8 @@ def _steps(session: Session) -> Timings:
     from qbench.quality.statistics import summarise
 
     measured, stages, link = session.recipe.measure, session.stages, session.link
-    count = 1 + measured.warmup + measured.repeats
+    steady = 1 + measured.warmup
+    count = steady + measured.repeats
     link.emit(WorkPlanned(count))
     stages.enter("first call")
     timer, gauges, turns = UnitTimer(session.device), GaugeMeter(session.device), Turns(session)
@@ -239,7 +240,7 @@ def _steps(session: Session) -> Timings:
         by_device, by_host = timer.end()
         gauges.end()
         link.emit(StepsDone())
-        unit = step - measured.warmup - 1  # of the timed ones, from 0 on
+        unit = step - steady  # of the timed ones, from 0 on
         if step == 0:
             first_call.append(by_host + built_s(session))
         if unit >= 0:
@@ -253,12 +254,15 @@ def _steps(session: Session) -> Timings:
                 stages.enter("steady", unit + 2, measured.repeats, "step")
                 turns.before(unit + 1, 0)
                 gauges.begin()
+        if session.lead:
+            session.lead.stepped(step, steady)
+        if step + 1 < count:
             timer.begin()
 
     conditioning = session.encode([0])
     session.keep_denoiser_alone()
     timer.begin()
-    session.denoise(conditioning, [0], on_step, steps=count, steady=1 + measured.warmup)
+    session.denoise(conditioning, [0], on_step, steps=count, steady=steady)
     return Timings(
         first_call_s=first_call[0],
         stages={"denoise": Stage(seconds=host, peak=stages.peak_since())},

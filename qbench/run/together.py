@@ -208,12 +208,14 @@ class Lead:
         """What the first rank goes on with after a step, all do."""
         return lambda step, latents: self._channel.hand(given(step, latents))
 
-    def stepped(self, step: int, steady: int | None) -> None:
-        """A step has ended, of those that are timed one by one."""
-        if steady is not None:
-            self._channel.wait()
-            if step + 1 == steady:
-                self.figures.forget()
+    def stepped(self, step: int, steady: int) -> None:
+        """Have all ranks begin the step behind this one together, where they are timed one by one.
+
+        What a rank does between steps, such as reading its gauges, is then in no rank's step.
+        """
+        self._channel.wait()
+        if step + 1 == steady:
+            self.figures.forget()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Have all ranks begin to decode these latents."""
@@ -319,7 +321,7 @@ def _denoise(
 ) -> None:
     import torch
 
-    from qbench.meters.clock import StepTimes
+    from qbench.meters.clock import StepTimes, UnitTimer
     from qbench.pipelines.base import Conditioning
 
     where = session.pipeline.pipe._execution_device
@@ -328,24 +330,28 @@ def _denoise(
         for name, shape, dtype in command.parts
     }
     session.stages.peak_since()
-    times = StepTimes(session.device)
+    times, timer = StepTimes(session.device), UnitTimer(session.device)
+    taken: list[float] = []
 
     def on_step(step: int) -> None:
-        nonlocal times
-        session.link.emit(StepsDone())
-        times.mark()
         if command.steady is None:
+            session.link.emit(StepsDone())
+            times.mark()
             return
-        _finish(session)
+        seconds, _ = timer.end()
         gauges.end()
-        channel.wait()
-        if step + 1 == command.steady:
+        session.link.emit(StepsDone())
+        if step + 1 > command.steady:
+            taken.append(seconds)
+        elif step + 1 == command.steady:
             figures.forget()
             session.stages.peak_since()
-            times = StepTimes(session.device)
         if command.steady <= step + 1 < (command.steps or 0):
             gauges.begin()
+        channel.wait()
+        timer.begin()
 
+    timer.begin()
     session.pipeline.denoise(
         session.generation,
         Conditioning(**handed),
@@ -358,7 +364,7 @@ def _denoise(
     _finish(session)
     figures.peak("denoise", session.stages.peak_since())
     figures.denoised()
-    if taken := times.seconds():
+    if taken := taken or times.seconds():
         figures.step_s.append(taken)
 
 

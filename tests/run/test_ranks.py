@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
 from conftest import RECIPES, SMALL
 
+from qbench.meters.memory import Peak
 from qbench.meters.nvml import Gauges
 from qbench.recipe.schema import Recipe
 from qbench.results.record import RankFigures, Record
-from qbench.run import crew, plan, sweep, together
+from qbench.run import crew, plan, sweep, timing, together
 from qbench.run.events import Event, StageEntered
 
 pytestmark = pytest.mark.slow
@@ -68,6 +73,34 @@ def test_record_has_the_figures_of_both_ranks(tmp_path: Path) -> None:
     assert first.step_s == record.step_s
     assert "decode" not in second.peaks  # it is not shared
     assert not list(tmp_path.rglob("ranks"))
+
+
+def test_single_steps_are_timed_on_both_ranks(tmp_path: Path) -> None:
+    more = {"measure.unit": "step", "measure.repeats": "3", "weights": "random"}
+    record = _run(tmp_path, sweep.Silent(), more)
+    assert record.status == "ok", record.reason
+    for rank in record.ranks:
+        assert [len(steps) for steps in rank.step_s] == [3]
+        assert len(rank.exchange_s) == 1
+        assert rank.exchange_s[0] < sum(rank.step_s[0])
+
+
+def test_waiting_for_ranks_between_steps_is_in_no_step() -> None:
+    """What another rank does there, such as reading its gauges, takes 0.3 s."""
+    session: Any = MagicMock(device="cpu", lead=SimpleNamespace(stepped=lambda *_: time.sleep(0.3)))
+    session.recipe.measure = SimpleNamespace(warmup=0, repeats=2)
+    session.recipe.variant.cache, session.job.interleaved = None, False
+    session.recorder.record = SimpleNamespace(stages={}, facts={}, interleaved="")
+    session.stages.peak_since = Peak
+
+    def denoise(_: object, __: object, on_step: Any, steps: int, steady: int) -> None:
+        for step in range(steps):
+            on_step(step)
+
+    session.denoise = denoise
+    found = timing._steps(session)
+    assert len(found.step_host_s) == 2
+    assert max(found.step_host_s) < 0.3
 
 
 @pytest.mark.parametrize(
