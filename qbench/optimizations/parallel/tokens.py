@@ -13,6 +13,7 @@ over all ranks, evenly or not: their order then differs from that on one GPU, an
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -77,6 +78,7 @@ def apply(video: VideoPipeline, attention: Attention, changes: Changes) -> None:
         return inner(*args, **kwargs)
 
     changes.compute(module, forward)
+    changes.on_undo(attention.release)
 
 
 def check_heads(heads: int, wanted: int) -> None:
@@ -100,6 +102,7 @@ class Attention:
         self.ranks, self._wanted = ranks, pieces
         self._known: dict[tuple[str, Shapes], list[int]] = {}
         self._shapes: Shapes = ()
+        self._held: dict[str, Tensor] = {}
 
     def begin(self, shapes: Shapes) -> None:
         """A call of the denoiser begins, on inputs of these shapes: the same on every rank."""
@@ -130,10 +133,13 @@ class Attention:
         made = q.new_empty(q.shape)
         places = made.unflatten(2, (across.size, -1))
         pieces = _pieces(q.shape[0], split[0].shape[3], self._wanted)
-        coming = [self._heads_for_tokens([_cut(x, one) for x in split], own) for one in pieces]
+        coming = [
+            self._heads_for_tokens([_cut(x, one) for x in split], own, number)
+            for number, one in enumerate(pieces)
+        ]
         going = [
-            self._tokens_for_heads(attended(*arrived()), own, _cut(places, one))
-            for one, arrived in zip(pieces, coming, strict=True)
+            self._tokens_for_heads(attended(*arrived()), own, _cut(places, one), number)
+            for number, (one, arrived) in enumerate(zip(pieces, coming, strict=True))
         ]
         for put in going:
             put()
@@ -150,8 +156,25 @@ class Attention:
             self._known[key] = [int(size) for size in found.tolist()]
         return self._known[key]
 
+    def release(self) -> None:
+        """Let go of what messages travel in."""
+        self._held.clear()
+
+    def _room(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """Memory that all layers' messages of this name travel in, one layer's after the other's.
+
+        A backend keeps what it sends and receives until the device is done with it, and the host is
+        layers ahead: of memory of their own their messages would take that many times as much.
+        """
+        size = math.prod(shape) * like.itemsize
+        held = self._held.get(name)
+        if held is None or held.numel() < size or held.device != like.device:
+            held = torch.empty(size, dtype=torch.uint8, device=like.device)
+            self._held[name] = held
+        return held[:size].view(like.dtype).view(shape)
+
     def _heads_for_tokens(
-        self, qkv: Sequence[Tensor], lengths: list[int]
+        self, qkv: Sequence[Tensor], lengths: list[int], number: int
     ) -> Callable[[], Sequence[Tensor]]:
         """All tokens of the group and this rank's heads, for all heads of this rank's tokens.
 
@@ -161,10 +184,10 @@ class Attention:
         group = self.ranks.ulysses
         batch, own, _, part, channels = qkv[0].shape
         ranges = _ranges(lengths)
-        made = qkv[0].new_empty(batch, sum(lengths), 3, part, channels)
+        made = self._room(f"made {number}", qkv[0], batch, sum(lengths), 3, part, channels)
         sends, receives = [], []
         for peer in self._peers():
-            sent = made.new_empty(batch, own, 3, part, channels)
+            sent = self._room(f"sent {number} {peer}", made, batch, own, 3, part, channels)
             for i, x in enumerate(qkv):
                 _copy(sent[:, :, i], x[:, :, peer])
             sends += [(peer, video) for video in sent]
@@ -180,7 +203,7 @@ class Attention:
         return arrived
 
     def _tokens_for_heads(
-        self, out: Tensor, lengths: list[int], place: Tensor
+        self, out: Tensor, lengths: list[int], place: Tensor, number: int
     ) -> Callable[[], None]:
         """The way back, into `place`: (batch, tokens, ranks, heads of each, channels)."""
         group, ranges = self.ranks.ulysses, _ranges(lengths)
@@ -188,7 +211,7 @@ class Attention:
         out = out.contiguous()
         sends, receives, coming = [], [], {}
         for peer in self._peers():
-            coming[peer] = out.new_empty(batch, own, *out.shape[2:])
+            coming[peer] = self._room(f"back {number} {peer}", out, batch, own, *out.shape[2:])
             sends += [(peer, video) for video in out[:, ranges[peer]]]
             receives += [(peer, video) for video in coming[peer]]
         finish = group.begin(sends, receives)
