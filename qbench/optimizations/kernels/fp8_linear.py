@@ -19,7 +19,8 @@ from torch.nn import functional
 from qbench.optimizations.kernels import rows as row_kernels
 
 ACTIVATIONS = ("none", "gelu_tanh", "geglu")  # as the source numbers them
-PARTS = 4  # a feed-forward layer's rows are worked through in so many parts
+# A feed-forward layer's rows are worked through in so many parts, of about so many rows or more.
+PARTS, ROWS_OF_A_PART = 4, 9216
 Quantized = tuple[torch.Tensor, torch.Tensor]  # (out, in) e4m3 codes, (out, 1) FP32 scales
 SMALL = 16  # rows or fewer are not worth FP8 arithmetic: only the weights are FP8 then
 
@@ -226,7 +227,8 @@ def _feed_forward(
 ) -> torch.Tensor:
     flat, made = x.flatten(0, -2), dtype or x.dtype
     out = flat.new_empty(flat.shape[0], narrow.shape[0], dtype=made)
-    size = max(SMALL, -(-flat.shape[0] // (PARTS * 128)) * 128)
+    count = max(1, min(PARTS, -(-flat.shape[0] // ROWS_OF_A_PART)))
+    size = max(SMALL, -(-flat.shape[0] // (count * 128)) * 128)
     parts = flat.split(size)
     scales = [None] * len(parts) if rows_scale is None else rows_scale.split(size)
     for rows, one, place in zip(parts, scales, out.split(size), strict=True):
