@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
 from qbench.engines import formats
-from qbench.recipe import shipped
+from qbench.recipe import files, shipped
 from qbench.recipe.schema import Recipe
+from qbench.results.ranking import fields
 from qbench.results.record import Record
+
+SIZE = {"frames", "height", "width"}
+WRITTEN: dict[str, bool | set[str]] = {
+    **dict.fromkeys(("model", "weights_variant", "variant"), True),
+    "generation": SIZE,
+}
 
 
 def export_command(record: Record) -> str:
-    """The command that writes the variant for a deployment, or why none can."""
+    """The command that writes the variant for a deployment, or why none can.
+
+    Of the model that was measured, at its size. A recipe that is not shipped is named as its file.
+    """
     recipe = record.recipe
-    name = _recipe_name(recipe)
+    if recipe.variant.exported:
+        return f"it is one: {recipe.variant.exported.folder}"
+    name, shipped_as = _recipe_name(recipe)
     words = ["qbench", "export", name, "--out", f"engines/{recipe.plain_name}"]
     fitting = [form for form in formats.MODULES if not formats.module(form).refuses(recipe.variant)]
     if not fitting:
@@ -22,18 +35,38 @@ def export_command(record: Record) -> str:
         return f"no format holds it ({reason}); in Python: qbench.apply(pipe, {name!r})"
     if formats.implied(recipe.variant) not in fitting:
         words += ["--format", fitting[0]]
-    if "model" in record.overrides:
-        words += ["--model", record.overrides["model"]]
-    for key, value in record.overrides.items():
-        if key.partition(".")[0] == "variant":
-            words += ["--set", f"{key}={value}"]
+    changes = {
+        key: text
+        for key, text in record.overrides.items()
+        if key in ("model", "weights_variant") or key.partition(".")[0] in ("variant", "generation")
+    }
+    if shipped_as is not None:
+        changes = _written(shipped_as, recipe)
+    if model := changes.pop("model", None):
+        words += ["--model", model]
+    for key, value in changes.items():
+        words += ["--set", f"{key}={value}"]
     return shlex.join(words)
 
 
-def _recipe_name(recipe: Recipe) -> str:
-    """As `qbench` finds it: records of earlier versions have no folder in the name."""
+def _written(now: Recipe, then: Recipe) -> dict[str, str]:
+    """What changes the first recipe so that an export of it writes what the second measured."""
+    today, wanted = (fields(one.model_dump(mode="json", include=WRITTEN)) for one in (now, then))
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in wanted.items()
+        if today.get(key, ...) != value
+    }
+
+
+def _recipe_name(recipe: Recipe) -> tuple[str, Recipe | None]:
+    """As `qbench` finds it, and what is shipped by that name; else the name of its own file.
+
+    Records of earlier versions have no folder in the name.
+    """
     known = shipped.names()
-    if recipe.name in known:
-        return recipe.name
     below = [name for name in known if name.endswith(f"/{recipe.name}")]
-    return below[0] if len(below) == 1 else recipe.name
+    if recipe.name not in known and len(below) != 1:
+        return f"{recipe.name}.yaml", None
+    name = recipe.name if recipe.name in known else below[0]
+    return name, files.load(shipped.path(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from qbench.cli import app
 from qbench.decisions import pick_text
 from qbench.decisions.card import bounds, fits
 from qbench.decisions.evidence import Evidence, evidence
+from qbench.decisions.exporting import export_command
 from qbench.decisions.pick import _elsewhere, asked, pick
 from qbench.decisions.picked import Picked
 from qbench.errors import InputError
 from qbench.meters.memory import CONTEXT_BYTES, Peak
+from qbench.recipe import files, shipped
 from qbench.results.record import Record, Stage
 
 H100 = ROOT / "results/published/h100"
@@ -220,6 +223,35 @@ def test_exit_codes_json_and_export(tmp_path: Path) -> None:
     assert facts["pick"]["variant"] == "fast-cached"
     said = ("qbench export fast-cached --out engines/fast-cached", "no format holds it")
     assert facts["export"].startswith(said)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "extends: qbench:int8\nmodel: tiny-zeroscope\nvariant: {compile: {mode: default}}\n",
+        "extends: qbench:onnx-int8\nvariant: {quantize: null}\ngeneration: {height: 128}\n",
+        "extends: qbench:fp8\nvariant: {quantize: {exclude: [proj, norm]}, dtype: fp16}\n",
+    ],
+)
+def test_the_export_is_of_the_variant_model_and_size_that_were_measured(
+    text: str, tmp_path: Path
+) -> None:
+    """A recipe of one's own may have the name of a shipped one; the command is of the record."""
+    path = tmp_path / "int8.yaml"
+    path.write_text(text)
+    measured = files.load(path, {"name": "int8"})
+    words = shlex.split(export_command(made(recipe=measured)))
+    name, rest = words[2], words[words.index("--out") + 2 :]
+    changes = dict(zip(rest[::2], rest[1::2], strict=True))
+    sets = [value for option, value in zip(rest[::2], rest[1::2], strict=True) if option == "--set"]
+    given = {"model": changes["--model"]} if "--model" in changes else {}
+    exported = files.load(shipped.path(name), files.overrides(sets) | given)
+    assert exported.variant == measured.variant
+    assert exported.model == measured.model
+    assert exported.generation == measured.generation
+    # One that is not shipped is a file, which says all of this itself.
+    own = made(recipe=measured.model_copy(update={"name": "mine"}))
+    assert export_command(own) == "qbench export mine.yaml --out engines/mine"
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def _changes(record: Record) -> dict[str, str] | None:
             changes |= {
                 key: files.quoted(value) if isinstance(value, str) else json.dumps(value)
                 for key, value in then.items()
-                if key not in ("name", "about", "prompts.count") and today.get(key) != value
+                if key not in ("name", "about", "prompts.count") and today.get(key, ...) != value
             }
             now = files.load(path, changes)
     except InputError:
