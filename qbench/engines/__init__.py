@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SPARED", "build", "packages", "rules"]
 
-SPARED = "engine_spared_s"  # of the build that an earlier one had spent, which the record counts
+# Of the build that an earlier one had spent; negative, of the start of a process of its own. The
+# record counts the build as if neither were.
+SPARED = "engine_spared_s"
 PARITY_STEPS = 4  # of a short schedule over the whole range, on which parity is checked
 
 RULES: tuple[Rule, ...] = (

@@ -88,7 +88,8 @@ class Bound(_Strict):
     compute_capability: str = ""  # 9.0: set where machine code for a GPU is inside
     exactly: dict[str, str] = {}  # package -> the one version that loads it
     opset: int | None = None
-    # Seconds of the build that an earlier one had spent: not of what was written, so not stored.
+    # Seconds of the build that an earlier one had spent, less those that an exporting process took
+    # to start: not of what was written, so not stored.
     spared_s: float = Field(0.0, exclude=True)
 
 

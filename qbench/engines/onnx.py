@@ -54,18 +54,32 @@ def export(
 
     Its inputs have the names of `signature`, and a free first axis where they grow with a batch.
     example: one call's tensors by name.
-    Returns the seconds that were spared since the same graph was exported before.
+    Returns the seconds by which it would have taken longer, had it exported here and now: what an
+    earlier export spared, less what a process of its own took.
     """
-    import torch
-
     from qbench.engines import onnx_kept
-    from qbench.engines.inputs import for_export
 
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = None if is_large(module) else onnx_kept.place(module, signature, example)
     began = time.perf_counter()
-    if kept and (seconds := onnx_kept.fill(kept, module, path)) is not None:
-        return max(0.0, seconds - (time.perf_counter() - began))
+    if kept is None:
+        export_here(module, signature, example, path)
+        return 0.0
+    seconds = onnx_kept.fill(kept, module, path)
+    if seconds is None:
+        seconds = onnx_kept.made_apart(module, signature, example, path, kept)
+        onnx_kept.fill(kept, module, path)  # as whoever comes next, so that runs have one memory
+    return seconds - (time.perf_counter() - began)
+
+
+def export_here(
+    module: Module, signature: Signature, example: Mapping[str, Tensor], path: Path
+) -> None:
+    """`export` in this process, which keeps some 150 MiB of what torch.onnx needed for it."""
+    import torch
+
+    from qbench.engines.inputs import for_export
+
     positional, tensors, free = for_export(module, signature, example)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
@@ -82,9 +96,6 @@ def export(
             external_data=is_large(module),
             verbose=False,
         )
-    if kept:
-        onnx_kept.keep(path, module, time.perf_counter() - began, kept)
-    return 0.0
 
 
 def layers(events: Sequence[Mapping[str, object]], path: Path) -> list[Layer]:

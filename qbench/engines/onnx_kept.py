@@ -11,10 +11,15 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from qbench import subprocesses
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -85,6 +90,49 @@ def _plain(module: Module) -> bool:
     if any(type(value) not in (torch.Tensor, torch.nn.Parameter) for value in values):
         return False
     return not any(vars(layer.processor) for layer in _attending(module))
+
+
+def made_apart(
+    module: Module,
+    signature: Signature,
+    example: Mapping[str, Tensor],
+    graph: Path,
+    kept: Path,
+) -> float:
+    """Export in a process of its own, and keep the graph if it can be; seconds of the export.
+
+    What torch.onnx leaves in a process's memory would else be in the figures of the run that comes
+    first, and of no other.
+    """
+    import torch
+
+    from qbench.engines import onnx
+
+    if module.device.type != "cpu":  # where memory that is reported is the device's
+        return _timed(module, signature, example, graph, kept)
+    job = graph.with_suffix(".job")
+    try:
+        torch.save((module, signature, dict(example), graph, kept), job)
+        done = subprocess.run(subprocesses.command(__name__, str(job)), capture_output=True)
+    finally:
+        job.unlink(missing_ok=True)
+    if done.returncode == 0:
+        return float(done.stdout.split()[-1])
+    began = time.perf_counter()
+    onnx.export_here(module, signature, example, graph)  # which says what is wrong
+    return time.perf_counter() - began
+
+
+def _timed(
+    module: Module, signature: Signature, example: Mapping[str, Tensor], graph: Path, kept: Path
+) -> float:
+    from qbench.engines import onnx
+
+    began = time.perf_counter()
+    onnx.export_here(module, signature, example, graph)
+    seconds = time.perf_counter() - began
+    keep(graph, module, seconds, kept)
+    return seconds
 
 
 def keep(graph: Path, module: Module, seconds: float, kept: Path) -> None:
@@ -172,3 +220,14 @@ def _weights(model: ModelProto, module: Module) -> dict[str, tuple[str, bool]] |
     if any(uses[name] != 1 for name, _ in module.named_parameters()):
         return None
     return found
+
+
+def _main() -> None:
+    """The process of `made_apart`: its job is a file that only its parent has written."""
+    import torch
+
+    print(_timed(*torch.load(sys.argv[1], weights_only=False)))
+
+
+if __name__ == "__main__":
+    _main()

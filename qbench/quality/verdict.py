@@ -328,10 +328,14 @@ def _unlooked(unseen: Sequence[Aspect], tests: Sequence[Tested]) -> list[str]:
 
 
 def _lacking(floor: Floor, unfit: Sequence[str]) -> list[str]:
-    """Floors that were not measured, or are none."""
+    """Floors that were not measured, or are none.
+
+    By themselves the shipped recipes named here are of the bundled model.
+    """
+    alike = "with this model and these settings"
     said = [f"{name} is far from the reference itself, so it is no floor" for name in unfit]
     if not floor.same_noise:
-        said.append("the noise floor: qbench run floor/compiled floor/kernel")
+        said.append(f"the noise floor: qbench run floor/compiled floor/kernel {alike}")
     if not floor.other_noise:
-        said.append("another seed's distance: qbench run floor/seed")
+        said.append(f"another seed's distance: qbench run floor/seed {alike}")
     return said

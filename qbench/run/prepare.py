@@ -274,7 +274,8 @@ def _compile(session: Session) -> None:
         folder = session.job.folder / "engine"
         facts = engines.build(session.pipeline, session.generation, *first, session.recipe, folder)
         session.recorder.facts(facts)
-        if spared_s := facts.get(engines.SPARED, 0.0):
+        spared_s = facts.get(engines.SPARED, 0.0)
+        if spared_s > 0:
             session.recorder.note(SPARED_NOTE.format(spared_s))
     if (variant.left_python or variant.compile) and not exported.holds_compiled(variant):
         session.denoise(session.encode([0]), [0], steps=1)

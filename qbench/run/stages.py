@@ -38,7 +38,8 @@ class Stages:
     def leave(self, stage: str, spared_s: float = 0.0) -> None:
         """End a stage that happens once, and record it.
 
-        spared_s: what it would have taken longer, had an earlier run not done a part of it.
+        spared_s: what it would have taken longer, had an earlier run not done a part of it, or
+            shorter, had it needed no process of its own.
         """
         seconds = self._clock.lap() + spared_s
         self.recorder.stage(stage, Stage(seconds=[seconds], peak=self._meter.lap()))
