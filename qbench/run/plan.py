@@ -15,7 +15,8 @@ from qbench.prompts import PromptSet
 from qbench.quality import networks
 from qbench.recipe import shipped
 from qbench.recipe.files import Loaded, read
-from qbench.recipe.schema import Recipe
+from qbench.recipe.schema import Recipe, digest
+from qbench.results.ranking import fields
 
 # What an override says about the recipes that were named, and never about what they are compared
 # with; every other field (model, generation, prompts, measure ...) has to be the same for both.
@@ -86,24 +87,24 @@ def plan(
         notes = (_unchanged(name, overrides),) if kept and apart else ()
         named[name] = Planned(loaded.recipe, _checked(loaded), applied, notes=notes)
         sources[name] = loaded
-    implied: dict[tuple[str, ...], Planned] = {}
-    files_of: dict[tuple[str, ...], Loaded] = {}
+    implied: dict[tuple[str, str], Planned] = {}
+    files_of: dict[tuple[str, str], Loaded] = {}
     for name, item in named.items():
         loaded, wanted = sources[name], item.recipe.reference
         if item.recipe.is_reference or wanted is None:
             continue
         other = None
         if there := named.get(wanted):
-            comparable = _one_settings(there.recipe) == _one_settings(item.recipe)
+            comparable = _settings(there.recipe) == _settings(item.recipe)
             if comparable or not _is_shipped(sources[wanted]):
                 _end_of_chain(there.recipe, item.recipe, loaded)
                 other = there.recipe
         if other is None:
             referred = found(_beside(loaded, wanted), shared)
             other = _reference(referred, item.recipe)
-            key = (wanted, *_one_settings(other))
+            key = wanted, _settings(other)
             if key not in implied:
-                first = not any(one == wanted for one, *_ in implied)
+                first = not any(one == wanted for one, _ in implied)
                 notes = (_unchanged(wanted, overrides),) if first and _variant(overrides) else ()
                 chosen = _checked(replace(referred, recipe=other))
                 implied[key] = Planned(other, chosen, shared, implied=True, notes=notes)
@@ -120,23 +121,18 @@ def plan(
 
 def differing_settings(one: Recipe, other: Recipe) -> str:
     """The fields that runs must share to be compared and these do not, by their dotted names."""
-    a, b = (_fields(_one_spelling(recipe).measured_settings()) for recipe in (one, other))
+    a, b = (fields(_one_spelling(recipe).measured_settings()) for recipe in (one, other))
     return ", ".join(name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name))
 
 
-def _fields(tree: Mapping[str, object], above: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            found |= _fields(value, f"{above}{name}.")
-        else:
-            found[above + name] = value
-    return found
+def settings_of(recipe: Recipe) -> str:
+    """What a planned recipe and its reference have in common: how, and where, both are measured."""
+    return digest([recipe.settings_fingerprint(), recipe.device])
 
 
-def _one_settings(recipe: Recipe) -> tuple[str, str]:
-    """What a recipe and its reference have in common: how, and where, both are measured."""
-    return _one_spelling(recipe).settings_fingerprint(), recipe.device
+def _settings(recipe: Recipe) -> str:
+    """`settings_of` a recipe whose model has still the name that its file gives it."""
+    return settings_of(_one_spelling(recipe))
 
 
 def _reference(other: Loaded, recipe: Recipe) -> Recipe:

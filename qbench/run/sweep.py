@@ -25,7 +25,7 @@ from qbench.run.events import Event
 from qbench.run.execution import Stopped
 from qbench.run.here import Finished, Here, Task, locked
 from qbench.run.interrupts import Interrupts
-from qbench.run.plan import Planned, differing_settings
+from qbench.run.plan import Planned, differing_settings, settings_of
 
 
 class Watcher(Protocol):
@@ -147,7 +147,7 @@ class Sweep:
         self._watcher, self._interrupts = watcher, interrupts
         self._fresh, self._noise_floors = fresh, noise_floors
         self.finished: dict[str, Finished] = {}  # by their keys
-        self._several = len({_settings(item.recipe) for item in queue}) > 1
+        self._several = len({settings_of(item.recipe) for item in queue}) > 1
 
     def key(self, recipe: Recipe, name: str = "") -> str:
         """What tells a run from all others of the sweep: its name, where recipes share settings.
@@ -156,7 +156,7 @@ class Sweep:
         name: of another recipe that is measured as this one, such as its reference.
         """
         called = name or recipe.name
-        return f"{called} ({recipe.model}, {_settings(recipe)[:4]})" if self._several else called
+        return f"{called} ({recipe.model}, {settings_of(recipe)[:4]})" if self._several else called
 
     def _compared(self, recipe: Recipe) -> Finished | None:
         """The run of what a recipe is compared with; one of its name tells why there is none."""
@@ -256,8 +256,8 @@ class Sweep:
         """The noise floors to measure before the verdicts that rest on them."""
         if not (self._noise_floors and item.recipe.is_reference and reference.status == "ok"):
             return []
-        recipe, settings = reference.recipe, _settings(item.recipe)
-        others = [one.recipe for one in self.queue if _settings(one.recipe) == settings]
+        recipe, settings = reference.recipe, settings_of(item.recipe)
+        others = [one.recipe for one in self.queue if settings_of(one.recipe) == settings]
         if not floors.wanted(reference, others):
             return []
         missing = floors.missing(recipe, others, reference.environment.device)
@@ -291,11 +291,6 @@ class Sweep:
                 f"{record.recipe.name} made other videos than before; compared with the earlier "
                 f"ones, and to be run again for a verdict: {', '.join(names)}"
             )
-
-
-def _settings(recipe: Recipe) -> str:
-    """What all that is compared with each other has in common, and where it runs."""
-    return digest([recipe.settings_fingerprint(), recipe.device])
 
 
 def _networks(recipe: Recipe) -> str:
