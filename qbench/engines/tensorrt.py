@@ -132,6 +132,7 @@ class Engine:
         import torch
 
         trt = tensorrt_plan.library()
+        self._device, self._first = device, names[0]
         self._said = tensorrt_plan.logger(trt)
         self._runtime = trt.Runtime(self._said)  # both alive as long as the engine
         self._engine = self._runtime.deserialize_cuda_engine(plan)
@@ -142,7 +143,6 @@ class Engine:
             )
         self._config = _configured(self._engine, trt, compiled)
         self._context = self._new_context(trt)
-        self._device, self._first = device, names[0]
         tensors = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._dtypes = {
             name: getattr(torch, _torch_name(self._engine.get_tensor_dtype(name)))

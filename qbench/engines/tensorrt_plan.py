@@ -28,6 +28,7 @@ LIBRARIES = {
     "tensorrt_rtx": "tensorrt-rtx",
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
 }
+WHY = 300  # characters of one error that are told, and of all after which no other is
 VALUES = 2**22  # of latents in the largest batch that a plan is built for
 
 
@@ -151,7 +152,7 @@ def _target(trt: Bindings, wanted: str) -> Bindings:
 
 
 def logger(trt: Bindings) -> Bindings:
-    """A logger that keeps the first error, which is all that says why there is no plan.
+    """A logger that keeps the first errors, which are all that says why there is no plan.
 
     TensorRT holds no reference to it: it must live as long as what was made with it.
     """
@@ -163,9 +164,10 @@ def logger(trt: Bindings) -> Bindings:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Bindings, message: str) -> None:
-            first = self.why == Logger.why
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR) and first:
-                self.why = " ".join(message.split())[:300]
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                before = "" if self.why == Logger.why else f"{self.why}; "
+                if len(before) < WHY and message not in before:
+                    self.why = f"{before}{' '.join(message.split())[:WHY]}"
 
     return Logger()
 

@@ -1,0 +1,63 @@
+"""What TensorRT's engine says where the runtime refuses, without a GPU: a planted runtime."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qbench.engines import tensorrt, tensorrt_plan
+from qbench.errors import Unsupported
+
+
+class _Logger:
+    ERROR, INTERNAL_ERROR, WARNING = "error", "internal error", "warning"
+
+    def log(self, severity: object, message: str) -> None:
+        raise NotImplementedError
+
+
+class _Refusing:
+    """A runtime that says why, and gives None, from the stage on that is named."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.told: _Logger | None = None
+
+    def library(self) -> object:
+        return SimpleNamespace(__name__="tensorrt", ILogger=_Logger, Runtime=self.runtime)
+
+    def runtime(self, told: _Logger) -> object:
+        self.told = told
+        return SimpleNamespace(deserialize_cuda_engine=self._plan)
+
+    def _plan(self, _: bytes) -> object:
+        if self.stage == "plan":
+            self._refuse()
+            return None
+        return self
+
+    device_memory_size_v2 = 7 * 2**30
+
+    def create_execution_context(self) -> None:
+        self._refuse()
+
+    def _refuse(self) -> None:
+        assert self.told is not None
+        self.told.log(_Logger.WARNING, "nothing that matters")
+        self.told.log(_Logger.ERROR, "the first\n reason")
+        self.told.log(_Logger.INTERNAL_ERROR, "the second")
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [("plan", "refuses the plan"), ("context", r"2\.0 GiB are free \(the plan asks for 7\.0\)")],
+)
+def test_a_refusal_says_all_that_tensorrt_said(
+    stage: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_plan, "library", _Refusing(stage).library)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * 2**30, 8 * 2**30))
+    with pytest.raises(Unsupported, match=f"{said}.*: the first reason; the second$"):
+        tensorrt.Engine(b"a plan", ["hidden_states"], "cuda")
