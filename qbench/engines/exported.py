@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 FREE = ("decode", "memory", "seed_offset", "step_share")
 FIRST_CALL = "engine_first_call_s"  # of the record: how much later it was than the next one
 FREE_OF: dict[ExportFormat, tuple[str, ...]] = {
-    "diffusers": ("attention", "cache", "compile"),
-    "qbench": ("cache",),
+    "diffusers": ("attention", "cache", "compile", "cuda_graph"),
+    "qbench": ("cache", "cuda_graph"),
 }
 
 

@@ -9,6 +9,7 @@ from qbench.optimizations import (
     attention,
     caching,
     compilation,
+    graphs,
     memory,
     parallel,
     quantization,
@@ -95,7 +96,12 @@ def apply(
             changes.append(cached.changes)
         changes.append(patch.apply(video.pipe, variant.decode, shared.rows if shared else None))
         if shared:
-            changes.append(parallel.apply(video, shared))
+            changes.append(parallel.split_tokens(video, shared))
+        if variant.cuda_graph:
+            # Within guidance's ranks, which take turns where it has calls of its own.
+            changes.append(graphs.apply(video, shared.ranks.traffic if shared else None))
+        if shared:
+            changes.append(parallel.split_guidance(video, shared))
         changes.append(memory.apply(video, variant.memory, device))
     except Exception:
         Applied(facts, tuple(changes)).undo()

@@ -309,7 +309,7 @@ class Recipe(Strict):
         variant = facts["variant"]
         assert isinstance(variant, dict)
         _as_before(self, facts, "outliers")
-        _as_before(self.variant, variant, "sparse_attention")
+        _as_before(self.variant, variant, "sparse_attention", "cuda_graph")
         _as_before(self.variant.quantize, variant["quantize"], "group", "calibration", "layers")
         options = self.variant.engine_options
         _as_before(options, variant["engine_options"], "compute_capability", "cache")

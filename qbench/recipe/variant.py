@@ -60,7 +60,7 @@ class Compile(Strict):
 
     @property
     def captures_graphs(self) -> bool:
-        """Whether CUDA graphs are captured: they replay in memory that torch counts as free."""
+        """Whether torch captures CUDA graphs of what it compiled."""
         return self.mode in ("reduce-overhead", "max-autotune")
 
 
@@ -271,6 +271,9 @@ class Variant(Strict):
     """Reuse of earlier denoise steps; null computes every step."""
     compile: Compile | None = None
     """torch.compile; null runs eagerly, `{}` compiles with the defaults."""
+    cuda_graph: bool = False
+    """Capture the denoiser's call as one CUDA graph and replay it, so that the GPU never waits for
+    the host to launch kernels or to begin exchanges between ranks."""
     memory: Memory = Memory()
     """What is traded for memory."""
     decode: Decode = Decode()
@@ -304,6 +307,8 @@ class Variant(Strict):
             )
         if self.engine and self.compile:
             raise ValueError("@compile: an engine replaces the module, so there is none to compile")
+        if self.engine and self.cuda_graph:
+            raise ValueError("@cuda_graph: an engine launches its own kernels")
         if self.engine and self.attention != "auto":
             raise ValueError("@attention: an engine brings its own attention kernel")
         if self.engine and (self.fuse_qkv or self.cache or self.fault):
@@ -324,6 +329,11 @@ class Variant(Strict):
                 f"quantize with backend {self.engine}, or leave out the engine"
             )
         return self
+
+    @property
+    def captures_graphs(self) -> bool:
+        """Whether CUDA graphs are captured: they replay in memory that torch counts as free."""
+        return self.cuda_graph or (self.compile is not None and self.compile.captures_graphs)
 
     @property
     def left_python(self) -> bool:

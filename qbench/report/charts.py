@@ -308,8 +308,7 @@ def _unit(largest: int) -> tuple[int, str]:
 
 
 def _graphs(shown: list[Record]) -> bool:
-    compiled = [record.recipe.variant.compile for record in shown]
-    return any(one.captures_graphs for one in compiled if one)
+    return any(record.recipe.variant.captures_graphs for record in shown)
 
 
 def _size(plt: Plot, ranking: Ranking, sound: list[Record]) -> Plot:

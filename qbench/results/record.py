@@ -251,7 +251,6 @@ class Record(Strict):
         Where CUDA graphs were captured, what is reserved: their pool counts as free between
         replays, so `allocated` leaves all activations out.
         """
-        compiled = self.recipe.variant.compile
-        if compiled and compiled.captures_graphs and peak.reserved_bytes:
+        if self.recipe.variant.captures_graphs and peak.reserved_bytes:
             return peak.reserved_bytes
         return peak.allocated_bytes or peak.resident_bytes

@@ -214,6 +214,7 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
     int4 = {"backend": "quanto", "scheme": "int4_weight_only"}
     onnx_int8 = {"backend": "onnxruntime", "scheme": "int8_dynamic"}
     sparse = {"attention": "fp8", "sparse_attention": {"threshold": 0.1, "dense_share": 0.2}}
+    graph = {"cuda_graph": True}
     smooth = files.load(RECIPES / "calibrated" / "smoothquant-int8.yaml").variant.quantize
     assert smooth is not None
     others = [
@@ -246,6 +247,10 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
             sparse | {"compile": {"mode": "reduce-overhead"}},
             sparse | {"compile": {"scope": "model"}},
             {"engine": "onnxruntime", "quantize": onnx_int8, "dtype": "fp16"},
+            graph | {"compile": {"scope": "model"}},
+            graph | {"cache": {"kind": "mag", "threshold": 0.1}},
+            graph | {"memory": {"offload": "group"}},
+            graph | {"quantize": int8 | {"calibration": {"method": "smoothquant", "ranges": 2}}},
         )
     ]
     for rule in support.RULES:

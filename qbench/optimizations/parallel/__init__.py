@@ -1,7 +1,7 @@
 """One video on several GPUs: the halves of guidance, tokens and the decode, each split or not.
 
 Ranks are processes that `qbench run` (or torchrun) starts, each with the whole pipeline and its own
-loop. `join` makes the groups in which they exchange, `apply` splits the denoiser's calls.
+loop. `join` makes the groups in which they exchange; the others split the denoiser's calls.
 """
 
 from __future__ import annotations
@@ -63,13 +63,21 @@ def join(wanted: Parallel, video: VideoPipeline, device: str) -> Shared:
     )
 
 
-def apply(video: VideoPipeline, shared: Shared) -> Changes:
-    """Split each call of the denoiser: outermost by halves of guidance, then by tokens."""
-    from qbench.optimizations.parallel import guidance, tokens
+def split_tokens(video: VideoPipeline, shared: Shared) -> Changes:
+    """Split each call of the denoiser by tokens, where they are to be."""
+    from qbench.optimizations.parallel import tokens
 
     changes = Changes("parallel")
     if shared.attention:
         tokens.apply(video, shared.attention, changes)
+    return changes
+
+
+def split_guidance(video: VideoPipeline, shared: Shared) -> Changes:
+    """Split it by halves of guidance, where they are to be: around what `split_tokens` did."""
+    from qbench.optimizations.parallel import guidance
+
+    changes = Changes("parallel")
     if shared.ranks.cfg.size > 1:
         guidance.apply(video, shared.ranks.cfg, changes)
     return changes
@@ -132,7 +140,7 @@ RULES: tuple[Rule, ...] = (
         lambda v: _splits_tokens(v) and v.compile is not None and v.compile.captures_graphs,
         lambda _: False,
         "with tokens split, ranks exchange tensors inside of blocks, which a captured graph would "
-        "replay on its own: compile with mode default",
+        "replay on its own: compile with mode default, and set cuda_graph",
         fails=False,
     ),
     Rule(

@@ -30,6 +30,14 @@ _Moment = float | torch.cuda.Event  # on a CPU, on a GPU
 
 
 @dataclass
+class Exchanged:
+    """What a CUDA graph exchanges each time that it is replayed."""
+
+    begun: int = 0
+    spans: list[tuple[_Moment, _Moment]] = field(default_factory=list)
+
+
+@dataclass
 class Traffic:
     """What a rank has exchanged.
 
@@ -48,6 +56,22 @@ class Traffic:
         yield
         self._spans.append((start, _now(on)))
 
+    @contextmanager
+    def captured(self) -> Iterator[Exchanged]:
+        """What is begun inside is captured in a CUDA graph, and happens when that is replayed."""
+        begun, spans = self.begun, self._spans
+        self._spans, found = [], Exchanged()
+        try:
+            yield found
+        finally:
+            found.begun, found.spans = self.begun - begun, self._spans
+            self.begun, self._spans = begun, spans
+
+    def again(self, captured: Exchanged) -> None:
+        """A graph was replayed. Its exchanges' times are those of its last replay."""
+        self.begun += captured.begun
+        self._spans += captured.spans
+
     def seconds(self) -> float:
         """Spent in exchanges since the last call; the device must have finished them."""
         spans, self._spans = self._spans, []
@@ -57,7 +81,8 @@ class Traffic:
 def _now(on: torch.device) -> _Moment:
     if on.type != "cuda":
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    captured = torch.cuda.is_current_stream_capturing()  # then it has a time at every replay
+    event = torch.cuda.Event(enable_timing=True, external=captured)
     event.record()
     return event
 

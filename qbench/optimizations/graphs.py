@@ -1,0 +1,177 @@
+"""A call of the denoiser as one CUDA graph.
+
+Launching a kernel takes the host a few microseconds, and exchanging tensors between ranks ten times
+as many. Where that takes longer than the GPU computes, the GPU waits. A graph is captured once for
+inputs of the same shapes, and replaying it is one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qbench.optimizations.changes import Changes, Forward
+from qbench.optimizations.rules import Rule
+from qbench.recipe.schema import Variant
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from qbench.optimizations.parallel.groups import Exchanged, Traffic
+    from qbench.pipelines.base import VideoPipeline
+
+
+def apply(video: VideoPipeline, traffic: Traffic | None = None) -> Changes:
+    """Capture the denoiser's calls as they are now: what comes around it later stays outside.
+
+    traffic: of the ranks that exchange tensors within a call.
+    """
+    changes = Changes("cuda_graph")
+    graphs = _Graphs(video.denoiser.forward, traffic)
+    changes.compute(video.denoiser, lambda _, *args, **kwargs: graphs(*args, **kwargs))
+    changes.on_undo(graphs.release)
+    return changes
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A graph, where it reads and writes, and what its ranks exchange in it."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    finish: Callable[[list[Tensor]], Any]
+    exchanged: Exchanged | None
+
+
+class _Graphs:
+    """A function of tensors on one GPU, captured for each set of shapes as it is first called."""
+
+    def __init__(self, inner: Forward, traffic: Traffic | None) -> None:
+        self._inner, self._traffic = inner, traffic
+        self._known: dict[object, _Captured] = {}
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        import torch
+        from torch.utils import _pytree as pytree
+
+        leaves, shape = pytree.tree_flatten((args, kwargs))
+        given = [x for x in leaves if isinstance(x, torch.Tensor)]
+        key = shape, tuple(map(_kind, leaves))
+        if key not in self._known:
+            self._known[key] = self._capture(leaves, shape, given)
+        captured = self._known[key]
+        for held, x in zip(captured.inputs, given, strict=True):
+            held.copy_(x)
+        captured.graph.replay()
+        if self._traffic and captured.exchanged:
+            self._traffic.again(captured.exchanged)
+        # The next replay writes there again, and whoever asked may still hold what this one wrote.
+        return captured.finish([x.clone() for x in captured.outputs])
+
+    def release(self) -> None:
+        """Let go of the graphs and of the memory that they work in."""
+        self._known.clear()
+
+    def _capture(self, leaves: list[object], shape: Any, given: list[Tensor]) -> _Captured:
+        """Call once, so that all that is compiled, allocated or agreed upon once is; then capture.
+
+        The call reads the very tensors that the graph will, for compiled code looks at strides.
+        """
+        import torch
+        from torch.utils import _pytree as pytree
+
+        if any(x.device.type != "cuda" for x in given):
+            raise RuntimeError("variant.cuda_graph: the denoiser is given tensors of the host's")
+        inputs = [torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x) for x in given]
+        held = iter(inputs)
+        fixed = [next(held) if isinstance(x, torch.Tensor) else x for x in leaves]
+        args, kwargs = pytree.tree_unflatten(fixed, shape)
+        self._inner(*args, **kwargs)
+        torch.cuda.synchronize()
+        graph, exchanged = torch.cuda.CUDAGraph(), None
+        pool = next((one.graph.pool() for one in self._known.values()), None)
+        # Only what this thread does is looked at: NCCL's watchdog asks the GPU in another.
+        capturing = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+        if self._traffic:
+            with self._traffic.captured() as exchanged, capturing:
+                out = self._inner(*args, **kwargs)
+        else:
+            with capturing:
+                out = self._inner(*args, **kwargs)
+        results, form = pytree.tree_flatten(out)
+        places = [i for i, x in enumerate(results) if isinstance(x, torch.Tensor)]
+
+        def finish(tensors: list[Tensor]) -> object:
+            whole = list(results)
+            for place, x in zip(places, tensors, strict=True):
+                whole[place] = x
+            return pytree.tree_unflatten(whole, form)
+
+        return _Captured(graph, inputs, [results[i] for i in places], finish, exchanged)
+
+
+def _kind(leaf: object) -> object:
+    """What of an argument a graph is captured for: a tensor's form, and anything else as it is."""
+    import torch
+
+    if isinstance(leaf, torch.Tensor):
+        return tuple(leaf.shape), leaf.dtype, leaf.device
+    return leaf
+
+
+def _captures(variant: Variant) -> bool:
+    return variant.cuda_graph
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "CUDA graphs",
+        _captures,
+        lambda m: m.cuda,
+        "cuda_graph captures what a GPU computes, and there is none",
+    ),
+    Rule(
+        "CUDA graphs and those of torch.compile",
+        lambda v: (
+            _captures(v)
+            and v.compile is not None
+            and (v.compile.captures_graphs or v.compile.scope == "model")
+        ),
+        lambda _: False,
+        "cuda_graph captures a whole call, with the compiled blocks that it runs: compile with "
+        "scope blocks and a mode that captures nothing",
+        fails=False,
+    ),
+    Rule(
+        "CUDA graphs and caches",
+        lambda v: _captures(v) and v.cache is not None,
+        lambda _: False,
+        "a cache decides on the host what each step computes, and a captured graph computes the "
+        "same in all: choose one of cache and cuda_graph",
+        fails=False,
+    ),
+    Rule(
+        "CUDA graphs and offload",
+        lambda v: _captures(v) and v.memory.offload is not None,
+        lambda _: False,
+        "offload moves weights, and a captured graph reads them where they were: choose one of "
+        "memory.offload and cuda_graph",
+        fails=False,
+    ),
+    Rule(
+        "CUDA graphs and ranges of timesteps",
+        lambda v: (
+            _captures(v)
+            and v.quantize is not None
+            and v.quantize.calibration is not None
+            and v.quantize.calibration.ranges is not None
+        ),
+        lambda _: False,
+        "calibration.ranges choose weights by the timestep on the host, and a captured graph has "
+        "those of one range: choose one of the two",
+        fails=False,
+    ),
+)

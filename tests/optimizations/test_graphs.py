@@ -1,0 +1,135 @@
+"""Calls captured as CUDA graphs: the same videos, and refused where a step is not as the last."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from qbench import support
+from qbench.optimizations import axes
+from qbench.optimizations.parallel.groups import Traffic
+from qbench.pipelines import specs
+from qbench.recipe.schema import Generation, Variant
+
+FULL = support.Machine("cuda", (9, 0), frozenset(support.PACKAGES), devices=8)
+GRAPH = {"dtype": "bf16", "cuda_graph": True}
+
+
+def _why_not(fields: dict[str, Any], machine: support.Machine = FULL) -> str:
+    return support.why_not(Variant.model_validate(GRAPH | fields), machine) or ""
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"compile": {}}, {"parallel": {"ulysses": 2}}, {"parallel": {"cfg": 2, "ring": 2}}],
+)
+def test_what_computes_the_same_in_each_step_can_be_captured(fields: dict[str, Any]) -> None:
+    assert _why_not(fields) == ""
+    assert "there is none" in _why_not(fields, dataclasses.replace(FULL, device="cpu"))
+
+
+RANGED = {"method": "smoothquant", "ranges": 2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"cache": {"kind": "pab", "interval": 2}}, "one of cache and cuda_graph"),
+        ({"memory": {"offload": "model"}}, "one of memory.offload and cuda_graph"),
+        ({"compile": {"scope": "model"}}, "scope blocks"),
+        ({"compile": {"mode": "reduce-overhead"}}, "captures nothing"),
+        (
+            {"attention": "fp8", "sparse_attention": {"threshold": 0.1}},
+            "leave out cuda_graph",
+        ),
+        (
+            {"quantize": {"backend": "torchao", "scheme": "int8_dynamic", "calibration": RANGED}},
+            "one of the two",
+        ),
+    ],
+)
+def test_what_decides_on_the_host_is_refused(fields: dict[str, Any], said: str) -> None:
+    assert said in _why_not(fields)
+    assert _why_not(fields | {"cuda_graph": False}) == ""
+
+
+def test_an_engine_has_no_call_to_capture() -> None:
+    with pytest.raises(ValidationError, match="cuda_graph"):
+        Variant.model_validate(GRAPH | {"engine": "onnxruntime"})
+
+
+def test_exchanges_of_a_graph_count_at_each_replay_and_not_as_it_is_captured() -> None:
+    traffic, cpu = Traffic(), torch.device("cpu")
+    with traffic.exchange(cpu):
+        pass
+    with traffic.captured() as captured:
+        for _ in range(3):
+            with traffic.exchange(cpu):
+                pass
+    assert traffic.begun == 1
+    before = traffic.seconds()
+    assert before > 0
+    assert traffic.seconds() == 0  # what was captured has not happened yet
+    for _ in range(2):
+        traffic.again(captured)
+    assert traffic.begun == 7
+    once = sum(end - start for start, end in captured.spans if isinstance(end, float))  # type: ignore[operator]
+    assert traffic.seconds() == pytest.approx(2 * once)
+
+
+def _videos(fields: dict[str, Any]) -> list[torch.Tensor]:
+    """Of two sizes of batch, one after the other and back again, and one more with all undone."""
+    model = specs.find("tiny-cogvideox")
+    pipeline = specs.load(model, "bf16", "cuda")
+    run = pipeline.resolve(model, Generation(steps=4))
+
+    def made(*seeds: int) -> torch.Tensor:
+        prompts = ["a red star", "a blue ring"][: len(seeds)]
+        latents = pipeline.denoise(
+            run,
+            pipeline.encode(run, prompts),
+            torch.cat([pipeline.noise(run, seed) for seed in seeds]),
+            lambda _: None,
+            generators=pipeline.generators(seeds),
+        )
+        return latents.cpu()
+
+    applied = axes.apply(pipeline, Variant.model_validate(fields), "cuda", run.steps)
+    found = [made(0), made(0, 1), made(2), made(0)]
+    applied.undo()
+    return [*found, made(0)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("fields", [{}, {"compile": {}}])
+def test_a_captured_video_is_the_video_to_the_bit(fields: dict[str, Any]) -> None:
+    captured, plain = _videos(GRAPH | fields), _videos({"dtype": "bf16"} | fields)
+    assert all(torch.equal(a, b) for a, b in zip(captured, plain, strict=True))
+    assert not torch.equal(captured[0], captured[2])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_graph_keeps_apart_what_it_gave_before_and_what_it_was_asked_for() -> None:
+    """Results stay as they were after the next call; other arguments make a graph of their own."""
+    from qbench.optimizations.graphs import _Graphs
+
+    calls = []
+
+    def inner(x: torch.Tensor, *, scale: torch.Tensor, negative: bool = False) -> Any:
+        calls.append(negative)
+        return (x * scale * (-1 if negative else 1), "as it is")
+
+    graphs = _Graphs(inner, None)
+    x, two, three = (torch.full((3,), float(n), device="cuda") for n in (1, 2, 3))
+    first = graphs(x, scale=two)
+    second: Any = graphs(x.expand(3), scale=three)
+    third: Any = graphs(x, scale=three, negative=True)
+    assert first[1] == "as it is"  # type: ignore[index]
+    assert [one[0][0].item() for one in (first, second, third)] == [2, 3, -3]  # type: ignore[index]
+    assert calls == [False, False, True, True]  # once, and once to capture it
