@@ -133,15 +133,28 @@ class Engine:
 
         trt = tensorrt_plan.library()
         self._device, self._first = device, names[0]
+        # Python lets go of attributes in the order in which they came, and a context must go before
+        # what it was made with. None of them keeps the next one alive.
+        self._context: Bindings = None
+        self._engine: Bindings = None
+        self._config: Bindings = None
+        self._cache: Bindings = None
+        self._runtime: Bindings = None
         self._said = tensorrt_plan.logger(trt)
-        self._runtime = trt.Runtime(self._said)  # both alive as long as the engine
+        self._runtime = trt.Runtime(self._said)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise Unsupported(
                 "this GPU refuses the plan, built for another GPU or TensorRT version: "
                 f"{self._said.why}"
             )
-        self._config = _configured(self._engine, trt, compiled)
+        if tensorrt_plan.for_rtx(trt):
+            self._config = self._engine.create_runtime_config()
+            # The configuration refers to the cache and does not own it.
+            self._cache = self._config.create_runtime_cache()
+            if compiled is not None:
+                self._cache.deserialize(compiled)  # what another driver compiled it passes over
+            self._config.set_runtime_cache(self._cache)
         self._context = self._new_context(trt)
         tensors = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._dtypes = {
@@ -189,7 +202,7 @@ class Engine:
 
     def compiled(self) -> bytes:
         """What was compiled for this GPU so far, to be given to the next engine of the plan."""
-        return bytes(self._config.get_runtime_cache().serialize())
+        return bytes(self._cache.serialize())
 
     def layers(self, step: Callable[[], object]) -> list[Layer]:
         """Each layer's time on the GPU; none where this TensorRT has no profiler."""
@@ -215,18 +228,6 @@ class Engine:
             self._context = plain
         kinds = _described(self._engine, trt)
         return [_layer(name, seconds, kinds.get(name, {})) for name, seconds in found]
-
-
-def _configured(engine: Bindings, trt: Bindings, compiled: bytes | None) -> Bindings:
-    """How TensorRT for RTX runs the engine, with what was compiled before; None of TensorRT."""
-    if not tensorrt_plan.for_rtx(trt):
-        return None
-    config = engine.create_runtime_config()
-    cache = config.create_runtime_cache()
-    if compiled is not None:
-        cache.deserialize(compiled)  # what another driver compiled it passes over
-    config.set_runtime_cache(cache)
-    return config
 
 
 def _described(engine: Bindings, trt: Bindings) -> dict[str, Mapping[str, object]]:

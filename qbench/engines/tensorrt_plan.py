@@ -173,7 +173,10 @@ def logger(trt: Bindings) -> Bindings:
 
 
 def _largest(example: Mapping[str, Tensor]) -> int:
-    """The largest batch: memory for its activations is set aside as the engine is loaded."""
+    """The largest batch: memory for its activations is set aside as a plan is loaded.
+
+    A multiple of the usual one, which is what each further video brings.
+    """
     sample = next(iter(example.values()))
     usual = int(sample.shape[0])
-    return max(usual, min(256, VALUES * usual // sample.numel()))
+    return usual * max(1, min(256 // usual, VALUES // sample.numel()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -61,3 +63,65 @@ def test_a_refusal_says_all_that_tensorrt_said(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * 2**30, 8 * 2**30))
     with pytest.raises(Unsupported, match=f"{said}.*: the first reason; the second$"):
         tensorrt.Engine(b"a plan", ["hidden_states"], "cuda")
+
+
+class _Rtx(_Refusing):
+    """A runtime as TensorRT for RTX's: nothing that it makes keeps alive what it was made with.
+
+    gone: what went, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("none")
+        self.gone: list[str] = []
+
+    num_io_tensors = 1
+
+    def library(self) -> object:
+        modes = SimpleNamespace(OUTPUT="output")
+        return SimpleNamespace(
+            __name__="tensorrt_rtx", ILogger=_Logger, Runtime=self.runtime, TensorIOMode=modes
+        )
+
+    def get_tensor_name(self, _: int) -> str:
+        return "prediction"
+
+    def get_tensor_dtype(self, _: str) -> object:
+        return SimpleNamespace(name="BF16")
+
+    def get_tensor_mode(self, _: str) -> str:
+        return "output"
+
+    def create_runtime_config(self) -> _Made:
+        return _Made("configuration", self)
+
+    def create_execution_context(self, config: _Made | None = None) -> _Made:
+        assert config is not None
+        assert config.cache() is not None, "its cache is gone"
+        return _Made("context", self)
+
+
+class _Made:
+    def __init__(self, name: str, runtime: _Rtx) -> None:
+        self.runtime, self.cache = runtime, weakref.ref(self)
+        weakref.finalize(self, runtime.gone.append, name)
+
+    def create_runtime_cache(self) -> _Made:
+        return _Made("cache", self.runtime)
+
+    def set_runtime_cache(self, cache: _Made) -> None:
+        self.cache = weakref.ref(cache)
+
+    def serialize(self) -> bytes:
+        return b"compiled"
+
+
+def test_what_a_context_was_made_with_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = _Rtx()
+    monkeypatch.setattr(tensorrt_plan, "library", runtime.library)
+    engine = tensorrt.Engine(b"a plan", ["hidden_states"], "cuda")
+    assert engine.compiled() == b"compiled"
+    assert runtime.gone == []
+    del engine
+    gc.collect()
+    assert runtime.gone == ["context", "configuration", "cache"]
