@@ -9,8 +9,10 @@ stay behind, and so do charts where they are not asked for, and results.csv: wha
 travels with every clone, and `qbench report` makes them anew. Of shards, each with a run of the
 reference, all are kept, for the report pairs a variant with its own; of copies of one run, one is.
 To add runs to what is published already, name its folder among RUNS. A video's value of a metric
-keeps five significant digits, finer than any figure shown: digits beyond them are noise, which no
-compressor makes smaller. A verdict that this would change stops the program.
+keeps five significant digits, every other figure that was measured seven, as many as a clock of
+100 ns tells of a second: digits beyond them are noise, which no compressor makes smaller. What was
+asked for (recipe, sizes) and where stays as it is. A verdict that this would change stops the
+program.
 
 `--rewrite` writes the reports of all published matrices anew from their records, or of those named.
 """
@@ -33,7 +35,11 @@ from qbench.results.record import Record
 from qbench.run.generate import PROFILE
 
 UNFINISHED = ("running", "interrupted")
-DIGITS = 5
+DIGITS = 5  # of a video's value of a metric
+MEASURED_DIGITS = 7  # of a time, a rate, a mean ...
+# What is no measurement, and what others may take digests of.
+EXACT = {"recipe", "overrides", "environment", "fingerprints", "generation", "reference"}
+SUMMARIES = ("latency", "step", "paired_speed_up")  # see `derive`
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 
 
@@ -60,7 +66,7 @@ def main() -> None:
         print(f"left out: {line}")
     once = {record.run: (path, record) for path, record in reversed(found)}
     kept = [one for one in reversed(once.values()) if one[1].status not in UNFINISHED]
-    texts = [(path, _rounded(store.read_text(path))) for path, _ in kept]
+    texts = [(path, _rounded(store.read_text(path), path)) for path, _ in kept]
     rounded = [(path, store.parse(text, path)) for path, text in texts]
     if changed := _verdicts(kept).items() ^ _verdicts(rounded).items():
         parser.error(f"rounding would change verdicts: {sorted(changed)}")
@@ -80,19 +86,39 @@ def _entries(texts: list[tuple[Path, bytes]]) -> Iterator[tuple[str, bytes]]:
         yield f"{folder}/{store.FILE}", text
         profile = store.read_beside(path.parent, PROFILE, store.LARGEST)
         if profile is not None:
-            yield f"{folder}/{PROFILE}", profile
+            yield f"{folder}/{PROFILE}", json.dumps(_shortened(json.loads(profile))).encode()
 
 
-def _rounded(text: bytes) -> bytes:
-    """A record with the metrics' samples to DIGITS significant digits, and what follows of them."""
+def _rounded(text: bytes, path: Path) -> bytes:
+    """A record with its samples to DIGITS or MEASURED_DIGITS, and what follows of them."""
     record = json.loads(text)
+    for name in record.keys() - EXACT:
+        record[name] = _shortened(record[name])
     for metric in (record.get("quality") or {}).values():
         samples = metric.get("samples") or []
         if samples and all(math.isfinite(value) for value in samples):
-            metric["samples"] = [float(f"{value:.{DIGITS}g}") for value in samples]
+            metric["samples"] = [_significant(value, DIGITS) for value in samples]
             summary = summarise(metric["samples"])
-            metric |= {"value": summary.mean, "summary": summary.model_dump()}
+            metric["value"] = _shortened(summary.mean)
+            metric["summary"] = _shortened(summary.model_dump())
+    read = store.parse(json.dumps(record).encode(), path).model_dump(mode="json")
+    record |= {name: _shortened(read[name]) for name in SUMMARIES}
     return json.dumps(record).encode()
+
+
+def _shortened(value: object) -> object:
+    """The same with MEASURED_DIGITS of every number; counts, though floats, stay whole."""
+    if isinstance(value, dict):
+        return {name: _shortened(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shortened(inner) for inner in value]
+    if isinstance(value, float) and math.isfinite(value) and not value.is_integer():
+        return _significant(value, MEASURED_DIGITS)
+    return value
+
+
+def _significant(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
 
 
 def _verdicts(found: list[tuple[Path, Record]]) -> dict[str, tuple[str, str]]:
@@ -110,12 +136,18 @@ def _report(
     """The report anew, with what it had; contact sheets stay where the runs' own are gone."""
     out = target / "report"
     options = Options() if page or (out / FILE).is_file() else None
-    before = list(out.glob("*.png"))
+    before = set(out.glob("*.png"))
     for old in before:
         old.unlink()
-    print(writer.write(rankings(found), [], out, options, charts or bool(before)))
-    for left in (*out.glob("*.svg"), out / "results.csv", out / writer.MANIFEST):
+    made = writer.write(rankings(found), [], out, options, charts or bool(before))
+    unasked = [] if charts else [path for path in out.glob("*.png") if path not in before]
+    for left in (*out.glob("*.svg"), out / "results.csv", out / writer.MANIFEST, *unasked):
         left.unlink()
+    parts = made.read_text(encoding="utf-8").split("\n\n")
+    links = [f"]({path.name})" for path in unasked]
+    shown = [part for part in parts if not part.strip().endswith(tuple(links))]
+    made.write_text("\n\n".join(shown).rstrip() + "\n", encoding="utf-8")
+    print(made)
 
 
 if __name__ == "__main__":

@@ -2,32 +2,75 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from qbench.results import archive, store
 from qbench.results.derive import ANEW
+from qbench.results.record import Record
 from scripts import publish
 
-RANKS = publish.PUBLISHED / "amd-epyc-1t" / "ranks"  # with the seven digits of a run
+STEPS = publish.PUBLISHED / "h200" / "engines-aoti"
 FP8 = publish.PUBLISHED / "h200" / "calibrated-outliers-1000"
+NOISE = 1 + 1e-8 / 3  # of a clock or of float32
 
 
-def _publish(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _publish(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Record]:
     monkeypatch.setattr(sys, "argv", ["publish", str(source), str(target)])
     publish.main()
+    return _records(target)
 
 
-def test_samples_keep_five_digits_and_figures_are_theirs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def _records(place: Path) -> dict[str, Record]:
+    return {record.run: record for _, record in store.read_all(store.find([place]))[0]}
+
+
+def _noisy(value: object) -> object:
+    """As a run writes it: with digits that nobody measured. Counts stay whole."""
+    if isinstance(value, dict):
+        return {name: _noisy(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_noisy(inner) for inner in value]
+    return value * NOISE if isinstance(value, float) and not value.is_integer() else value
+
+
+def _as_run(published: Path, folder: Path) -> Path:
+    """The runs that were published, in folders and with noise in what was measured."""
+    for name, text in archive.lines(published / archive.FILE):
+        content = json.loads(text)
+        for field in content:
+            if field not in publish.EXACT and field != "quality":
+                content[field] = _noisy(content[field])
+        for metric in (content.get("quality") or {}).values():
+            metric["samples"] = _noisy(metric.get("samples"))
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return folder
+
+
+def _floats(value: object) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _floats(inner)
+    elif isinstance(value, float):
+        yield value
+
+
+@pytest.mark.parametrize("published", [STEPS, FP8], ids=["steps", "quality"])
+def test_digits_that_nobody_measured_go_and_figures_stay(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _publish(RANKS, tmp_path, monkeypatch)
-    before, after = (
-        {record.run: record for _, record in store.read_all(store.find([place]))[0]}
-        for place in (RANKS, tmp_path / archive.FILE)
-    )
+    runs = _as_run(published, tmp_path / "runs")
+    before = _records(runs)
+    after = _publish(runs, tmp_path / "made", monkeypatch)
     assert before.keys() == after.keys()
     for run, record in after.items():
         assert not [note for note in record.notes if ANEW in note]
@@ -35,7 +78,30 @@ def test_samples_keep_five_digits_and_figures_are_theirs(
             samples, whole = metric.samples or [0.0], before[run].quality[name]
             assert samples == [float(f"{value:.5g}") for value in samples], name
             most = max(map(abs, samples))
-            assert metric.value == pytest.approx(whole.value, rel=1e-9, abs=1e-4 * most), name
+            assert metric.value == pytest.approx(whole.value, rel=1e-6, abs=1e-4 * most), name
+        for seconds, run_s in (
+            (record.step_seconds(), before[run].step_seconds()),
+            (record.first_call_s, before[run].first_call_s),
+        ):
+            assert seconds == (run_s and pytest.approx(run_s, rel=1e-6))
+        assert record.recipe == before[run].recipe
+        assert record.fingerprints == before[run].fingerprints
+        assert record.weights_bytes == before[run].weights_bytes
+    for name, text in archive.lines(tmp_path / "made" / archive.FILE):
+        content = cast(dict[str, object], json.loads(text))
+        measured = {key: value for key, value in content.items() if key not in publish.EXACT}
+        found = [value for value in _floats(measured) if not value.is_integer()]
+        assert found == [float(f"{value:.7g}") for value in found], name
+    sizes = [(place / archive.FILE).stat().st_size for place in (tmp_path / "made", published)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
+def test_what_is_published_already_stays_to_the_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _publish(STEPS, tmp_path, monkeypatch)
+    same = (tmp_path / archive.FILE).read_bytes() == (STEPS / archive.FILE).read_bytes()
+    assert same
 
 
 def test_a_rounding_that_changes_a_verdict_is_refused(
