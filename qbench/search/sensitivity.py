@@ -145,9 +145,8 @@ def inputs_of(bench: Bench, names: Sequence[str], settings: Quantize) -> Iterato
     if settings.calibration is None:
         yield from (Input(one.readers, one.tokens) for one in seen)
         return
-    from qbench.optimizations.calibration import HESSIANS_BYTES
 
-    for one, hessian in observe.hessians(bench.module, seen, bench.calls, HESSIANS_BYTES):
+    for one, hessian in observe.hessians(bench.module, seen, bench.calls):
         yield Input(one.readers, one.tokens, hessian)
 
 

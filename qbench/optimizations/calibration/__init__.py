@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from qbench.pipelines.specs import Model
     from qbench.recipe.schema import Calibration, Quantize
 
-HESSIANS_BYTES = 4 * 2**30  # held at a time
-
 
 @dataclass(frozen=True)
 class Occasion:
@@ -245,7 +243,7 @@ def _with_hessians(work: Work, inputs: Sequence[Scaled]) -> Iterator[tuple[Scale
         return
     by_first = {one.seen.readers[0]: one for one in inputs}
     module = work.video.denoiser
-    for seen, hessian in observe.hessians(module, work.seen, work.calls, HESSIANS_BYTES):
+    for seen, hessian in observe.hessians(module, work.seen, work.calls):
         one = by_first[seen.readers[0]]
         if not one.folded:  # what was seen is not divided yet
             hessian = hessian / (one.s[:, None] * one.s)

@@ -189,14 +189,19 @@ class _Hessians(Watch):
         self.counts[name] += len(rows)
 
 
+LEAST_BYTES = 4 * 2**30  # of second moments, that there is room for
+
+
 def hessians(
-    module: Module, seen: Sequence[Seen], calls: Sequence[Call], most_bytes: int
+    module: Module, seen: Sequence[Seen], calls: Sequence[Call], most_bytes: int | None = None
 ) -> Iterable[tuple[Seen, Tensor]]:
     """The second moments X'X/n of every input, over all tokens, (channels, channels) in float32.
 
     All of CogVideoX-2B's take 9 GB, so the calls are replayed for as many at a time as fit
-    `most_bytes`; one at least.
+    `most_bytes`, one at least; by default half of the GPU's free memory, or 4 GiB if that is more.
     """
+    if most_bytes is None:
+        most_bytes = max(LEAST_BYTES, _free_bytes(module) // 2)
     waiting = list(seen)
     while waiting:
         chunk, size = [waiting.pop(0)], 0
@@ -212,3 +217,14 @@ def hessians(
         for one in chunk:
             name = one.readers[0]
             yield one, watch.sums.pop(name) / watch.counts[name]
+
+
+def _free_bytes(module: Module) -> int:
+    """Of the GPU that the module is on, with what torch keeps for later; 0 on a CPU."""
+    device = next(module.parameters()).device
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)  # where a smaller card is simulated
+    return min(free, int(total * share) - torch.cuda.memory_reserved(device))
