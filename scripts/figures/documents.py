@@ -22,6 +22,7 @@ BLOCK = re.compile(
 )
 GIVEN = re.compile(r"<!--: *[^>]*-->[^<]*<!--/-->")
 ALL = "<!-- figures: all -->"
+BEGINNING = re.compile(r"[ \t]*(?:(?:[-*+>]|\d+[.)])[ \t]+)*")  # of a line, of a list's too
 COMMENT = re.compile(r"<!--.*?-->", re.S)
 CODE = re.compile(r"^```.*?^```|^ {4}.*?$|`[^`\n]*`", re.M | re.S)
 LINK = re.compile(r"\]\([^)]*\)")
@@ -148,8 +149,8 @@ def drawn(document: Path) -> tuple[str, list[str]]:
             figure = evaluate(at["expression"])
         except Fault as fault:
             return fail(at, fault)
-        # A line that begins with a comment would be taken for HTML and not be rendered.
-        if at.start() == 0 or at.string[at.start() - 1] == "\n":
+        # A line that begins with a comment, in a list too, is taken for HTML and not rendered.
+        if BEGINNING.fullmatch(at.string[: at.start()].rpartition("\n")[2]):
             return fail(at, "a mark may not begin a line")
         return f"<!--= {at['expression']} -->{figure.text}<!--/-->"
 

@@ -16,6 +16,7 @@ from scripts.figures.values import PUBLISHED, Fault, evaluate
 COG, ZERO, WAN = "cogvideox-2b", "zeroscope-v2-xl", "wan2.1-1.3b"
 MODELS = {COG: "CogVideoX-2B", ZERO: "Zeroscope v2 XL", WAN: "Wan 2.1 1.3B"}
 STEPS, ZERO_STEPS, WAN_STEPS = "h100/steps", "h100/zeroscope", "h100/wan"
+WAN_FAST, WAN_LARGE = "h200/wan", "h200/wan-14b"
 RANDOM = "--set weights=random --set reference=bf16"
 HOURS = 3600.0
 
@@ -23,7 +24,9 @@ HOURS = 3600.0
 def basis() -> str:
     device = evaluate("h100/videos bf16 device").text
     return (
-        f"Full-size figures are of one {device} with random weights of true size, quality is of "
+        f"Full-size figures are of one {device}, or of one "
+        f"{evaluate('h200/steps bf16 device').text} where the source says so, with random weights "
+        "of true size; quality is of "
         "small trained models that ship with qbench: what a full-size checkpoint looks like after "
         "quantization is for those who have one to measure, with the commands given."
     )
@@ -238,7 +241,8 @@ def _vram() -> Row:
             f"one denoise step holds {fig(f'{WAN_STEPS} bf16 peak')} in BF16, "
             f"{fig(f'{WAN_STEPS} attention/fast-flash-3 peak')} with FP8 linears",
             WAN_STEPS,
-        )
+        ),
+        measured(f"with `fast` {fig(f'{WAN_FAST} fast peak')}", WAN_FAST),
     ]
     for model, found in ((ZERO, zero), (WAN, wan)):
         found.append(
@@ -398,11 +402,19 @@ def _speed() -> Row:
             ],
         ),
         zero=_step_only(ZERO, ZERO_STEPS, "fast"),
-        wan=_step_only(WAN, WAN_STEPS, "attention/fast-flash-3"),
+        wan=_step_only(
+            WAN, WAN_FAST, "fast",
+            measured(
+                f"Wan 2.1 14B: {fig(f'{WAN_LARGE} bf16 step')} a step in BF16, "
+                f"{fig(f'{WAN_LARGE} fast step')} with `fast`, "
+                f"{fig(f'{WAN_LARGE} fast speed-up')} as fast",
+                WAN_LARGE,
+            ),
+        ),
     )  # fmt: skip
 
 
-def _step_only(model: str, folder: str, best: str) -> tuple[str, list[Found]]:
+def _step_only(model: str, folder: str, best: str, *more: Found) -> tuple[str, list[Found]]:
     steps = specs.KNOWN[model].steps
     plain, fast = evaluate(f"{folder} bf16 step"), evaluate(f"{folder} {best} step")
     assert plain.value is not None
@@ -410,7 +422,7 @@ def _step_only(model: str, folder: str, best: str) -> tuple[str, list[Found]]:
     return (
         f"{plain.text} a step in BF16, {fast.text} with `{best}`",
         [
-            measured("10 steps each, interleaved with BF16", folder),
+            measured(f"{fig(f'{folder} {best} n')} steps each, interleaved with BF16", folder),
             computed(
                 f"{steps} steps without the decode: {time_text(steps * plain.value)}, and "
                 f"{time_text(steps * fast.value)}"
@@ -419,6 +431,7 @@ def _step_only(model: str, folder: str, best: str) -> tuple[str, list[Found]]:
                 "whole videos",
                 f"qbench run bf16 {best} --set model={model} {RANDOM} --set measure.repeats=1",
             ),
+            *more,
         ],
     )
 
@@ -432,6 +445,13 @@ def _gains(folder: str, recipes: dict[str, str]) -> Found:
         for recipe, words in recipes.items()
     )
     return measured(f"a denoise step against BF16: {listed}", folder)
+
+
+ONNX = "h100/engines-onnx"
+
+
+def _exported(what: str) -> str:
+    return fig(f"h100/engines/exports.json {what}")
 
 
 def _optimizations() -> list[Row]:
@@ -457,8 +477,9 @@ def _optimizations() -> list[Row]:
             zero=(f"{fig(f'{ZERO_STEPS} fast speed-up')} with qbench's kernels", [
                 _gains(ZERO_STEPS, {"fast": "`fast`", "fp8-dynamic": "torchao",
                                     "fp8": "weights alone, eager"})]),
-            wan=(f"{fig(f'{WAN_STEPS} attention/fast-flash-3 speed-up')} with FlashAttention 3",
-                 [_gains(WAN_STEPS, {
+            wan=(f"{fig(f'{WAN_FAST} fast speed-up')} with qbench's kernels, "
+                 f"{fig(f'{WAN_STEPS} fp8-dynamic speed-up')} with torchao's alone",
+                 [_gains(WAN_FAST, {"fast": "`fast`"}), _gains(WAN_STEPS, {
                      "attention/fast-flash-3": "qbench's linears and FlashAttention 3",
                      "fp8-dynamic": "torchao"})]),
         ),
@@ -489,8 +510,9 @@ def _optimizations() -> list[Row]:
         ),
         row(
             "ONNX",
-            cog=(f"close and slow: {fig('h100/engines/exports.json onnx-bf16.step_s s')} a step "
-                 f"where BF16 takes {fig('h100/engines bf16 step')}", [
+            cog=(f"close and slow: {fig(f'{ONNX} exported/engine/onnx-bf16 step')} a step "
+                 f"where BF16 takes {fig(f'{ONNX} bf16 step')}", [
+                _gains(ONNX, {"exported/engine/onnx-bf16": "ONNX Runtime, BF16"}),
                 measured("the whole denoiser, one node an attention, relative error "
                          f"{fig('h100/engines/exports.json onnx-bf16.relative_l2_to_variant %')}",
                          "h100/engines/exports.json"),
@@ -505,8 +527,13 @@ def _optimizations() -> list[Row]:
         ),
         row(
             "TensorRT",
-            cog=("TensorRT for RTX was not built within the time given", [
-                unmeasured("TensorRT for RTX 1.4 on the whole denoiser, stopped after 150 s",
+            cog=(f"close and slow: {_exported('tensorrt-bf16.step_s s')} a call where BF16 "
+                 f"takes {fig('h100/engines bf16 step')}", [
+                measured("TensorRT for RTX 1.4, the whole denoiser in BF16, timed as it was "
+                         f"exported: built in {_exported('tensorrt-bf16.build_s s')}, relative "
+                         f"error {_exported('tensorrt-bf16.relative_l2_to_variant %')}",
+                         "h100/engines/exports.json"),
+                unmeasured("a step of it, interleaved with BF16",
                            _run(COG, "engine/tensorrt-bf16"))]),
             zero=("not measured", [unmeasured("TensorRT", _run(ZERO, "engine/tensorrt-bf16"))]),
             wan=("not measured", [unmeasured("TensorRT", _run(WAN, "engine/tensorrt-bf16"))]),
@@ -519,7 +546,7 @@ def _run(model: str, recipes: str) -> str:
     return f"qbench run bf16 {recipes} --set model={model} {RANDOM} --set measure.unit=step"
 
 
-CALIBRATED_STEPS = "h100/calibrated-steps"
+CALIBRATED_STEPS = ("h100/calibrated-steps", "h200/calibrated-steps")
 
 
 def _calibrated() -> list[Row]:
@@ -533,20 +560,16 @@ def _calibrated() -> list[Row]:
     }  # fmt: skip
     found = []
     for method, (believed, recipes) in methods.items():
-        run = _steps_of(CALIBRATED_STEPS, recipes)
-        quality = _quality_of(recipes)
-        cog = [*run, *quality]
-        short = "runs on the bundled model; a step at full size is not measured"
-        if run:
-            first = next(name for name in recipes if _has(CALIBRATED_STEPS, name))
-            short = f"runs: {fig(f'{CALIBRATED_STEPS} {first} speed-up')} the speed of BF16"
-        else:
-            cog.append(unmeasured("a step at full size", _run(COG, " ".join(recipes))))
+        first, folder = next(
+            (name, folder) for name in recipes for folder in CALIBRATED_STEPS if _has(folder, name)
+        )
+        faster = f"{fig(f'{folder} {first} speed-up')} the speed of BF16"
+        cog = [*_steps_of(CALIBRATED_STEPS, recipes), *_quality_of(recipes)]
         found.append(
             row(
                 method,
                 believed=believed,
-                cog=(short, cog),
+                cog=(f"runs: `{first}` at {faster}", cog),
                 zero=(
                     f"runs on a small UNet of its kind{ON_UNET[method]}; at full size not measured",
                     [
@@ -566,9 +589,12 @@ def _has(folder: str, recipe: str) -> bool:
     )
 
 
-def _steps_of(folder: str, recipes: Iterable[str]) -> list[Found]:
-    names = {name: name for name in recipes if _has(folder, name)}
-    return [_gains(folder, names)] if names else []
+def _steps_of(folders: Iterable[str], recipes: Iterable[str]) -> list[Found]:
+    found = []
+    for folder in folders:
+        if names := {name: name for name in recipes if _has(folder, name)}:
+            found.append(_gains(folder, names))
+    return found
 
 
 QUALITY = ("h200/calibrated",)

@@ -87,6 +87,8 @@ def test_expressions_relate_figures_and_choose_by_field() -> None:
         ("a <!--= h100/cards fast peak -->1<!--/-->", "3 records fast"),
         ("a <!--= h100/steps fast psnr -->1<!--/-->", "the record has none"),
         ("<!--= h100/videos fast video -->1<!--/-->", "may not begin a line"),
+        ("- In\n  <!--= h100/videos fast video -->1<!--/-->", "2: a mark may not begin a line"),
+        ("- <!--= h100/videos fast video -->1<!--/-->", "may not begin a line"),
         ("<!-- figures: all -->\nIt takes 14.4 s.", "2: '14.4 s' is not drawn from a record"),
     ],
 )
