@@ -45,8 +45,11 @@ class Linear:
 class Form(Protocol):
     """How one runtime computes a quantized linear: its rounding, and the nodes of a graph."""
 
-    def rounded(self, seen: Seen, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The product of `seen.rows` and (input, output), both rounded as they will be."""
+    def rounded(self, seen: Seen, weight: Tensor) -> Tensor:
+        """The product of `seen.rows` and (input, output), both rounded as they will be.
+
+        weight: FP32, on the device that computes it.
+        """
 
     def input(self, edit: Editor, source: str, name: str, seen: Seen) -> Nodes:
         """Quantize the tensor `source`, once for all linears that are given `name`."""
@@ -148,7 +151,7 @@ class Editor:
 
         seen, made, source, factors = self._seen[layer], [], name, None
         if not seen.balanced:
-            weights = [self._weight(node) for node in self._sharing[name]]
+            weights = [torch.from_numpy(self._weight(node)) for node in self._sharing[name]]
             half, worth = self.dtype(name) != torch.float32, static_balance.WORTH
             factors = static_balance.balance(self._form, seen, weights, half, worth)
         if factors is not None:

@@ -16,6 +16,7 @@ from qbench.engines.static_seen import Seen
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from qbench.engines.onnx_static import Form
     from qbench.pipelines.base import VideoPipeline
@@ -45,7 +46,7 @@ def balanced(
             if not one.readers or not all(n in seen and seen[n].per_token for n in one.readers):
                 continue
             layers = [module.get_submodule(name) for name in one.readers]
-            weights = [layer.weight.detach().float().cpu().numpy().T for layer in layers]
+            weights = [layer.weight.detach().float().T for layer in layers]
             given = seen[one.readers[0]]
             factors = balance(form, given, weights, rounded)
             if factors is not None:
@@ -61,31 +62,33 @@ def balanced(
 
 
 def balance(
-    form: Form,
-    seen: Seen,
-    weights: Sequence[NDArray[np.float32]],
-    rounded: bool,
-    worth: float = 1,
+    form: Form, seen: Seen, weights: Sequence[Tensor], rounded: bool, worth: float = 1
 ) -> NDArray[np.float32] | None:
     """What to multiply each channel by; None where products are not `worth` times closer for it.
 
-    weights: (input, output) of the linears that are given them.
+    Computed on a GPU where there is one: a denoiser has hundreds of these products.
+
+    weights: (input, output) of the linears that are given them, FP32.
     rounded: to powers of two.
     """
     import numpy as np
+    import torch
 
-    wide = np.concatenate(weights, axis=1)
-    exact = seen.rows @ wide
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    wide = torch.cat([weight.to(device) for weight in weights], dim=1)
+    exact = torch.from_numpy(seen.rows).to(device) @ wide
+    when = torch.from_numpy(seen.when).to(device)
     # Of each time step by itself: early predictions are several times larger than late ones.
-    size = np.asarray([np.square(exact[seen.when == i]).sum() for i in range(len(seen.timesteps))])
+    size = exact.new_zeros(len(seen.timesteps)).index_add(0, when, exact.square().sum(1))
+    size = size[when].clamp(min=1e-12)
 
     def error(factors: NDArray[np.float32]) -> float:
-        made = form.rounded(seen.times(factors), wide / factors[:, None])
-        each = np.square(made - exact).sum(1)
-        return float((each / size[seen.when].clip(1e-12)).sum())
+        divided = wide / torch.from_numpy(factors).to(device)[:, None]
+        each = (form.rounded(seen.times(factors), divided) - exact).square().sum(1)
+        return float((each / size).sum())
 
     most = np.maximum(-seen.low, seen.high).max(0).clip(1e-5)
-    least = np.abs(wide).max(1).clip(1e-5)
+    least = wide.abs().amax(1).clamp(min=1e-5).cpu().numpy()
     best, chosen = error(np.ones_like(most)) / worth**2, None
     for exponent in EXPONENTS:
         powers = np.log2(most**exponent / least ** (1 - exponent))

@@ -33,15 +33,17 @@ class Integers:
     An activation's range follows the time step; see `static_seen`.
     """
 
-    def rounded(self, seen: Seen, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    def rounded(self, seen: Seen, weight: Tensor) -> Tensor:
         import torch
 
-        scales, zeros = self._ranges(seen)
-        scale, zero = scales[seen.when][:, None], zeros[seen.when][:, None]
-        short = (seen.rows / scale).round().clip(-zero, 255 - zero) * scale
+        scale, zero = (
+            torch.from_numpy(one[seen.when][:, None]).to(weight.device)
+            for one in self._ranges(seen)
+        )
+        rows = torch.from_numpy(seen.rows).to(weight.device)
+        short = torch.minimum(torch.maximum((rows / scale).round(), -zero), 255 - zero) * scale
         stored, each = _int8(weight, torch.float32)
-        made: NDArray[np.float32] = short @ (stored.float() * each).numpy()
-        return made
+        return short @ (stored.float() * each)
 
     def _ranges(self, seen: Seen) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The step at each time step, and which number is zero. Nothing that was seen is clipped:
@@ -83,7 +85,7 @@ class Integers:
     def product(self, edit: Editor, linear: Linear) -> Nodes:
         import torch
 
-        weight, scale = _int8(linear.weight, torch.float32)
+        weight, scale = _int8(torch.from_numpy(linear.weight), torch.float32)
         name, given = linear.node.name, linear.given
         inputs = [
             f"{given}_u8",
@@ -109,38 +111,37 @@ class Symmetric:
 
     number: Literal["int8", "fp8"]
 
-    def rounded(self, seen: Seen, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    def rounded(self, seen: Seen, weight: Tensor) -> Tensor:
         import torch
 
-        scale = self._scale(seen)
-        short = torch.from_numpy(seen.rows) / scale
+        rows = torch.from_numpy(seen.rows).to(weight.device)
+        scale = self._scale(seen, rows)
+        short = rows / scale
         if self.number == "int8":
             short = short.round().clamp(-128, 127)
         else:
             short = short.clamp(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn).float()
         stored, scales = self._stored(weight, torch.float32)
-        made: NDArray[np.float32] = (short * scale @ (stored.float() * scales)).numpy()
-        return made
+        return short * scale @ (stored.float() * scales)
 
-    def _scale(self, seen: Seen) -> float:
-        import numpy as np
-
+    def _scale(self, seen: Seen, rows: Tensor) -> float:
+        """rows: those of `seen`."""
         if self.number == "int8":
-            rows = seen.rows
-            most = float(max(np.quantile(rows, 1 - TAIL), -np.quantile(rows, TAIL))) / 127
+            most = _ends(rows) / 127
         else:
             most = float(max(seen.high.max(), -seen.low.min())) / FP8_MOST
         return max(most, TINY)
 
-    def _stored(self, weight: NDArray[np.float32], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _stored(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return (_int8 if self.number == "int8" else _fp8)(weight, dtype)
 
     def input(self, edit: Editor, source: str, name: str, seen: Seen) -> Nodes:
         import torch
 
         kind = torch.int8 if self.number == "int8" else torch.float8_e4m3fn
+        scale = self._scale(seen, torch.from_numpy(seen.rows))
         parameters = [
-            edit.keep(f"{name}_scale", torch.tensor(self._scale(seen)).to(edit.dtype(name))),
+            edit.keep(f"{name}_scale", torch.tensor(scale).to(edit.dtype(name))),
             edit.keep(f"{name}_zero", torch.tensor(0.0).to(kind)),
         ]
         short, wide = f"{name}_short", f"{name}_quantized"
@@ -150,10 +151,11 @@ class Symmetric:
         ]
 
     def product(self, edit: Editor, linear: Linear) -> Nodes:
+        import torch
         from onnx import NodeProto
 
         name, dtype = linear.node.name, edit.dtype(linear.given)
-        weight, scale = self._stored(linear.weight, dtype)
+        weight, scale = self._stored(torch.from_numpy(linear.weight), dtype)
         parts = [
             edit.keep(f"{name}_stored", weight),
             edit.keep(f"{name}_scale", scale),
@@ -177,20 +179,28 @@ class Symmetric:
 TINY = 1e-6  # a scale of zero divides by zero; FP16 has no much smaller one
 
 
-def _int8(weight: NDArray[np.float32], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _ends(rows: Tensor) -> float:
+    """The larger of both ends of an integer's range, as quantiles interpolate."""
+    flat = rows.flatten()
+    place = TAIL * (len(flat) - 1)
+    below = int(place)
+    count = min(below + 2, len(flat))
+    ends = [flat.topk(count).values, -flat.topk(count, largest=False).values]
+    return max(float(one[below].lerp(one[count - 1], place - below)) for one in ends)
+
+
+def _int8(plain: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(input, output) as INT8 and a scale of `dtype` for each output."""
     import torch
 
-    plain = torch.from_numpy(weight)
     scale = (plain.abs().amax(0) / 127).clamp(min=TINY).to(dtype)
     return (plain / scale.float()).round().clamp(-127, 127).to(torch.int8), scale
 
 
-def _fp8(weight: NDArray[np.float32], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _fp8(plain: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """As E4M3, and one scale of `dtype`."""
     import torch
 
-    plain = torch.from_numpy(weight)
     scale = (plain.abs().amax() / FP8_MOST).clamp(min=TINY).to(dtype)
     short = (plain / scale.float()).clamp(-FP8_MOST, FP8_MOST)
     return short.to(torch.float8_e4m3fn), scale
