@@ -8,11 +8,14 @@ the folders that it was made from. Runs that were interrupted are left out; vide
 stay behind, and so do charts where they are not asked for, and results.csv: what is published
 travels with every clone, and `qbench report` makes them anew. Of shards, each with a run of the
 reference, all are kept, for the report pairs a variant with its own; of copies of one run, one is.
-To add runs to what is published already, name its folder among RUNS. A video's value of a metric
-keeps five significant digits, every other figure that was measured seven, as many as a clock of
-100 ns tells of a second: digits beyond them are noise, which no compressor makes smaller. What was
-asked for (recipe, sizes) and where stays as it is. A verdict that this would change stops the
-program.
+To add runs to what is published already, name its folder among RUNS.
+
+Digits that say nothing are left out, for no compressor makes noise smaller. A video's value of a
+metric is kept to the decimal that is at most a thousandth of the middle half's spread (three for a
+PSNR), five significant digits at most: that moves a mean by less than a thousandth of its standard
+error. Every other figure that was measured has seven digits, as a clock of 100 ns has for a second.
+What was asked for (recipe, sizes) and where stays as it is. A verdict that this would change stops
+the program.
 
 `--rewrite` writes the reports of all published matrices anew from their records, or of those named.
 """
@@ -25,6 +28,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import quantiles
 
 from qbench.quality.statistics import summarise
 from qbench.report import writer
@@ -35,7 +39,8 @@ from qbench.results.record import Record
 from qbench.run.generate import PROFILE
 
 UNFINISHED = ("running", "interrupted")
-DIGITS = 5  # of a video's value of a metric
+DIGITS = 5  # of a video's value of a metric, at most
+LEVELS = 1000  # that the middle half of such values has at least
 MEASURED_DIGITS = 7  # of a time, a rate, a mean ...
 # What is no measurement, and what others may take digests of.
 EXACT = {"recipe", "overrides", "environment", "fingerprints", "generation", "reference"}
@@ -90,20 +95,32 @@ def _entries(texts: list[tuple[Path, bytes]]) -> Iterator[tuple[str, bytes]]:
 
 
 def _rounded(text: bytes, path: Path) -> bytes:
-    """A record with its samples to DIGITS or MEASURED_DIGITS, and what follows of them."""
+    """A record with its samples to fewer digits, and what follows of them."""
     record = json.loads(text)
     for name in record.keys() - EXACT:
         record[name] = _shortened(record[name])
     for metric in (record.get("quality") or {}).values():
         samples = metric.get("samples") or []
         if samples and all(math.isfinite(value) for value in samples):
-            metric["samples"] = [_significant(value, DIGITS) for value in samples]
+            metric["samples"] = _levelled(samples)
             summary = summarise(metric["samples"])
             metric["value"] = _shortened(summary.mean)
             metric["summary"] = _shortened(summary.model_dump())
     read = store.parse(json.dumps(record).encode(), path).model_dump(mode="json")
     record |= {name: _shortened(read[name]) for name in SUMMARIES}
     return json.dumps(record).encode()
+
+
+def _levelled(samples: list[float]) -> list[float]:
+    """The same to the decimal that leaves LEVELS between the quartiles, and to DIGITS at most."""
+    before: list[float] = []
+    while samples != before:  # to what stays as it is when it is published again
+        before, samples = samples, [_significant(value, DIGITS) for value in samples]
+        low, _, high = quantiles(samples, n=4) if len(samples) > 1 else (0.0, 0.0, 0.0)
+        if high > low:
+            decimal = -math.floor(math.log10((high - low) / LEVELS))
+            samples = [_significant(round(value, decimal), DIGITS) for value in samples]
+    return samples
 
 
 def _shortened(value: object) -> object:

@@ -1,6 +1,7 @@
 """Links and paths in the documents lead somewhere."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,23 @@ def test_links_and_paths_exist(page: Path) -> None:
     ]
     missing += [name for name in named if not (ROOT / name).exists()]
     assert not missing
+
+
+def test_what_is_published_and_what_is_listed_are_the_same() -> None:
+    """Matrices, searches and files of `results/published` against the rows of its README."""
+    published = ROOT / "results" / "published"
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    there = {path.parent for path in published.rglob("*.xz")}
+    there |= {path for path in published.rglob("*.json") if path.parent not in there}
+    names = {path.relative_to(published).as_posix() for path in there}
+    listed = re.findall(r"`((?:[\w.-]+/)?[\w.*-]+)`", text)
+    unlisted = {
+        name for name in names
+        if not any(fnmatch(at, word) for at in (name, Path(name).name, str(Path(name).parent))
+                   for word in listed)
+    }  # fmt: skip
+    assert unlisted == set()
+    machines = {path.name for path in published.iterdir() if path.is_dir()}
+    rows = [word for word in listed if word.partition("/")[0] in machines]
+    assert len(rows) > 40
+    assert [word for word in rows if not list(published.glob(word))] == []
