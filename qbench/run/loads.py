@@ -24,11 +24,11 @@ def devices(recipe: Recipe) -> int:
 def load_of(item: Planned, device: str) -> Load:
     """What a run takes, in the work of a million pixels through a denoise step."""
     recipe, measure, prompts = item.recipe, item.recipe.measure, len(item.prompts.prompts)
-    shape = specs.video_shape(specs.find(recipe.model), recipe.generation)
+    model = specs.find(recipe.model)
+    shape = specs.video_shape(model, recipe.generation)
     pixels = shape[0] * shape[1] * shape[2] if shape else 1e6
-    video = pixels / 1e6 * (recipe.generation.steps or 50) * recipe.variant.step_share
-    if measure.unit == "step":
-        video /= recipe.generation.steps or 50
+    steps = 1 if measure.unit == "step" else recipe.generation.steps or model.steps
+    video = pixels / 1e6 * steps * recipe.variant.step_share
     compared = measure.unit == "video" and recipe.weights == "pretrained"
     turns = 2 if measure.interleave and measure.timing and not recipe.is_reference else 1
     judged = JUDGED * prompts if compared else 0.0

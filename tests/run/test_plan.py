@@ -16,6 +16,7 @@ from qbench.run import execution, recorder, sweep
 from qbench.run.here import Task
 from qbench.run.interrupts import Interrupts
 from qbench.run.machines import read_environment
+from qbench.run.order import Load
 from qbench.run.plan import Planned, outputs_bytes, plan
 
 
@@ -232,3 +233,18 @@ def test_each_recipe_of_a_sweep_is_compared_with_the_reference_of_its_model(tmp_
         assert record.reference
         assert record.reference.run == runs[record.recipe.model]
         assert not record.notes
+
+
+def test_work_is_reckoned_with_the_steps_that_the_model_takes_of_itself() -> None:
+    """Else 200 videos of the bundled model, of 20 steps each, would be made in parts of 100."""
+    from qbench.run.loads import load_of
+
+    def load(**overrides: str) -> Load:
+        return load_of(_plan("bf16", prompts__count="200", **overrides)["bf16"], "cuda")
+
+    said, default = load(generation__steps="20"), load()
+    assert (default.fixed, default.shared) == (said.fixed, said.shared)
+    assert default.shared < 2 * default.least
+    twice = load(generation__steps="40")
+    assert twice.shared == 2 * default.shared
+    assert twice.fixed > default.fixed
