@@ -13,6 +13,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from qbench import engines
+from qbench.engines import exported
 from qbench.errors import Unsupported
 from qbench.optimizations import (
     attention,
@@ -54,8 +55,20 @@ PACKAGES: tuple[str, ...] = (
 
 
 def refusing(variant: Variant, machine: Machine) -> list[Rule]:
-    """The rules by which the variant cannot run there."""
-    return [rule for rule in RULES if rule.refuses(variant, machine)]
+    """The rules by which the variant cannot run there.
+
+    Of an exported folder those about what is chosen beside it, alone or with what it holds: what it
+    holds alone ran where it was written, and says itself where it runs.
+    """
+    if variant.exported is None:
+        return [rule for rule in RULES if rule.refuses(variant, machine)]
+    chosen, (own, whole) = exported.outside(variant), exported.held(variant)
+    return [
+        rule
+        for rule in RULES
+        if rule.refuses(chosen, machine)
+        or (rule.refuses(whole, machine) and not rule.refuses(own, machine))
+    ]
 
 
 def why_not(variant: Variant, machine: Machine) -> str | None:

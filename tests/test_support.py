@@ -127,3 +127,59 @@ def test_combinations_go_on_where_they_stopped_and_on_the_same_machine_alone(
     ):
         with pytest.raises(SystemExit, match="another machine"):
             combinations.begun(out, other, place)
+
+
+FULL = support.Machine("cuda", (9, 0), frozenset(support.PACKAGES))
+AWQ = {"method": "awq", "prompts": 1}
+
+
+@pytest.mark.parametrize(
+    ("form", "inside", "chosen", "said"),
+    [
+        ("qbench", {"compile": {"scope": "model"}}, {"cuda_graph": True}, "scope blocks"),
+        (
+            "qbench",
+            {"compile": {"scope": "model"}},
+            {"cache": {"kind": "taylorseer", "interval": 2}},
+            "one compiled program cannot",
+        ),
+        (
+            "diffusers",
+            {"quantize": {"backend": "quanto", "scheme": "int4_weight_only"}},
+            {"compile": {}},
+            "cannot be compiled",
+        ),
+        ("qbench", {"compile": {}}, {"cuda_graph": True}, None),
+        ("aoti", {"compile": {"mode": "reduce-overhead"}}, {}, None),
+        # Calibration is over: the way that the rule against both names.
+        (
+            "diffusers",
+            {
+                "quantize": {
+                    "backend": "torchao", "scheme": "int8_weight_only", "calibration": AWQ,
+                }
+            },
+            {"memory": {"offload": "model"}},
+            None,
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_chosen_beside_a_folder_is_held_against_what_is_in_it(
+    form: str, inside: dict[str, Any], chosen: dict[str, Any], said: str | None
+) -> None:
+    exported = {"folder": "engine", "sha256": "0" * 64, "format": form}
+    fields = {"dtype": "bf16", **inside, "exported": exported}
+    plain = Variant.model_validate(fields)
+    assert support.why_not(plain, FULL) is None
+    assert not (plain.left_python and plain.captures_graphs)
+    found = support.why_not(Variant.model_validate(fields | chosen), FULL)
+    assert found == said or (said and said in (found or ""))
+
+
+def test_what_a_folder_holds_is_asked_for_no_machine_of_its_own() -> None:
+    """FP8 linears are computed in plain operations on a CPU, where an export is verified."""
+    own = {"quantize": {"backend": "qbench", "scheme": "fp8_dynamic_row"}}
+    exported = {"folder": "engine", "sha256": "0" * 64, "format": "qbench"}
+    cpu = support.Machine("cpu", packages=frozenset(support.PACKAGES) - {"xformers"})
+    assert support.why_not(Variant.model_validate(own), cpu)
+    assert support.why_not(Variant.model_validate(own | {"exported": exported}), cpu) is None

@@ -89,7 +89,8 @@ def _recipe(a: Record, b: Record) -> list[Change]:
     if one.networks != other.networks:
         name = "fingerprint of the metrics' networks"
         found.append(Change(kind="measuring", name=name, before=one.networks, after=other.networks))
-    if not any(change.kind == "workload" for change in found):  # what the recipe left to defaults
+    known = a.generation and b.generation  # a run that did not come to it has none
+    if known and not any(change.kind == "workload" for change in found):  # left to defaults
         found += _differing("workload", dict(a.generation), dict(b.generation), "generation.")
     return found
 

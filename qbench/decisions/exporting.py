@@ -28,10 +28,10 @@ def export_command(record: Record) -> str:
         return f"it is one: {recipe.variant.exported.folder}"
     name, shipped_as = _recipe_name(recipe)
     words = ["qbench", "export", name, "--out", f"engines/{recipe.plain_name}"]
-    fitting = [form for form in formats.MODULES if not formats.module(form).refuses(recipe.variant)]
+    fitting = [form for form in formats.MODULES if not formats.refuses(form, recipe.variant)]
     if not fitting:
         implied = formats.implied(recipe.variant)
-        reason = formats.module(implied).refuses(recipe.variant)
+        reason = formats.refuses(implied, recipe.variant)
         return f"no format holds it ({reason}); in Python: qbench.apply(pipe, {name!r})"
     if formats.implied(recipe.variant) not in fitting:
         words += ["--format", fitting[0]]

@@ -41,6 +41,8 @@ def refuses(variant: Variant) -> str:
         return f"engine: {variant.engine} is another engine"
     if variant.cache:
         return "cache: its hooks decide between blocks, which one compiled program cannot"
+    if variant.cuda_graph:
+        return "cuda_graph: an engine launches its own kernels"
     if variant.fault:
         return "fault: damage on purpose is not exported"
     if variant.memory.offload:

@@ -104,6 +104,7 @@ def _outside(variant: Variant, form: Format) -> list[str]:
         "compile": variant.compile and form in ("diffusers",),
         "attention": variant.attention != "auto" and form == "diffusers",
         "cache": variant.cache,
+        "cuda_graph": variant.cuda_graph,
         "step_share": variant.step_share != 1,
         "decode": variant.decode != type(variant.decode)(),
         "memory": variant.memory != type(variant.memory)(),

@@ -94,14 +94,9 @@ def export(
 
     if recipe.variant.exported:
         raise InputError(f"{recipe.variant.exported.folder}: is exported already")
-    if recipe.variant.sparse_attention:
-        raise InputError(
-            f"{recipe.name}: sparse_attention counts blocks and follows denoise steps in the run "
-            "itself, and no format holds that: export the recipe without it"
-        )
     folder.check_place(out, force)
     form = form or formats.implied(recipe.variant)
-    if reason := formats.module(form).refuses(recipe.variant):
+    if reason := formats.refuses(form, recipe.variant):
         raise InputError(f"{recipe.name}: the format {form} cannot hold it: {reason}")
     if denoiser_only and form != "diffusers":
         raise InputError(f"--denoiser-only: the format {form} holds the denoiser alone as it is")
@@ -299,7 +294,8 @@ def _variant(
     """The recipe's variant in Python, as far as files hold it.
 
     Without the compiler: the format compiles, or does not. Without a cache, which follows whole
-    trajectories, and without an attention kernel where plain diffusers attends.
+    trajectories, or a CUDA graph, which launches what is in it, and without an attention kernel
+    where plain diffusers attends.
     """
     from qbench import prompts
     from qbench.optimizations import axes
@@ -311,7 +307,7 @@ def _variant(
     video.resolve(model, recipe.generation, recipe.variant.step_share)
     tests = tuple(prompts.chosen(recipe.prompts, model).prompts)
     occasion = Occasion(run, model, tests)
-    changes: dict[str, object] = {"compile": None, "cache": None}
+    changes: dict[str, object] = {"compile": None, "cache": None, "cuda_graph": False}
     if form == "diffusers":
         changes["attention"] = "auto"
     variant = recipe.variant.model_copy(update=changes)

@@ -103,6 +103,27 @@ def outside(variant: Variant, form: ExportFormat | None = None) -> Variant:
     return Variant(dtype=variant.dtype, **left)
 
 
+def held(variant: Variant) -> tuple[Variant, Variant]:
+    """What a folder holds by itself, and with what was chosen where it is used.
+
+    For rules of what goes with what: a denoiser that stays a module was quantized or compiled by
+    its recipe, whoever goes on with it. Calibration is over, so nothing of it is in the way.
+    """
+    chosen = outside(variant)
+    if variant.exported is None or variant.left_python:
+        return Variant(dtype=variant.dtype), chosen
+    left = free(variant.exported.format)
+    own = variant.model_copy(
+        update={
+            "exported": None,
+            "quantize": variant.quantize
+            and variant.quantize.model_copy(update={"calibration": None}),
+            **{name: getattr(Variant(), name) for name in left},
+        }
+    )
+    return own, own.model_copy(update={name: getattr(variant, name) for name in left})
+
+
 def holds_compiled(variant: Variant) -> bool:
     """Whether what runs was compiled into a folder, and was called as it was checked."""
     return variant.exported is not None and "compile" not in free(variant.exported.format)

@@ -16,7 +16,7 @@ from qbench.recipe.choices import EngineName
 if TYPE_CHECKING:
     from qbench.recipe.schema import Variant
 
-__all__ = ["Format", "Run", "implied", "module", "named"]
+__all__ = ["Format", "Run", "implied", "module", "named", "refuses"]
 
 MODULES: dict[manifest.Format, str] = {
     "diffusers": "qbench.engines.checkpoint",
@@ -42,6 +42,21 @@ def named(name: str) -> manifest.Format:
 
 def module(name: manifest.Format) -> Format:
     return cast(Format, importlib.import_module(MODULES[name]))
+
+
+def refuses(name: manifest.Format, variant: Variant) -> str:
+    """Why a folder of this format cannot hold the variant; empty where it can."""
+    if variant.sparse_attention:
+        return (
+            "sparse_attention counts blocks and follows denoise steps in the run itself, as no "
+            "format does: export the recipe without it"
+        )
+    if variant.parallel:
+        return (
+            "parallel has several processes make one video, and every format is for one: export "
+            "the recipe with --set variant.parallel=null"
+        )
+    return module(name).refuses(variant)
 
 
 def implied(variant: Variant) -> manifest.Format:

@@ -332,7 +332,12 @@ class Variant(Strict):
 
     @property
     def captures_graphs(self) -> bool:
-        """Whether CUDA graphs are captured: they replay in memory that torch counts as free."""
+        """Whether CUDA graphs are captured: they replay in memory that torch counts as free.
+
+        None are around an engine, whatever its recipe says of the module that it was made of.
+        """
+        if self.left_python:
+            return False
         return self.cuda_graph or (self.compile is not None and self.compile.captures_graphs)
 
     @property

@@ -100,7 +100,7 @@ def plan(
                 _end_of_chain(there.recipe, item.recipe, loaded)
                 other = there.recipe
         if other is None:
-            referred = found(_beside(loaded, wanted), shared)
+            referred = found(_beside(loaded, wanted, as_written), shared)
             other = _reference(referred, item.recipe)
             key = wanted, _settings(other)
             if key not in implied:
@@ -196,14 +196,25 @@ def _trusting(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"quality": networks.trusted(recipe.quality)})
 
 
-def _beside(loaded: Loaded, name: str) -> Path:
-    """The recipe of this name: below its folder, beside it, in the folder above, or shipped."""
+def _beside(loaded: Loaded, name: str, others: list[Loaded]) -> Path:
+    """The recipe of this name: below its folder, beside it, in the folder above, or shipped.
+
+    An exported folder has left its recipe's neighbours: beside `others`, named with it, they are.
+    """
     path = loaded.path
-    folders = (loaded.root, path.parent, path.resolve().parent.parent, shipped.FOLDER)
+    folders = [loaded.root, path.parent, path.resolve().parent.parent]
+    if loaded.recipe.variant.exported:
+        folders += [place for one in others for place in (one.root, one.path.parent)]
+    folders.append(shipped.FOLDER)
     for folder in folders:
         if textfile.is_file(folder / f"{name}.yaml"):
             return folder / f"{name}.yaml"
     there = {file.removesuffix(".yaml") for f in folders for file in shipped.recipe_files(f)}
+    if loaded.recipe.variant.exported:
+        raise InputError(
+            f"{path}: its recipe is compared with {name!r}, which is neither beside the folder nor "
+            "shipped: name that recipe's file as well, or --set reference=null"
+        )
     raise InputError(
         f"{loaded.where('reference')}: reference: no recipe {name!r} beside it or shipped"
         f"{nearest(name, there - {shipped.BASE})}"

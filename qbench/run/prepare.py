@@ -73,9 +73,8 @@ def prepare_beside(job: Job, stages: Stages) -> tuple[Session, Ranks]:
 
 def _check_support(job: Job) -> None:
     from qbench import support
-    from qbench.engines import exported
 
-    support.check(exported.outside(job.draft.recipe.variant), _machine(job))
+    support.check(job.draft.recipe.variant, _machine(job))
 
 
 def _know_cpu(job: Job) -> None:
@@ -199,11 +198,10 @@ def _check_model(session: Session) -> None:
     from dataclasses import replace
 
     from qbench import support
-    from qbench.engines import exported
 
     model = support.model_facts(session.pipeline, session.generation.guided)
     machine = replace(_machine(session.job), model=model)
-    support.check(exported.outside(session.recipe.variant), machine)
+    support.check(session.recipe.variant, machine)
 
 
 def _count_work(session: Session) -> Work | None:

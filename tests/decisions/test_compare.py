@@ -323,6 +323,9 @@ def test_a_run_that_died_is_a_regression_and_a_missing_figure_is_no_pass(tmp_pat
     found = _compared(tmp_path, before, dead, "latency +5%")
     assert found.exit_code == 1
     assert "oom: out of memory in decode" in "\n".join(compare_text.lines(found))
+    early = made(run="b", status="crashed", reason="died in load", generation={}, stages={})
+    found = _compared(tmp_path / "early", before, early, "latency +5%")
+    assert found.exit_code == 1  # a workload that it never came to is no other one
     lacking = _compared(tmp_path / "2", before, made(run="b"), "energy +5%")
     assert lacking.checks[0].result == "not measured"
     assert lacking.exit_code == 2

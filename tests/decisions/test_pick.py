@@ -21,6 +21,7 @@ from qbench.decisions.picked import Picked
 from qbench.errors import InputError
 from qbench.meters.memory import CONTEXT_BYTES, Peak
 from qbench.recipe import files, shipped
+from qbench.recipe.variant import Parallel, SparseAttention
 from qbench.results.record import Record, Stage
 
 H100 = ROOT / "results/published/h100"
@@ -252,6 +253,19 @@ def test_the_export_is_of_the_variant_model_and_size_that_were_measured(
     # One that is not shipped is a file, which says all of this itself.
     own = made(recipe=measured.model_copy(update={"name": "mine"}))
     assert export_command(own) == "qbench export mine.yaml --out engines/mine"
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"),
+    [
+        ({"parallel": Parallel(cfg=2)}, "parallel has several processes"),
+        ({"sparse_attention": SparseAttention(threshold=0.1)}, "sparse_attention counts blocks"),
+    ],
+)
+def test_what_no_format_holds_has_no_export(variant: dict[str, object], told: str) -> None:
+    said = export_command(of_recipe(made(), variant=variant))
+    assert said.startswith("no format holds it (")
+    assert told in said
 
 
 @pytest.mark.parametrize(

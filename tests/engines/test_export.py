@@ -155,6 +155,7 @@ def test_verify_tells_an_engine_that_computes_something_else(
         ("onnx", "diffusers", "leaves no weights"),
         ("fast", "diffusers", "fuse_qkv changes the layers"),
         ("int8", "onnx", "engine: onnxruntime"),
+        ("parallel/fast-cfg", "qbench", "parallel has several processes"),
     ],
 )
 def test_what_a_format_cannot_hold_is_told_before_anything_is_loaded(

@@ -19,6 +19,7 @@ from qbench.report import tables
 from qbench.results import store
 from qbench.results.profiles import profiles_of
 from qbench.results.ranking import rankings
+from qbench.run.plan import plan
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +74,28 @@ def test_where_a_folder_lies_is_no_part_of_what_is_measured(
 ) -> None:
     moved = shutil.copytree(graph.folder, tmp_path / "elsewhere")
     assert exported.recipe_of(moved, {}, {}).recipe.fingerprint() == _recipe(graph).fingerprint()
+
+
+def test_the_reference_of_a_folder_is_found_beside_what_it_is_named_with(
+    checkpoint: Exported, tmp_path: Path
+) -> None:
+    """A folder has left its recipe's neighbours behind."""
+    place = shutil.copytree(checkpoint.folder, tmp_path / "engines/own")
+    facts = json.loads((place / manifest.FILE).read_text())
+    facts["recipe"]["reference"] = "own"
+    (place / manifest.FILE).write_text(json.dumps(facts))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("own", "other"):
+        own = "null" if name == "own" else "own"
+        (mine / f"{name}.yaml").write_text(f"extends: qbench:fp32\nreference: {own}\n")
+    with pytest.raises(InputError, match=r"'own'.* name that recipe's file as well"):
+        plan([place], {})
+    assert [one.implied for one in plan([place], {"reference": "null"})] == [False]
+    for named, implied in (("own", False), ("other", True)):
+        first, *rest = plan([mine / f"{named}.yaml", place], {"generation.steps": "4"})
+        assert (first.recipe.name, first.implied) == ("own", implied)
+        assert all(one.recipe.reference == "own" for one in rest)
 
 
 def test_machine_code_of_a_recipe_that_names_a_folder_needs_someone_to_vouch_for_it(

@@ -13,7 +13,7 @@ from qbench import support
 from qbench.optimizations import axes
 from qbench.optimizations.parallel.groups import Traffic
 from qbench.pipelines import specs
-from qbench.recipe.schema import Generation, Variant
+from qbench.recipe.schema import Generation, Recipe, Variant
 
 FULL = support.Machine("cuda", (9, 0), frozenset(support.PACKAGES), devices=8)
 GRAPH = {"dtype": "bf16", "cuda_graph": True}
@@ -60,6 +60,23 @@ def test_what_decides_on_the_host_is_refused(fields: dict[str, Any], said: str) 
 def test_an_engine_has_no_call_to_capture() -> None:
     with pytest.raises(ValidationError, match="cuda_graph"):
         Variant.model_validate(GRAPH | {"engine": "onnxruntime"})
+
+
+def test_a_folder_leaves_the_graph_to_whoever_goes_on_with_its_denoiser() -> None:
+    """What is written is the plain module, captured nowhere; an engine has no call to capture."""
+    from qbench.engines import describe, export, exported, formats
+
+    variant = Variant.model_validate(GRAPH)
+    for form in formats.MODULES:
+        assert ("cuda_graph" in exported.free(form)) == (not formats.refuses(form, variant))
+        if "cuda_graph" in exported.free(form):
+            assert describe._outside(variant, form) == ["cuda_graph"]
+    recipe, model = Recipe(name="graph", variant=variant), specs.find("tiny-cogvideox")
+    run = specs.load(model, "fp32", "cpu").resolve(model, Generation(steps=2))
+    video = export._variant(recipe, model, "qbench", "cpu", run)
+    with torch.no_grad():  # captured, it would refuse tensors of the host's
+        for call in video.step_inputs(run):
+            assert video.denoiser(**call, return_dict=False)[0].isfinite().all()
 
 
 def test_exchanges_of_a_graph_count_at_each_replay_and_not_as_it_is_captured() -> None:
