@@ -99,7 +99,7 @@ def apply(
             changes.append(parallel.split_tokens(video, shared))
         if variant.cuda_graph:
             # Within guidance's ranks, which take turns where it has calls of its own.
-            changes.append(graphs.apply(video, shared.ranks.traffic if shared else None))
+            changes.append(graphs.apply(video, shared.ranks if shared else None))
         if shared:
             changes.append(parallel.split_guidance(video, shared))
         changes.append(memory.apply(video, variant.memory, device))

@@ -19,17 +19,20 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from qbench.optimizations.parallel.groups import Exchanged, Traffic
+    from qbench.optimizations.parallel.groups import Exchanged, Ranks, Traffic
     from qbench.pipelines.base import VideoPipeline
 
 
-def apply(video: VideoPipeline, traffic: Traffic | None = None) -> Changes:
+def apply(video: VideoPipeline, ranks: Ranks | None = None) -> Changes:
     """Capture the denoiser's calls as they are now: what comes around it later stays outside.
 
-    traffic: of the ranks that exchange tensors within a call.
+    ranks: that exchange tensors within a call.
     """
     changes = Changes("cuda_graph")
-    graphs = _Graphs(video.denoiser.forward, traffic)
+    graphs = _Graphs(video.denoiser.forward, ranks.traffic if ranks else None)
+    if ranks:
+        # NCCL waits for the graphs that its messages were captured in before it ends.
+        ranks.on_leaving(graphs.release)
     changes.compute(video.denoiser, lambda _, *args, **kwargs: graphs(*args, **kwargs))
     changes.on_undo(graphs.release)
     return changes
@@ -73,6 +76,11 @@ class _Graphs:
 
     def release(self) -> None:
         """Let go of the graphs and of the memory that they work in."""
+        import torch
+
+        torch.cuda.synchronize()
+        for captured in self._known.values():
+            captured.graph.reset()
         self._known.clear()
 
     def _capture(self, leaves: list[object], shape: Any, given: list[Tensor]) -> _Captured:

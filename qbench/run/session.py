@@ -202,8 +202,8 @@ class Session:
         """Let the other ranks go, if there are any."""
         if self.lead:
             self.lead.end()
+            together.part(self.job, self.lead.figures.ranks)
             self.lead = None
-            together.part(self.job)
 
     def empty(self) -> None:
         gc.collect()

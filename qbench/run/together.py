@@ -98,14 +98,9 @@ def meet(job: Job) -> None:
     )
 
 
-def part(job: Job) -> None:
-    """Leave the process group, if there is one."""
-    if job.ranks == 1:
-        return
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def part(job: Job, ranks: Ranks) -> None:
+    """Leave the other ranks, as they all do now."""
+    ranks.leave()
     if job.rank == 0:
         (job.folder / MEETING).unlink(missing_ok=True)
 

@@ -200,8 +200,9 @@ def follow(job: str, connection: Ends) -> None:
     processes.end_with_parent()
     line.beat(lambda: stages.traffic.begun if stages.traffic else 0)
     try:
-        together.follow(*prepare_beside(parsed, stages))
-        together.part(parsed)
+        session, ranks = prepare_beside(parsed, stages)
+        together.follow(session, ranks)
+        together.part(parsed, ranks)
         line.emit(RunEnded("ok"))
     except SweepGone:
         return

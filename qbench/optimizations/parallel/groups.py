@@ -202,6 +202,18 @@ class Ranks:
         world = dist.group.WORLD
         assert world is not None
         self.everyone = Group(world, self.traffic)
+        self._leaving: list[Callable[[], object]] = []
+
+    def on_leaving(self, step: Callable[[], object]) -> None:
+        """Have `step` let go of what uses the groups before they are."""
+        self._leaving.append(step)
+
+    def leave(self) -> None:
+        """End the groups, on every rank: no call of the denoiser comes after."""
+        while self._leaving:
+            self._leaving.pop()()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     def check_alike(self, module: torch.nn.Module) -> None:
         """Raise RuntimeError where ranks hold other weights: their videos would be nobody's."""
