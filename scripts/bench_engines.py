@@ -94,11 +94,11 @@ def _exported(name: str, args: argparse.Namespace) -> dict[str, object]:
     line = [sys.executable, "-m", "scripts.bench_engines", *sys.argv[1:], "--export", name]
     try:
         done = subprocess.run(line, timeout=args.limit, capture_output=True, text=True)
-        said = done.stdout if done.returncode == 0 else (done.stderr.strip() or "died")[-400:]
+        said = done.stdout if done.returncode == 0 else (done.stderr.strip() or "died")[-2000:]
         if done.returncode == 0:
             row = {name: json.loads(done.stdout.splitlines()[-1])}
     except subprocess.TimeoutExpired as error:
-        said = f"not done after {args.limit:g} s: {(error.stderr or b'')[-400:]!r}"
+        said = f"not done after {args.limit:g} s: {(error.stderr or b'')[-2000:]!r}"
     print(f"{name}: {time.perf_counter() - began:.0f} s: {said.strip()}", flush=True)
     return row
 
@@ -113,10 +113,13 @@ def _export(args: argparse.Namespace) -> None:
     plain = _plain(recipe, args.folder)
     # What is measured are the model's own steps.
     whole = load(RECIPES / f"{name}.yaml", overrides(settings[:2]))
+    began = time.perf_counter()
+
+    def tell(said: str) -> None:
+        print(f"{time.perf_counter() - began:.0f} s: {said}", file=sys.stderr, flush=True)
+
     out = args.folder / "engines" / args.export
-    found = export.export(
-        whole, out, form, force=True, plain=plain, tell=lambda s: print(s, file=sys.stderr)
-    )
+    found = export.export(whole, out, form, force=True, plain=plain, tell=tell)
     facts = found.manifest
     row = {
         "format": facts.format, "build_s": round(facts.build_s, 1),
