@@ -155,6 +155,10 @@ class Engine:
             if compiled is not None:
                 self._cache.deserialize(compiled)  # what another driver compiled it passes over
             self._config.set_runtime_cache(self._cache)
+            # By default kernels for the shapes at hand are compiled in the background, some calls
+            # after the first: while calls are timed, and after the cache has been stored.
+            strategies = trt.DynamicShapesKernelSpecializationStrategy
+            self._config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         self._context = self._new_context(trt)
         tensors = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._dtypes = {

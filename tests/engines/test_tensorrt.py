@@ -78,9 +78,12 @@ class _Rtx(_Refusing):
     num_io_tensors = 1
 
     def library(self) -> object:
-        modes = SimpleNamespace(OUTPUT="output")
         return SimpleNamespace(
-            __name__="tensorrt_rtx", ILogger=_Logger, Runtime=self.runtime, TensorIOMode=modes
+            __name__="tensorrt_rtx",
+            ILogger=_Logger,
+            Runtime=self.runtime,
+            TensorIOMode=SimpleNamespace(OUTPUT="output"),
+            DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
         )
 
     def get_tensor_name(self, _: int) -> str:
