@@ -1,6 +1,7 @@
 """What a video would take on numbers of GPUs that were not measured, from what two were.
 
-    python -m scripts.ranks_costs results/published/h200x2/ranks.json --step 0.266 --decode 0.575
+    python -m scripts.ranks_costs results/published/h200x2/ranks-in-a-row.json
+        --step 0.255 --decode 0.575
         [--steps 50] [--gpus 2 4 8] [--json]
 
 --step and --decode are seconds on one GPU. The model, for CogVideoX-2B at 49x480x720 unless told:
