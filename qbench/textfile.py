@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from qbench.errors import InputError
+
+# What a file system says to a writer where all of it is the user's to mend.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 def is_file(path: Path) -> bool:
@@ -56,6 +62,28 @@ def read(path: Path, most_bytes: int, name: str | None = None) -> str:
     if len(data) > most_bytes:
         raise InputError(f"{name}: larger than {most_bytes:,} bytes")
     return _decoded(data, name).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Write the whole file as UTF-8, or leave the one that is there as it is."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Raise InputError, one line, where the disk is full or refuses what the block writes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        where = error.filename or place
+        raise InputError(f"{where}: cannot be written: {error.strerror}") from None
 
 
 def _decoded(data: bytes, name: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qbench import textfile
 from qbench.cli import shared
 from qbench.cli.shared import Device, Model, Places, Set
 from qbench.errors import InputError, Unsupported, one_line
@@ -52,6 +53,12 @@ def main() -> None:
         raise SystemExit(2) from None
     except BrokenPipeError:
         raise SystemExit(141) from None
+    except OSError as error:
+        if error.errno not in textfile.REFUSALS:
+            raise
+        where = f"{one_line(error.filename)}: " if error.filename else ""
+        print(f"qbench: {where}{error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 @app.callback()
@@ -208,9 +215,10 @@ def explain(
     if out is None and not folder.is_dir():
         return  # a run in an archive, beside which nothing is drawn unless a folder is named
     shared.writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in charts.draw(ranking, folder, "", only="step-by-work"):
-        print(f"chart: {path}")
+    with textfile.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in charts.draw(ranking, folder, "", only="step-by-work"):
+            print(f"chart: {path}")
 
 
 @app.command(name="ls")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from qbench import textfile
 from qbench.cli import shared
 from qbench.cli.shared import Json, Places
 
@@ -121,7 +122,8 @@ def history(
         shared.tell(history_text.lines(made))
     if out is not None:
         shared.writable(out.parent)
-        print(f"chart: {history_text.draw(made, out)}", file=sys.stderr)
+        with textfile.writing(out):
+            print(f"chart: {history_text.draw(made, out)}", file=sys.stderr)
 
 
 def import_(

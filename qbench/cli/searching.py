@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from qbench import textfile
 from qbench.cli import shared
 from qbench.cli.shared import Device, Model, Set
 from qbench.errors import InputError, nearest
@@ -65,10 +66,11 @@ def search(
     shared.writable(out)
     console = shared.console()
     tell = functools.partial(shared.say, console)
-    found = mixed.search(chosen, amount, out, tell, every)
-    for item in planned:
-        if item.implied:
-            mixed.write_reference(item.recipe, out)
+    with textfile.writing(out):
+        found = mixed.search(chosen, amount, out, tell, every)
+        for item in planned:
+            if item.implied:
+                mixed.write_reference(item.recipe, out)
     for line in mixed.lines(found):
         shared.say(console, line)
     shared.say(console, f"recipe: {out / found.recipe}; chart: {out / found.chart}")

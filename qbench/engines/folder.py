@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,8 +15,8 @@ from pathlib import Path
 
 from qbench.engines import manifest
 from qbench.errors import InputError
+from qbench.textfile import REFUSALS
 
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 

@@ -123,8 +123,9 @@ def _merged(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Value], Plac
     if len(lineage) > MAX_BASES:
         raise InputError(f"{where}: more than {MAX_BASES} files, each extending the next")
     below, below_places, outermost = _merged(base, lineage)
-    below.pop("name", None)
-    below.pop("about", None)
+    for own in ("name", "about"):
+        below.pop(own, None)
+        below_places.pop((own,), None)
     ours = not base_name.startswith(shipped.PREFIX)
     return _layered(below, values), {**below_places, **places}, outermost if ours else path
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -75,10 +76,19 @@ def copy(target: Path) -> list[Path]:
     """Copy the shipped recipes to a new folder, to be changed there; the files that it holds."""
     if textfile.exists(target) and not (textfile.is_folder(target) and not any(target.iterdir())):
         raise InputError(f"{target}: is there already; name a new folder")
+    partial = target.absolute().with_name(f".{target.absolute().name}.{os.getpid()}.partial")
     try:
-        shutil.copytree(FOLDER, target, dirs_exist_ok=True)
+        for path in FOLDER.rglob("*.yaml"):
+            copied = partial / path.relative_to(FOLDER)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copied)
+        target.mkdir(parents=True, exist_ok=True)  # it may be there, and empty
+        for copied in partial.iterdir():
+            os.rename(copied, target / copied.name)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return files(target)
 
 

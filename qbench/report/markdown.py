@@ -8,7 +8,7 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from qbench import escape
+from qbench import escape, textfile
 from qbench.quality.comparison import unseen_share
 from qbench.report import cards, tables
 from qbench.results import frame, origin
@@ -46,7 +46,7 @@ def write(
     for ranking, drawn in zip(made, pictures, strict=True):
         lines += _section(ranking, drawn)
     path = out / "report.md"
-    path.write_text("\n".join(lines), encoding="utf-8")
+    textfile.replace(path, "\n".join(lines))
     _write_csv(made, out / "results.csv")
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from qbench import support, textfile
 from qbench.errors import InputError, Unsupported
 from qbench.recipe.choices import AS_IT_IS
 from qbench.search.choice import Choice, Option, choose
@@ -127,9 +129,14 @@ def search(
         raise InputError(f"{recipe.name}: variant.quantize: there is nothing to search without it")
     model = specs.find(recipe.model)
     device = "cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu"
-    schemes = _possible(recipe, wanted, device)
+    machine = support.this_machine(device)
+    known = _possible(recipe, wanted, machine)  # before anything is loaded
     out.mkdir(parents=True, exist_ok=True)
     video, run = _loaded(recipe, model, device)
+    facts = support.model_facts(video, run.guided)
+    schemes = _possible(recipe, wanted, dataclasses.replace(machine, model=facts))
+    if left := [scheme for scheme in known if scheme not in schemes]:
+        tell(f"not searched, for some layers of this model cannot have them: {', '.join(left)}")
     names = sorted(quantization.chosen(video.denoiser, wanted), key=_in_order(video.denoiser))
     texts = _texts(recipe, model)
     tell(f"trajectories of {len(texts)} prompts, {min(STEPS, run.steps)} steps of each")
@@ -173,19 +180,18 @@ def search(
         recipe=file.name,
         chart=drawn.name,
     )
-    (out / "search.json").write_text(found.model_dump_json(indent=1) + "\n", "utf-8")
+    textfile.replace(out / "search.json", found.model_dump_json(indent=1) + "\n")
     return found
 
 
-def _possible(recipe: Recipe, wanted: Quantize, device: str) -> list[str]:
-    """The candidates that this machine can run.
+def _possible(recipe: Recipe, wanted: Quantize, machine: support.Machine) -> list[str]:
+    """The candidates that this machine can run, and its model can have where that is known.
 
     Raises Unsupported where the recipe's own scheme is none of them.
     """
-    from qbench import support
     from qbench.search import sensitivity
 
-    machine, found = support.this_machine(device), []
+    found = []
     for scheme in sensitivity.candidates(wanted):
         one = wanted.model_copy(update={"scheme": scheme, "layers": {}})
         reason = support.why_not(recipe.variant.model_copy(update={"quantize": one}), machine)
@@ -331,7 +337,7 @@ def _write(recipe: Recipe, path: Path) -> None:
     import yaml
 
     fields = recipe.model_dump(mode="json", exclude_defaults=True) | {"name": recipe.name}
-    path.write_text(yaml.safe_dump(fields, sort_keys=False, width=100), "utf-8")
+    textfile.replace(path, yaml.safe_dump(fields, sort_keys=False, width=100))
 
 
 def lines(found: Found) -> list[str]:

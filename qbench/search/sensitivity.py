@@ -12,7 +12,6 @@ where an error came from. `measure` can try every scheme instead.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from qbench import textfile
 from qbench.errors import InputError
 from qbench.optimizations import schemes as known
 from qbench.optimizations.calibration import gptq, observe
@@ -223,9 +223,7 @@ def kept(file: Path, key: str) -> Table:
 
 
 def _keep(table: Table, file: Path, key: str) -> None:
-    beside = file.with_suffix(".partial")
-    beside.write_text(json.dumps({"key": key, "layers": table}) + "\n", "utf-8")
-    os.replace(beside, file)
+    textfile.replace(file, json.dumps({"key": key, "layers": table}) + "\n")
 
 
 def together(

@@ -60,6 +60,10 @@ def test_one_recipe_named_twice_runs_once_and_two_of_one_name_are_refused(tmp_pa
     (tmp_path / "other.yaml").write_text("name: bf16\nextends: qbench:bf16\n")
     with pytest.raises(InputError, match=r"other\.yaml:1: a second recipe named 'bf16'"):
         plan([RECIPES / "bf16.yaml", tmp_path / "other.yaml"], {})
+    (tmp_path / "base.yaml").write_text("name: base\nextends: qbench:bf16\n")
+    (tmp_path / "bf16.yaml").write_text("extends: base.yaml\n")
+    with pytest.raises(InputError, match=r"bf16\.yaml:1: a second"):  # whose base has another name
+        plan([RECIPES / "bf16.yaml", tmp_path / "bf16.yaml"], {})
 
 
 def test_a_reference_is_found_beside_then_among_the_shipped_and_is_the_end(tmp_path: Path) -> None:

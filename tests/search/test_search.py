@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 import torch
 from conftest import RECIPES
 
-from qbench.errors import InputError
+from qbench import support
+from qbench.errors import InputError, Unsupported
 from qbench.meters.memory import stored_bytes
 from qbench.optimizations import quantization
 from qbench.optimizations.calibration import observe
 from qbench.pipelines import specs
 from qbench.recipe import files
-from qbench.recipe.schema import Calibration, Quantize, Recipe
+from qbench.recipe.schema import Calibration, Quantize, Recipe, Variant
 from qbench.run.plan import plan
 from qbench.search import choice, mixed, sensitivity
 
@@ -273,3 +275,17 @@ def test_a_recipe_without_quantization_cannot_be_searched(tmp_path: Path) -> Non
     recipe = files.load(RECIPES / "bf16.yaml")
     with pytest.raises(InputError, match="nothing to search"):
         mixed.search(recipe, mixed.Budget("bytes"), tmp_path)
+
+
+def test_schemes_that_the_model_cannot_have_are_no_candidates() -> None:
+    """Weights of few bits share a scale in groups, which have to divide every layer's width."""
+    machine = support.Machine("cpu", packages=frozenset({"torchao"}))
+    narrow = support.ModelFacts("CogVideoXPipeline", {"norm.linear": 16}, 16, True, True)
+    here = dataclasses.replace(machine, model=narrow)
+    wanted = Quantize(backend="torchao", scheme="int8_weight_only")
+    recipe = Recipe(name="mine", variant=Variant(quantize=wanted))
+    known, fitting = (mixed._possible(recipe, wanted, one) for one in (machine, here))
+    assert set(known) - set(fitting) == {"int4_weight_only", "int2_weight_only"}
+    few = wanted.model_copy(update={"scheme": "int4_weight_only"})
+    with pytest.raises(Unsupported, match="divides the width"):
+        mixed._possible(recipe, few, here)

@@ -13,7 +13,7 @@ import json
 import re
 from pathlib import Path
 
-from qbench import __version__, escape
+from qbench import __version__, escape, textfile
 from qbench.report.page import data, videos
 from qbench.report.page.model import Board, Page
 from qbench.results.ranking import Ranking
@@ -79,7 +79,7 @@ def write(
     if len(boards) < len(made):
         lines.append(f"{len(made) - len(boards)} smaller rankings are in report.md alone")
     page = html(Page(tuple(boards), tuple(lines), __version__))
-    (out / FILE).write_text(page, encoding="utf-8")
+    textfile.replace(out / FILE, page)
     return names
 
 
