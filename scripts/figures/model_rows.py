@@ -448,10 +448,7 @@ def _gains(folder: str, recipes: dict[str, str]) -> Found:
 
 
 ONNX = "h100/engines-onnx"
-
-
-def _exported(what: str) -> str:
-    return fig(f"h100/engines/exports.json {what}")
+TENSORRT = "h200/engines-tensorrt"
 
 
 def _optimizations() -> list[Row]:
@@ -527,14 +524,14 @@ def _optimizations() -> list[Row]:
         ),
         row(
             "TensorRT",
-            cog=(f"close and slow: {_exported('tensorrt-bf16.step_s s')} a call where BF16 "
-                 f"takes {fig('h100/engines bf16 step')}", [
-                measured("TensorRT for RTX 1.4, the whole denoiser in BF16, timed as it was "
-                         f"exported: built in {_exported('tensorrt-bf16.build_s s')}, relative "
-                         f"error {_exported('tensorrt-bf16.relative_l2_to_variant %')}",
-                         "h100/engines/exports.json"),
-                unmeasured("a step of it, interleaved with BF16",
-                           _run(COG, "engine/tensorrt-bf16"))]),
+            cog=(f"close and slow: {fig(f'{TENSORRT} exported/engine/tensorrt-bf16 step')} a "
+                 f"step where BF16 takes {fig(f'{TENSORRT} bf16 step')}", [
+                _gains(TENSORRT, {"exported/engine/tensorrt-bf16": "TensorRT for RTX 1.4, BF16"}),
+                measured("the whole denoiser, relative error " + fig(
+                    f"{TENSORRT}/exports.json tensorrt-bf16.relative_l2_to_variant %"),
+                         f"{TENSORRT}/exports.json"),
+                unmeasured("TensorRT itself, and INT8 and FP8",
+                           _run(COG, "engine/tensorrt-int8 engine/tensorrt-fp8"))]),
             zero=("not measured", [unmeasured("TensorRT", _run(ZERO, "engine/tensorrt-bf16"))]),
             wan=("not measured", [unmeasured("TensorRT", _run(WAN, "engine/tensorrt-bf16"))]),
         ),
