@@ -51,9 +51,9 @@ class Signature:
         if tuple(flat) != self.names:
             more = sorted(set(flat) - set(self.names))
             less = sorted(set(self.names) - set(flat))
-            said = f"it was not built for {', '.join(more)}" if more else ""
-            said += f"it needs {', '.join(less)}" if less else ""
-            raise Unsupported(f"engine: the pipeline's inputs are others: {said}")
+            said = [f"it was not built for {', '.join(more)}"] if more else []
+            said += [f"it needs {', '.join(less)}"] if less else []
+            raise Unsupported(f"engine: the pipeline's inputs are others: {', and '.join(said)}")
         return flat
 
     def nested(self, tensors: tuple[Tensor, ...]) -> dict[str, object]:

@@ -28,7 +28,7 @@ LIBRARIES = {
     "tensorrt_rtx": "tensorrt-rtx",
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
 }
-WHY = 300  # characters of one error that are told, and of all after which no other is
+ERRORS, CHARACTERS = 3, 300  # of what TensorRT says where it fails: how many, and how much of each
 VALUES = 2**22  # of latents in the largest batch that a plan is built for
 
 
@@ -122,7 +122,8 @@ def make(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         named = f"{trt.__name__} {trt.__version__}"
-        if not gpu and "Cuda Runtime" in said.why:  # 1.4.0.76 does for all that is quantized
+        # 1.4.0.76 does for all that is quantized, and after any other error.
+        if not gpu and "Cuda Runtime" in "".join(said.errors[:1]):
             raise Unsupported(
                 f"{named} asks a GPU's driver as it builds this graph, and there is none here: "
                 "build it on a machine with a GPU, or with a newer version (1.7.1 does without)"
@@ -152,22 +153,25 @@ def _target(trt: Bindings, wanted: str) -> Bindings:
 
 
 def logger(trt: Bindings) -> Bindings:
-    """A logger that keeps the first errors, which are all that says why there is no plan.
+    """A logger that keeps the first errors, which are all that says why something is not there.
 
     TensorRT holds no reference to it: it must live as long as what was made with it.
     """
 
     class Logger(trt.ILogger):
-        why = "it does not say why"
-
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        @property
+        def why(self) -> str:
+            return "; ".join(self.errors) or "it does not say why"
 
         def log(self, severity: Bindings, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                before = "" if self.why == Logger.why else f"{self.why}; "
-                if len(before) < WHY and message not in before:
-                    self.why = f"{before}{' '.join(message.split())[:WHY]}"
+            error = " ".join(message.split())[:CHARACTERS]
+            wanted = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+            if wanted and error not in self.errors and len(self.errors) < ERRORS:
+                self.errors.append(error)
 
     return Logger()
 
