@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from qbench.engines import tensorrt, tensorrt_plan
+from qbench.engines.inputs import Signature
 from qbench.errors import Unsupported
+from qbench.recipe.schema import EngineOptions
 
 
 class _Logger:
@@ -128,3 +131,55 @@ def test_what_a_context_was_made_with_outlives_it(monkeypatch: pytest.MonkeyPatc
     del engine
     gc.collect()
     assert runtime.gone == ["context", "configuration", "cache"]
+
+
+class _Builder:
+    """A builder that reads every graph and builds none.
+
+    errors: what it says then.
+    """
+
+    def __init__(self, errors: list[str]) -> None:
+        self.errors = errors
+
+    def library(self) -> object:
+        return SimpleNamespace(
+            __name__="tensorrt_rtx",
+            __version__="1.0",
+            ILogger=_Logger,
+            Builder=self.builder,
+            NetworkDefinitionCreationFlag=SimpleNamespace(),
+            OnnxParser=lambda network, told: SimpleNamespace(parse_from_file=lambda path: True),
+        )
+
+    def builder(self, told: _Logger) -> object:
+        def build(network: object, config: object) -> None:
+            for error in self.errors:
+                told.log(_Logger.ERROR, error)
+
+        return SimpleNamespace(
+            create_network=lambda flags: SimpleNamespace(num_inputs=0),
+            create_builder_config=lambda: SimpleNamespace(add_optimization_profile=lambda _: 0),
+            create_optimization_profile=SimpleNamespace,
+            build_serialized_network=build,
+        )
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        (["Cuda Runtime (no driver)"], "asks a GPU's driver"),
+        (["bad profile", "Cuda Runtime (no driver)"], "not build a plan: bad profile; Cuda Run"),
+        ([], "not build a plan: it does not say why$"),
+        (["a", "a", "b", "c", "d"], "not build a plan: a; b; c$"),
+    ],
+)
+def test_a_plan_that_is_not_built_tells_the_first_error_first(
+    errors: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1.4 for RTX has the missing driver follow each error, whatever it was."""
+    monkeypatch.setattr(tensorrt_plan, "library", _Builder(errors).library)
+    taken = Signature(torch.nn.Linear, {"x": 0}, frozenset({"x"}))
+    example = {"x": torch.zeros(2, 4)}
+    with pytest.raises(Unsupported, match=said):
+        tensorrt_plan.make(Path("denoiser.onnx"), taken, example, EngineOptions(), gpu=False)

@@ -50,6 +50,23 @@ def test_videos_of_an_engine_are_those_of_the_module(name: str, tmp_path: Path) 
     assert ((found - expected).norm() / expected.norm()).item() < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"x": 0, "y": 0, "mask": 0}, "others: it was not built for mask$"),
+        ({"x": 0}, "others: it needs y$"),
+        ({"x": 0, "mask": 0}, "others: it was not built for mask, and it needs y$"),
+    ],
+)
+def test_other_inputs_are_told_by_name(given: dict[str, int], said: str) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: object = None, mask: object = None) -> None: ...
+
+    signed = engine_inputs.Signature(Module, {"x": 0, "y": 0}, frozenset())
+    with pytest.raises(Unsupported, match=said):
+        signed.tensors((), {name: torch.zeros(1) for name in given})
+
+
 def test_a_denoiser_that_is_not_exported_is_skipped_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
