@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 
 from qbench.engines import formats
 from qbench.recipe import files, shipped
 from qbench.recipe.schema import Recipe
-from qbench.results.ranking import fields
 from qbench.results.record import Record
 
 SIZE = {"frames", "height", "width"}
@@ -41,22 +39,12 @@ def export_command(record: Record) -> str:
         if key in ("model", "weights_variant") or key.partition(".")[0] in ("variant", "generation")
     }
     if shipped_as is not None:
-        changes = _written(shipped_as, recipe)
-    if model := changes.pop("model", None):
-        words += ["--model", model]
+        changes = files.overriding(shipped_as, recipe, WRITTEN)
+    if changes.pop("model", None):
+        words += ["--model", recipe.model]
     for key, value in changes.items():
         words += ["--set", f"{key}={value}"]
     return shlex.join(words)
-
-
-def _written(now: Recipe, then: Recipe) -> dict[str, str]:
-    """What changes the first recipe so that an export of it writes what the second measured."""
-    today, wanted = (fields(one.model_dump(mode="json", include=WRITTEN)) for one in (now, then))
-    return {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in wanted.items()
-        if today.get(key, ...) != value
-    }
 
 
 def _recipe_name(recipe: Recipe) -> tuple[str, Recipe | None]:

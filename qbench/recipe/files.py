@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -92,10 +93,34 @@ def overrides(pairs: list[str]) -> dict[str, str]:
     return found
 
 
+def fields(tree: dict[str, object], above: str = "") -> dict[str, object]:
+    """Nested fields by their dotted names, as `--set` takes them."""
+    found: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found |= fields(value, f"{above}{name}.")
+        else:
+            found[above + name] = value
+    return found
+
+
+def overriding(
+    now: Recipe, then: Recipe, include: Mapping[str, bool | set[str]] | None = None
+) -> dict[str, str]:
+    """The overrides, by field, that make the first recipe what the second is.
+
+    include: the fields that matter, as pydantic names them; all by default.
+    """
+    today, wanted = (fields(one.model_dump(mode="json", include=include)) for one in (now, then))
+    return {
+        key: quoted(value) if isinstance(value, str) else json.dumps(value)
+        for key, value in wanted.items()
+        if today.get(key, ...) != value
+    }
+
+
 def quoted(text: str) -> str:
     """The text as the value of an override: as it is where YAML reads the same, else quoted."""
-    import json
-
     try:
         value, _ = yaml_text.parse(text, "")
     except InputError:

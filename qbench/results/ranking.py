@@ -12,6 +12,7 @@ from qbench.quality.floor import Floor
 from qbench.quality.metrics import catalogue
 from qbench.quality.ratios import SpeedWord, speed_words
 from qbench.quality.verdict import Candidate, Judged, judge
+from qbench.recipe.files import fields
 from qbench.recipe.schema import Recipe
 from qbench.results.record import SIZES, Record
 from qbench.results.speed import Timing, timing
@@ -286,14 +287,3 @@ def label(record: Record, ranking: Ranking) -> str:
     own = fields(record.recipe.model_dump())
     told = ", ".join(f"{field}={own.get(field)}" for field in sorted(ranking.differing[name]))
     return escape.clipped(f"{name} ({told})", LABEL)
-
-
-def fields(tree: dict[str, object], above: str = "") -> dict[str, object]:
-    """Nested fields by their dotted names, as `--set` takes them."""
-    found: dict[str, object] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            found |= fields(value, f"{above}{name}.")
-        else:
-            found[above + name] = value
-    return found

@@ -14,9 +14,8 @@ from qbench.pipelines import specs
 from qbench.prompts import PromptSet
 from qbench.quality import networks
 from qbench.recipe import shipped
-from qbench.recipe.files import Loaded, read
+from qbench.recipe.files import Loaded, fields, read
 from qbench.recipe.schema import Recipe, digest
-from qbench.results.ranking import fields
 
 # What an override says about the recipes that were named, and never about what they are compared
 # with; every other field (model, generation, prompts, measure ...) has to be the same for both.

@@ -232,6 +232,7 @@ def test_exit_codes_json_and_export(tmp_path: Path) -> None:
         "extends: qbench:int8\nmodel: tiny-zeroscope\nvariant: {compile: {mode: default}}\n",
         "extends: qbench:onnx-int8\nvariant: {quantize: null}\ngeneration: {height: 128}\n",
         "extends: qbench:fp8\nvariant: {quantize: {exclude: [proj, norm]}, dtype: fp16}\n",
+        "extends: qbench:int8\nmodel: zai-org/CogVideoX-2b\nweights_variant: '16'\n",
     ],
 )
 def test_the_export_is_of_the_variant_model_and_size_that_were_measured(
@@ -249,6 +250,7 @@ def test_the_export_is_of_the_variant_model_and_size_that_were_measured(
     exported = files.load(shipped.path(name), files.overrides(sets) | given)
     assert exported.variant == measured.variant
     assert exported.model == measured.model
+    assert exported.weights_variant == measured.weights_variant
     assert exported.generation == measured.generation
     # One that is not shipped is a file, which says all of this itself.
     own = made(recipe=measured.model_copy(update={"name": "mine"}))

@@ -24,7 +24,7 @@ from qbench.report import charts, markdown, tables
 from qbench.report.page import model
 from qbench.report.page.answer import answer
 from qbench.results.profiles import profiles_of
-from qbench.results.ranking import Ranking, fields, label
+from qbench.results.ranking import Ranking, label
 from qbench.results.record import VIDEO_STAGES, Record
 
 if TYPE_CHECKING:
@@ -269,11 +269,10 @@ def _changes(record: Record) -> dict[str, str] | None:
     try:
         now = files.load(path, changes)
         if now.fingerprint() != recipe.fingerprint():
-            today, then = (fields(one.model_dump(mode="json")) for one in (now, recipe))
             changes |= {
-                key: files.quoted(value) if isinstance(value, str) else json.dumps(value)
-                for key, value in then.items()
-                if key not in ("name", "about", "prompts.count") and today.get(key, ...) != value
+                key: text
+                for key, text in files.overriding(now, recipe).items()
+                if key not in ("name", "about", "prompts.count")
             }
             now = files.load(path, changes)
     except InputError:
