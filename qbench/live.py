@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from qbench import engines, support
-from qbench.errors import InputError, Unsupported, shortened
+from qbench.errors import InputError, Unsupported, brief, shortened
 from qbench.optimizations import axes, caching, memory
 from qbench.optimizations.calibration import Occasion
 from qbench.optimizations.changes import Changes
@@ -27,6 +28,7 @@ from qbench.recipe.schema import Dtype, Generation, Recipe
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from qbench.engines.manifest import Manifest
     from qbench.pipelines.base import Conditioning, Denoiser, Pipe, Resolved, VideoPipeline
     from qbench.pipelines.specs import Model
 
@@ -89,7 +91,8 @@ def apply(pipe: Pipe, recipe: Recipe) -> Pipe:
 def apply_engine(pipe: Pipe, folder: Path) -> Pipe:
     """Put the engine of an exported folder in place, and in effect what is not inside it.
 
-    A denoiser that `load_engine` gave already stays. Raises what `load_engine` and `apply` raise.
+    A denoiser that `load_engine` gave already stays. Raises what `load_engine` and `apply` raise,
+    and InputError where the pipeline's own denoiser is not the one that the folder stands for.
     """
     from qbench.engines import exported, loading, manifest
 
@@ -97,6 +100,7 @@ def apply_engine(pipe: Pipe, folder: Path) -> Pipe:
     video = families.wrap(pipe)
     before = video.denoiser
     if loading.source_of(before) != folder.resolve():
+        _check_same_model(video, written, folder)
         video.denoiser = cast("Denoiser", loading.load_engine(folder))
     rest = exported.outside(written.recipe.variant, written.format)
     try:
@@ -108,6 +112,28 @@ def apply_engine(pipe: Pipe, folder: Path) -> Pipe:
     assert state is not None
     state.on_undo(lambda: setattr(video, "denoiser", before))
     return pipe
+
+
+def _check_same_model(video: VideoPipeline, written: Manifest, folder: Path) -> None:
+    """By its configuration: a deployment may hold the weights anywhere, or those of the folder."""
+    from qbench.engines import loading
+
+    of, own = written.base_model, type(video.denoiser).__name__
+    differs = ""
+    if (video.pipeline_class, own) != (of.pipeline, of.denoiser):
+        differs = f"this is {own} of a {video.pipeline_class}, not {of.denoiser} of a {of.pipeline}"
+    else:
+        theirs = dict(video.denoiser.config)
+        for name, value in loading.configuration(folder, written).items():
+            if name.startswith("_") or name == "quantization_config":  # the folder's own
+                continue
+            if json.dumps(theirs.get(name)) != json.dumps(value):
+                differs = f"its {name} is {brief(theirs.get(name))}, not {brief(value)}"
+                break
+    if differs:
+        raise InputError(
+            f"{folder}: exported of {of.source}, and this pipeline's denoiser is another: {differs}"
+        )
 
 
 def restore(pipe: Pipe) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -212,8 +213,8 @@ def explain(
     for text in paragraphs:
         shared.tell([*text.splitlines(), ""])
     folder = out or (run if run.is_dir() else run.parent)
-    if out is None and not folder.is_dir():
-        return  # a run in an archive, beside which nothing is drawn unless a folder is named
+    if out is None and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        return  # an archive, or a folder to read only: nothing is drawn unless a folder is named
     shared.writable(folder)
     with textfile.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

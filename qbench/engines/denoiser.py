@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 
 from qbench.engines.inputs import Signature
 
@@ -25,7 +26,7 @@ class Original(Protocol):
     device: torch.device
 
 
-class EngineDenoiser(torch.nn.Module):
+class EngineDenoiser(ModelMixin):
     """Stands where the pipeline's denoiser stood: called the same, with the same `.config`.
 
     It takes every input that it was built with, by name. What the pipeline passes besides, an input
@@ -33,9 +34,12 @@ class EngineDenoiser(torch.nn.Module):
     another than the module's. It keeps nothing of the module itself, whose weights are freed where
     nobody else holds them.
 
-    A module of torch by type alone: a pipeline asks its modules which device it is on, and may hold
-    no other.
+    A model of diffusers by type alone: a pipeline asks its models which device it is on, may hold
+    no other, and `from_pretrained` gives it nothing else.
     """
+
+    dtype = torch.float32  # in place of diffusers' properties, which ask parameters
+    device = torch.device("cpu")
 
     def __init__(
         self,
@@ -64,7 +68,7 @@ class EngineDenoiser(torch.nn.Module):
         own = getattr(self._run, "layers", None)
         return own(step) if own else []
 
-    def to(self, *_: object, **__: object) -> EngineDenoiser:
+    def to(self, *_: object, **__: object) -> EngineDenoiser:  # type: ignore[override]
         """Pipelines move their parts; an engine stays where it was built."""
         return self
 

@@ -171,15 +171,26 @@ def cpu_isa() -> set[str]:
 
 def _shell(folder: Path, written: Description) -> nn.Module:
     """The denoiser without data: its class, its configuration, the names of its inputs."""
-    import diffusers
     import torch
 
-    kind = getattr(diffusers, written.base_model.denoiser, None)
+    with torch.device("meta"):
+        module: nn.Module = _kind(written).from_config(configuration(folder, written))
+    return module
+
+
+def configuration(folder: Path, written: Description) -> dict[str, object]:
+    """Of the denoiser that was exported."""
+    found: dict[str, object] = _kind(written).load_config(str(folder / CONFIG))
+    return found
+
+
+def _kind(written: Description) -> type[Module]:
+    import diffusers
+
+    kind: type[Module] | None = getattr(diffusers, written.base_model.denoiser, None)
     if kind is None:
         raise Elsewhere(f"this diffusers has no {written.base_model.denoiser}")
-    with torch.device("meta"):
-        module: nn.Module = kind.from_config(kind.load_config(str(folder / CONFIG)))
-    return module
+    return kind
 
 
 def _original(shell: nn.Module, written: Description) -> SimpleNamespace:

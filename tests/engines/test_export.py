@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from conftest import RECIPES, qbench
+from conftest import RECIPES
+from conftest import qbench as program
 from exporting import SHORT, exported
+from pipelines import tiny
 
+import qbench
 from qbench.engines import aoti, evidence, export, folder, formats, loading, manifest, onnx
 from qbench.engines.manifest import Manifest
 from qbench.engines.verify import verify
@@ -97,13 +100,12 @@ def test_callbacks_change_the_latents_that_an_engine_is_given(graph: export.Expo
     made: list[Tensor] = []
     for engine in (False, True):
         model = specs.BUNDLED / "tiny-cogvideox"
-        pipe = CogVideoXPipeline.from_pretrained(model, torch_dtype=torch.float32)
-        if engine:
-            pipe.transformer = loading.load_engine(graph.folder)
+        more = {"transformer": loading.load_engine(graph.folder)} if engine else {}
+        pipe = CogVideoXPipeline.from_pretrained(model, torch_dtype=torch.float32, **more)
         for guidance in (6.0, 1.0):
             own = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-            more = {"generator": own, "guidance_scale": guidance, "callback_on_step_end": halved}
-            made.append(pipe(**given, **more).frames)
+            called = given | {"generator": own, "guidance_scale": guidance}
+            made.append(pipe(**called, callback_on_step_end=halved).frames)
     for ours, theirs in zip(made[2:], made[:2], strict=True):
         assert ours.shape[0] == 2
         assert (ours - theirs).norm() / theirs.norm() < 1e-4
@@ -222,7 +224,7 @@ def test_a_package_with_a_runtime_of_its_own_is_refused_unloaded(tmp_path: Path)
 def test_what_this_machine_cannot_run_is_a_line_before_anything_is_loaded(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = qbench("export", "attention/cudnn", "--out", str(tmp_path / "engine"))
+    done = program("export", "attention/cudnn", "--out", str(tmp_path / "engine"))
     assert done.returncode == 2
     assert done.stderr.strip() == (
         "qbench: this attention kernel needs an NVIDIA GPU; on a CPU there are math and flash"
@@ -236,3 +238,20 @@ def test_a_checkpoint_is_compared_without_the_attention_kernel_that_it_does_not_
     made = exported("attention/fp8-reference", tmp_path / "engine")
     assert made.manifest.not_inside == ["attention"]
     assert made.manifest.variant.relative_l2 == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("wan", "this is WanTransformer3DModel of a WanPipeline, not CogVideoXTransformer3DModel"),
+        ("cogvideox", "its .* is "),
+    ],
+)
+def test_an_engine_is_not_put_into_a_pipeline_of_another_model(
+    graph: export.Exported, tmp_path: Path, name: str, said: str
+) -> None:
+    video = tiny.build(name, tmp_path)
+    before = video.denoiser
+    with pytest.raises(InputError, match=f"exported of tiny-cogvideox, .* is another: {said}"):
+        qbench.apply(video.pipe, graph.folder)
+    assert video.denoiser is before
