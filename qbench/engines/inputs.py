@@ -143,6 +143,7 @@ def for_export(
                 result: Tensor = self.module(**signature.nested(tensors), return_dict=False)[0]
             return result
 
+    _place_at_own_size(module, example)
     batch = torch.export.Dim("batch", min=1, max=1024)
     free = tuple({0: batch} if name in signature.batched else None for name in signature.names)
     tensors = tuple(
@@ -150,6 +151,24 @@ def for_export(
         for name in signature.names
     )
     return Positional().eval(), tensors, (free,)  # in one tuple: forward takes *tensors
+
+
+def _place_at_own_size(module: Module, example: Mapping[str, Tensor]) -> None:
+    """Have CogVideoX's table of positions lie there for the example's size.
+
+    For another size than its configuration's, diffusers computes it in each call, by filling a
+    tensor in place, and that is not exported. It is the same table, from the same function.
+    """
+    from diffusers.models.embeddings import CogVideoXPatchEmbed
+
+    embed = getattr(module, "patch_embed", None)
+    if not isinstance(embed, CogVideoXPatchEmbed) or not embed.use_positional_embeddings:
+        return
+    _, frames, _, height, width = example["hidden_states"].shape
+    size = (height, width, (frames - 1) * embed.temporal_compression_ratio + 1)
+    if size != (embed.sample_height, embed.sample_width, embed.sample_frames):
+        embed.pos_embedding = embed._get_positional_embeddings(*size, device=module.device)
+        embed.sample_height, embed.sample_width, embed.sample_frames = size
 
 
 @contextlib.contextmanager

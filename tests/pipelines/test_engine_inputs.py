@@ -208,6 +208,22 @@ def _built(video: VideoPipeline, folder: Path, **chosen: object) -> None:
     assert isinstance(video.denoiser, EngineDenoiser)
 
 
+def test_another_size_than_the_model_s_own_is_exported(tmp_path: Path) -> None:
+    """Where CogVideoX computes its table of positions in each call."""
+    video = build("cogvideox", tmp_path)
+    run = settings(video, height=48)
+    first = inputs(video, run, [0])
+    signed = engine_inputs.signature(video, run, *first)
+    [[call]] = video.captured(run, *first, compute=False)
+    with torch.no_grad():
+        [expected] = video.denoiser(**call, return_dict=False)
+        example = signed.tensors((), call)
+        module, tensors, free = engine_inputs.for_export(video.denoiser, signed, example)
+        program = torch.export.export(module, tensors, dynamic_shapes=free).run_decompositions()
+        found = program.module()(*example.values())
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
 def test_a_size_that_an_engine_was_not_built_for_is_refused(tmp_path: Path) -> None:
     """A package would read memory past what it is given."""
     video = build("cogvideox", tmp_path)
