@@ -292,7 +292,8 @@ def median_interval(values: NDArray[np.float64]) -> Interval:
     """95 % interval of the median, wider where neighbouring samples are alike.
 
     Bootstrapped, then stretched about the median by what autocorrelation takes from the samples
-    (see `effective_n`) and from the degrees of freedom.
+    (see `effective_n`) and from the degrees of freedom. What is never negative, such as a time, has
+    no median below 0, however far that reaches.
     """
     import numpy as np
 
@@ -301,7 +302,10 @@ def median_interval(values: NDArray[np.float64]) -> Interval:
     low, high = central(resampled_medians(tuple(values.tolist()), 0))
     middle = float(np.median(values))
     stretch = stretch_of(len(values), effective_n(values))
-    return middle - (middle - low) * stretch, middle + (high - middle) * stretch
+    least = middle - (middle - low) * stretch
+    if values.min() >= 0:
+        least = max(least, 0.0)
+    return least, middle + (high - middle) * stretch
 
 
 def median_limits(values: Sequence[float]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from qbench.quality.statistics import (
     effective_n,
     holm,
     mean_interval,
+    median_interval,
     moments,
     paired_difference,
     resampled_medians,
@@ -73,6 +74,16 @@ def test_medians_of_resamples_are_those_of_the_drawn_samples(n: int) -> None:
     picks = np.random.default_rng(7).integers(n, size=(RESAMPLES, n))
     expected = np.median(values[picks], axis=1)
     assert np.array_equal(resampled_medians(tuple(values.tolist()), 7), expected)
+
+
+def test_no_time_is_below_zero_however_few_there_are() -> None:
+    low, high = median_interval(np.array([0.01, 0.1, 0.2]))
+    assert low == 0
+    assert high is not None
+    assert high > 0.2
+    shifted, _ = median_interval(np.array([0.01, 0.1, 0.2]) - 0.1)
+    assert shifted is not None
+    assert shifted < -0.09  # what has negative values may have a negative median
 
 
 def test_interval_of_the_median_ignores_an_outlier_that_moves_the_mean() -> None:
