@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -98,8 +99,12 @@ def run(
         typer.Option(help="SHA-256 of the manifest of an exported folder that may be run."),
     ] = [],  # noqa: B006
     floors: Annotated[
-        bool, typer.Option(help="Measure the noise floors that verdicts lack, where that is quick.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--floors/--no-floors",
+            help="Measure all noise floors that verdicts lack, or none; else where that is quick.",
+        ),
+    ] = None,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -120,6 +125,7 @@ def run(
     from qbench.results import store
     from qbench.results.ranking import rankings
     from qbench.run import spread, sweep
+    from qbench.run.floors import LIMIT_S
     from qbench.run.plan import Vouched, outputs_bytes
 
     asked = _asked(ray, ray_kind, ray_env)
@@ -132,10 +138,11 @@ def run(
         print(f"qbench: note: {text} free in {one_line(out)}", file=sys.stderr)
     console = shared.console()
     watcher = Progress(console, quiet)
+    floors_s = LIMIT_S if floors is None else math.inf if floors else 0.0
     if asked is None:
-        swept = sweep.run(planned, out, watcher, fresh, floors)
+        swept = sweep.run(planned, out, watcher, fresh, floors_s)
     else:
-        swept = spread.run(planned, out, watcher, asked, fresh, floors)
+        swept = spread.run(planned, out, watcher, asked, fresh, floors_s)
     if swept.interrupted:  # what there is gets printed, however often Ctrl-C is pressed
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     finished = swept.finished

@@ -84,10 +84,11 @@ def _confirm(out: Path, name: str, quality: str, device: str | None) -> None:
     from qbench.results import store
     from qbench.results.ranking import rankings
     from qbench.run import sweep
+    from qbench.run.floors import LIMIT_S
 
     console = shared.console()
     planned = shared.planned([str(out / name)], [], None, device, None)
-    swept = sweep.run(planned, out / "runs", Progress(console, False), False, True)
+    swept = sweep.run(planned, out / "runs", Progress(console, False), floors_s=LIMIT_S)
     found = rankings([(path / store.FILE, record) for path, record in swept.finished])
     mine = [item.recipe.name for item in planned if not item.implied]
     said: str | None = None

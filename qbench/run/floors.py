@@ -58,15 +58,17 @@ def missing(reference: Recipe, others: Iterable[Recipe], device: str) -> list[Re
     ]
 
 
-def affordable(floors: list[Recipe], reference: Record) -> tuple[list[Recipe], float]:
-    """Those that fit within LIMIT_S together, the cheapest first, and what all would take."""
+def affordable(
+    floors: list[Recipe], reference: Record, limit_s: float = LIMIT_S
+) -> tuple[list[Recipe], float]:
+    """Those that fit within `limit_s` together, the cheapest first, and what all would take."""
     video = reference.latency.median if reference.latency else 0.0
     each = video * (reference.videos + reference.recipe.measure.warmup + 1)
     chosen, spent, total = [], 0.0, 0.0
     for floor in floors:
         cost = each + (COMPILING_S if floor.variant.compile else 0.0)
         total += cost
-        if spent + cost <= LIMIT_S:
+        if spent + cost <= limit_s:
             chosen.append(floor)
             spent += cost
     return chosen, total

@@ -113,6 +113,10 @@ def plan(
         if differing := differing_settings(item.recipe, other):
             note = f"{name} will not be compared with {wanted}, which differs in {differing}"
             named[name] = replace(item, notes=(*item.notes, note))
+    if note := _apart(named, sources):
+        first_floor = next(name for name, item in named.items() if item.recipe.noise_floor)
+        item = named[first_floor]
+        named[first_floor] = replace(item, notes=(*item.notes, note))
     everything = [*implied.values(), *named.values()]
     spelled = [replace(item, recipe=_one_spelling(item.recipe)) for item in everything]
     return sorted(spelled, key=lambda item: not item.recipe.is_reference)
@@ -142,6 +146,21 @@ def _reference(other: Loaded, recipe: Recipe) -> Recipe:
         itself |= {name: getattr(other.recipe, name) for name in (*OWN, "variant") - itself.keys()}
         return recipe.model_copy(update=itself)
     return other.recipe.model_copy(update=itself)
+
+
+def _apart(named: Mapping[str, Planned], sources: Mapping[str, Loaded]) -> str:
+    """A sentence where shipped floors were named and nothing named with them rests on them."""
+    recipes = {name: item.recipe for name, item in named.items()}
+    shipped_ = [r for name, r in recipes.items() if r.noise_floor and _is_shipped(sources[name])]
+    judged = [r for r in recipes.values() if not (r.noise_floor or r.is_reference)]
+    theirs = {(_settings(recipe), recipe.reference) for recipe in judged}
+    if not shipped_ or not judged or any((_settings(r), r.reference) in theirs for r in shipped_):
+        return ""
+    names = ", ".join(recipe.name for recipe in shipped_)
+    return (
+        f"{names}: of {shipped_[0].model} as shipped, so no verdict on {judged[0].name} rests on "
+        "them: leave them out, and --floors measures its own"
+    )
 
 
 def _is_shipped(loaded: Loaded) -> bool:

@@ -44,7 +44,7 @@ def run(
     watcher: Watcher,
     asked: Asked,
     fresh: bool = False,
-    noise_floors: bool = False,
+    floors_s: float = 0.0,
 ) -> Swept:
     """`sweep.run` on a cluster. Raises InputError where there is none, or none that will do."""
     with Interrupts():  # Ray sets handlers of its own as it starts
@@ -54,7 +54,7 @@ def run(
             return Swept([], interrupted=True)
         with Interrupts() as interrupts:
             # A signal is this thread's alone to hear; those of the runs hold none back.
-            sweep = Sweep(list(planned), out, watcher, fresh, noise_floors, Interrupts())
+            sweep = Sweep(list(planned), out, watcher, fresh, floors_s, Interrupts())
             spread = _Spread(sweep, cluster, watcher, fresh)
             return ended_well(sweep, interrupts, spread.all, spread.close)
 

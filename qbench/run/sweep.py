@@ -75,15 +75,16 @@ def run(
     out: Path,
     watcher: Watcher,
     fresh: bool = False,
-    noise_floors: bool = False,
+    floors_s: float = 0.0,
 ) -> Swept:
     """Run what is not complete.
 
     fresh: the recipes that were named run again; what was complete is replaced once they are.
-    noise_floors: where verdicts will be given, the floors that are missing are measured too.
+    floors_s: where verdicts will be given, the floors that are missing are measured too, as many
+        as take no more than these seconds together for each reference.
     """
     with Interrupts() as interrupts:
-        sweep = Sweep(list(planned), out, watcher, fresh, noise_floors, interrupts)
+        sweep = Sweep(list(planned), out, watcher, fresh, floors_s, interrupts)
         here = Here(watcher, interrupts)
 
         def all_() -> bool:
@@ -140,12 +141,12 @@ class Sweep:
         out: Path,
         watcher: Watcher,
         fresh: bool,
-        noise_floors: bool,
+        floors_s: float,
         interrupts: Interrupts,
     ) -> None:
         self.queue, self.out = queue, out
         self._watcher, self._interrupts = watcher, interrupts
-        self._fresh, self._noise_floors = fresh, noise_floors
+        self._fresh, self._floors_s = fresh, floors_s
         self.finished: dict[str, Finished] = {}  # by their keys
         self._several = len({settings_of(item.recipe) for item in queue}) > 1
 
@@ -254,18 +255,18 @@ class Sweep:
 
     def floors(self, item: Planned, reference: Record) -> list[Planned]:
         """The noise floors to measure before the verdicts that rest on them."""
-        if not (self._noise_floors and item.recipe.is_reference and reference.status == "ok"):
+        if not (self._floors_s and item.recipe.is_reference and reference.status == "ok"):
             return []
         recipe, settings = reference.recipe, settings_of(item.recipe)
         others = [one.recipe for one in self.queue if settings_of(one.recipe) == settings]
         if not floors.wanted(reference, others):
             return []
         missing = floors.missing(recipe, others, reference.environment.device)
-        chosen, seconds = floors.affordable(missing, reference)
+        chosen, seconds = floors.affordable(missing, reference, self._floors_s)
         if left := [floor.name for floor in missing if floor not in chosen]:
             self._watcher.note(
                 f"noise floors not measured: {', '.join(left)}; all would take about "
-                f"{seconds / 60:.0f} minutes: run floor for verdicts that rest on them"
+                f"{seconds / 60:.0f} minutes: --floors measures them, for verdicts to rest on"
             )
         return [Planned(floor, item.prompts, implied=True) for floor in chosen]
 

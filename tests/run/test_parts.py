@@ -301,6 +301,8 @@ def test_floors_that_would_take_long_are_not_run_unasked(record: Record) -> None
     chosen, seconds = floors.affordable(missing, record.model_copy(update={"latency": slow}))
     assert [floor.name for floor in chosen] == [missing[0].name]
     assert seconds > floors.LIMIT_S
+    slower = record.model_copy(update={"latency": slow})
+    assert floors.affordable(missing, slower, math.inf) == (missing, seconds)  # asked for
 
 
 def test_reference_runs_beside_a_variant_where_memory_has_room_for_two(record: Record) -> None:

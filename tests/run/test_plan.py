@@ -199,6 +199,19 @@ def test_own_reference_that_is_measured_otherwise_is_told_of_before_it_runs(tmp_
     assert not any(item.notes for item in plan([other], {"generation.steps": "3"}))
 
 
+def test_floors_of_another_model_are_told_of_before_they_run(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    floor = [RECIPES / "floor/seed.yaml", RECIPES / "floor/kernel.yaml"]
+    for text, told in (
+        ("extends: qbench:int8\nmodel: tiny-zeroscope\n", 1),
+        ("extends: qbench:int8\nreference: null\n", 0),  # which nothing judges
+        ("extends: qbench:int8\n", 0),
+    ):
+        own.write_text(text)
+        notes = [note for item in plan([*floor, own], {}) for note in item.notes]
+        assert len([note for note in notes if "--floors measures its own" in note]) == told
+
+
 def test_two_references_of_one_name_and_settings_are_refused(tmp_path: Path) -> None:
     paths = []
     for folder, dtype in (("a", "fp32"), ("b", "bf16")):
