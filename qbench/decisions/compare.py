@@ -49,8 +49,8 @@ def compare(
         _comparable(pair, across)
     timed, quality = times(pairs), qualities(pairs, given)
     rows = tuple(
-        _row(pair, one, other, time, figures_)
-        for pair, time, figures_ in zip(pairs, timed, quality, strict=True)
+        _row(name, pair, one, other, time, figures_)
+        for name, pair, time, figures_ in zip(_names(pairs), pairs, timed, quality, strict=True)
     )
     checked = checks(pairs, rows, asked)
     notes = [f"left out: {line}" for line in (*one.unreadable, *other.unreadable)]
@@ -97,6 +97,11 @@ def _matched(one: Side, other: Side) -> tuple[list[Pair], tuple[tuple[str, ...],
             left.remove(runs)
             right.remove(same[0])
     names = [tuple(runs[-1].recipe.name for runs in rest) for rest in (left, right)]
+    if not pairs and (both := sorted(set(names[0]) & set(names[1]))):
+        raise InputError(
+            f"{one.place} and {other.place}: {', '.join(both[:3])}: in both of other models or "
+            "settings, and several in one of them: name two runs, or folders with one of a name"
+        )
     if not pairs:
         near = nearest(names[0][0], names[1]) if names[0] and names[1] else ""
         raise InputError(
@@ -141,8 +146,41 @@ def _comparable(pair: Pair, across: bool) -> None:
 # Rows ---------------------------------------------------------------------------------------------
 
 
+def _names(pairs: Sequence[Pair]) -> list[str]:
+    """Of the rows: the recipe's, with what tells it apart where several have one name."""
+    named = []
+    for pair in pairs:
+        names = dict.fromkeys(record.recipe.name for record in (pair.a, pair.b))
+        same = [other.b for other in pairs if other.b.recipe.name == pair.b.recipe.name]
+        columns = zip(*(_told_by(record) for record in same), strict=True)
+        own = [
+            text for text, all_ in zip(_told_by(pair.b), columns, strict=True) if len({*all_}) > 1
+        ]
+        if not own and len(same) > 1:
+            own = [f"recipe {pair.b.fingerprints.recipe}"]
+        named.append(" -> ".join(names) + (f" ({', '.join(own)})" if own else ""))
+    return named
+
+
+def _told_by(record: Record) -> tuple[str, ...]:
+    """What records of one name in a folder differ in, as a rule."""
+    recipe, made = record.recipe, record.generation
+    size = "x".join(str(made.get(side)) for side in ("frames", "height", "width"))
+    return (
+        recipe.model,
+        record.environment.device_name,
+        f"{size}, {made.get('steps')} steps",
+        f"prompts {record.fingerprints.prompts}",
+    )
+
+
 def _row(
-    pair: Pair, one: Side, other: Side, time: Time | None, quality: tuple[Quality, ...]
+    variant: str,
+    pair: Pair,
+    one: Side,
+    other: Side,
+    time: Time | None,
+    quality: tuple[Quality, ...],
 ) -> Row:
     a, b = pair.a, pair.b
     sizes = []
@@ -150,8 +188,6 @@ def _row(
         values = [figures.OWN[name].value(record) for record in (a, b)]
         if any(value is not None for value in values):
             sizes.append(Size(figure=name, before=values[0], after=values[1]))
-    names = {a.recipe.name, b.recipe.name}
-    variant = a.recipe.name if len(names) == 1 else f"{a.recipe.name} -> {b.recipe.name}"
     dead = f"{b.status}: {b.reason}" if a.status in DONE and b.status not in DONE else ""
     return Row(
         variant=variant,

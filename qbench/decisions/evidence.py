@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from qbench import textfile
 from qbench.decisions import places
 from qbench.errors import InputError, nearest
 from qbench.results import origin
@@ -44,7 +45,9 @@ def evidence(
             )
     if model is not None:
         names = {r.records[0].recipe.model for r in made}
-        made = [r for r in made if r.records[0].recipe.model == model]
+        whole_path = str(textfile.expanded(model).resolve())  # by which records know a folder
+        named = {model, whole_path}
+        made = [r for r in made if r.records[0].recipe.model in named]
         if not made:
             raise InputError(f"--model {model}: no timed records of it{nearest(model, names)}")
     whole = [r for r in made if r.records[0].recipe.measure.memory_limit_gib is None]

@@ -207,6 +207,23 @@ def test_folders_are_matched_by_recipe_and_what_only_one_has_is_said(tmp_path: P
 # Limits -------------------------------------------------------------------------------------------
 
 
+def test_rows_of_one_name_are_told_apart_by_their_models(tmp_path: Path) -> None:
+    two = []
+    for number, model in enumerate(("mine", "yours", "theirs")):
+        record = made(run=model)
+        recipe = record.recipe.model_copy(update={"model": model})
+        prints = record.fingerprints.model_copy(update={"model": f"{number:012d}"})
+        two.append(record.model_copy(update={"recipe": recipe, "fingerprints": prints}))
+    for record in two[:2]:
+        placed(record, tmp_path / "both")
+    placed(two[2], tmp_path / "other/a")
+    placed(made("bf16"), tmp_path / "other/b")
+    found = compare(tmp_path / "both", tmp_path / "both")
+    assert sorted(row.variant for row in found.rows) == ["int8 (mine)", "int8 (yours)"]
+    with pytest.raises(InputError, match=r"int8: in both of other models .* name two runs"):
+        compare(tmp_path / "both", tmp_path / "other", across=True)
+
+
 def test_a_slow_down_of_seven_percent_fails_five_and_noise_does_not(tmp_path: Path) -> None:
     before = made(run="a", latency=steady(1.0))
     slow = of_software(made(run="b", latency=steady(1.07, turn=4)), "9.9.9")
