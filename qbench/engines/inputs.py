@@ -167,7 +167,8 @@ def _place_at_own_size(module: Module, example: Mapping[str, Tensor]) -> None:
     _, frames, _, height, width = example["hidden_states"].shape
     size = (height, width, (frames - 1) * embed.temporal_compression_ratio + 1)
     if size != (embed.sample_height, embed.sample_width, embed.sample_frames):
-        embed.pos_embedding = embed._get_positional_embeddings(*size, device=module.device)
+        table = embed._get_positional_embeddings(*size, device=module.device)
+        embed.pos_embedding = table.to(module.dtype)  # in which it is added
         embed.sample_height, embed.sample_width, embed.sample_frames = size
 
 
