@@ -165,7 +165,7 @@ def _shares(record: Record, profile: Profile | None) -> str:
     if record.environment.device == "cuda" and step and total < 0.9 * step:
         text += (
             f" The kernels fill {total / step:.0%} of the step: the GPU waits for the host, so "
-            "quantizing gains little here and compiling more."
+            "quantizing gains little here and compiling or variant.cuda_graph more."
         )
     longest = max(profile.kernels, key=lambda kernel: kernel.seconds, default=None)
     if longest is None:
@@ -184,14 +184,17 @@ def bound(profile: Profile, reference: Record, variant: Variant, share: float) -
     """The largest speed-up of a step that this variant could bring (Amdahl 1967).
 
     What it changes takes as long as it does at the machine's peak, or nothing where it can be
-    fused; what it leaves alone takes as long as in the reference's `profile`. `share` is the share
-    of all FLOP that is quantized.
+    fused; what it leaves alone takes as long as in the reference's `profile`. Where it captures
+    CUDA graphs the GPU waits for the host no more. `share` is the share of all FLOP that is
+    quantized.
     """
     work, ceilings = reference.work, reference.ceilings
     if work is None or ceilings is None:
         return None
     rates, seconds = ceilings.product_flop_per_s, dict(profile.seconds())
     before = sum(seconds.values())
+    if variant.captures_graphs and reference.environment.device == "cuda":
+        before = max(before, reference.step_seconds() or 0.0)
     quantized = schemes.find(variant.quantize).activations if variant.quantize else None
     if quantized and quantized in rates:
         part = min(1.0, share * work.flop / work.product_flop)

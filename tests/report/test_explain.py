@@ -152,6 +152,18 @@ def test_bound_is_amdahls(
     )
     chosen = Variant.model_validate(variant)
     assert bound(seen, _reference(finished), chosen, share) == pytest.approx(expected)
+    # On a GPU half of a step waits for the host, which a CUDA graph takes away and nothing else.
+    plain = _reference(finished)
+    there = plain.environment.model_copy(update={"device": "cuda"})
+    waits = plain.model_copy(
+        update={
+            "environment": there,
+            "step": plain.step and plain.step.model_copy(update={"median": 4.0}),
+        }
+    )
+    graph = chosen.model_copy(update={"cuda_graph": True})
+    assert bound(seen, waits, chosen, share) == pytest.approx(expected)
+    assert bound(seen, waits, graph, share) == pytest.approx(2 * expected)
 
 
 def test_explain_says_where_the_time_goes_and_draws_it(finished: Path, tmp_path: Path) -> None:
