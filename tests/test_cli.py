@@ -29,6 +29,11 @@ def test_validate_names_every_recipe() -> None:
     assert "base" not in done.stdout
 
 
+def test_a_folder_that_is_not_there_is_no_wrong_engine() -> None:
+    done = qbench("verify", "engines/nowhere")
+    assert (done.returncode, done.stderr) == (2, "qbench: engines/nowhere: no such folder\n")
+
+
 def test_ls_says_what_is_not_here_and_why() -> None:
     done = qbench("ls")
     assert done.returncode == 0, done.stderr

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from qbench import textfile
 from qbench.cli import shared
 from qbench.cli.shared import Device, Json, Model, Set
-from qbench.errors import one_line
+from qbench.errors import InputError, one_line
 
 
 def register(app: typer.Typer) -> None:
@@ -81,6 +82,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check an exported engine where it will run. Exit code 1: wrong; 2: cannot be checked here."""
+    if not textfile.is_folder(folder):
+        raise InputError(f"{folder}: no such folder")
     shared.quiet_libraries()
     from qbench.engines.verify import verify as verified
 

@@ -360,7 +360,9 @@ def _told(model: Model) -> Iterator[None]:
         raise
     except Exception as error:
         reason = one_line(error, 300)
-        raise LoadError(f"model {model.source} could not be loaded: {reason}") from error
+        unknown = not model.local and model.name not in KNOWN
+        taken = " (there is no such folder here, so it is taken for a hub id)" if unknown else ""
+        raise LoadError(f"model {model.source}{taken} could not be loaded: {reason}") from error
 
 
 def _on_hub(model: Model) -> tuple[type[VideoPipeline], Configs]:

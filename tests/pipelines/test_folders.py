@@ -263,3 +263,11 @@ def test_loading_ends_at_its_limit() -> None:
 def test_frames_that_the_vae_makes() -> None:
     made = [frames_made(frames, 4) for frames in (1, 5, 8, 9, 12, 13, 16, 17, 49, 81)]
     assert made == [1, 8, 8, 9, 9, 16, 16, 17, 49, 81]
+
+
+def test_a_folder_that_is_gone_is_not_passed_over_for_the_hub_without_a_word() -> None:
+    for name, told in (("models/gone", True), ("cogvideox-2b", False)):
+        model = specs.find(name)
+        with pytest.raises(LoadError, match="could not be loaded") as said, specs._told(model):
+            raise OSError("no file named model_index.json")
+        assert ("taken for a hub id" in str(said.value)) == told
