@@ -98,16 +98,16 @@ def _key(path: Path, record: Record) -> tuple[str, ...]:
 
 def _series(group: list[Record], figure: Figure | None) -> Series | None:
     group.sort(key=lambda record: record.started)
+    notes = []
+    if len(group) > MOST:  # before more than the head of each is read
+        notes.append(f"only the last {MOST} of {len(group)} records")
+        group = group[-MOST:]
     if figure is None:
         timed = all(record.latency_s for record in group)
         figure = figures.OWN["latency" if timed else "step"]
     records = [record for record in group if _value(record, figure) is not None]
     if len(records) < 2:
         return None
-    notes = []
-    if len(records) > MOST:
-        notes.append(f"only the last {MOST} of {len(records)} records")
-        records = records[-MOST:]
     points = tuple(
         _point(record, before, figure)
         for before, record in zip([None, *records[:-1]], records, strict=True)

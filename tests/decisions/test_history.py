@@ -36,6 +36,14 @@ def test_the_divergence_is_the_published_one() -> None:
     assert value == pytest.approx(every[at])
 
 
+@pytest.mark.parametrize("count", [6, 31, 64, 257, 1000])
+def test_distances_to_earlier_values_are_those_of_all_pairs(count: int) -> None:
+    x = np.random.default_rng(count).normal(100, 1, count)
+    x[::3] = np.round(x[::3])  # many of them alike
+    pairs = [sum(abs(x[i] - x[:i])) for i in range(count)]
+    assert changepoints._to_earlier(x) == pytest.approx(pairs, rel=1e-12, abs=1e-9)
+
+
 def test_a_planted_step_is_found_where_it_is_and_two_are_two() -> None:
     rng = np.random.default_rng(1)
     one = np.r_[rng.normal(1, 0.01, 12), rng.normal(1.05, 0.01, 12)]
