@@ -100,9 +100,12 @@ class Kept:
 
     def add(self, key: bytes, path: Path, record: Record) -> Record | None:
         """The record as it is held from now on."""
+        return self.add_encoded(key, path, self._encoder.encode(record))
+
+    def add_encoded(self, key: bytes, path: Path, made: codec.Encoded) -> Record | None:
+        """The same of one that another process has parsed, with all of its parts."""
         if self._database is None:
             return None
-        made = self._encoder.encode(record)
         try:
             execute = self._database.execute
             for item in made.parts.items():

@@ -14,14 +14,19 @@ import itertools
 import json
 import os
 import re
+import signal
 import stat
+import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from qbench.results import archive, kept
+from qbench.results import archive, codec, kept
 from qbench.results.derive import derived
 from qbench.results.record import READABLE, Record
 
@@ -29,6 +34,11 @@ FILE = "record.json"
 LARGEST = 64 * 2**20  # bytes of a record; one of 2,048 videos has 1 MiB
 NEIGHBOURS = 10_000  # folders beside a run that are looked into
 FEW = 50  # records that are held in memory without further ado
+EACH = 250  # records that a process parses at a time
+MANY = 2000  # to be parsed, from which on other cores are worth their start
+
+_New = tuple[int, bytes, Path, bytes]  # its place, key, path and text
+_Encoded = list[codec.Encoded | str]  # a line in place of what is no record
 
 
 def write(record: Record, folder: Path) -> Path:
@@ -199,28 +209,96 @@ def read_all(
     rest is found where the next call need not parse it again (see `kept`). Such records are for
     reading only, and have no figures by frame.
     """
-    good: list[tuple[Path, Record]] = []
-    bad: list[str] = []
-    earlier: kept.Kept | None = None
+    found: list[tuple[Path, Record | str]] = []  # a line in place of what is none
+    crowd: _Crowd | None = None
     for path, text in _held(_texts(paths)):
+        if compact and crowd is None and len(found) >= FEW:
+            crowd = _Crowd(found)
         if isinstance(text, str):
-            bad.append(text)
-            continue
-        if compact and earlier is None and len(good) >= FEW:
-            earlier = kept.Kept(_anew)
-        key = hashlib.sha256(text).digest() if earlier else b""
-        record = earlier.find(key, path) if earlier else None
+            found.append((path, text))
+        elif crowd:
+            crowd.add(path, text)
+        else:
+            found.append((path, _parsed(text, path)))
+    if crowd:
+        crowd.end()
+    good = [(path, record) for path, record in found if isinstance(record, Record)]
+    return good, [line for _, line in found if isinstance(line, str)]
+
+
+def _parsed(text: bytes, path: Path) -> Record | str:
+    try:
+        return parse(text, path)
+    except Unreadable as error:
+        return str(error)
+
+
+class _Crowd:
+    """Very many records, of which those that are not kept yet are parsed on all cores."""
+
+    def __init__(self, found: list[tuple[Path, Record | str]]) -> None:
+        """found: what is to grow, in order."""
+        self._found, self._kept = found, kept.Kept(_anew)
+        self._new: list[_New] = []
+        self._sent: deque[tuple[list[_New], Future[_Encoded]]] = deque()
+        self._parsed = 0
+        self._pool: ProcessPoolExecutor | None = None
+
+    def add(self, path: Path, text: bytes) -> None:
+        key = hashlib.sha256(text).digest()
+        record = self._kept.find(key, path)
+        self._found.append((path, record or ""))
         if record is None:
-            try:
-                record = parse(text, path)
-            except Unreadable as error:
-                bad.append(str(error))
-                continue
-            record = (earlier.add(key, path, record) if earlier else None) or record
-        good.append((path, record))
-    if earlier:
-        earlier.commit()
-    return good, bad
+            self._new.append((len(self._found) - 1, key, path, text))
+            if len(self._new) == EACH:
+                self._parse()
+
+    def end(self) -> None:
+        self._parse()
+        while self._sent:
+            self._receive()
+        if self._pool:
+            self._pool.shutdown()
+        self._kept.commit()
+
+    def _parse(self) -> None:
+        new, self._new = self._new, []
+        self._parsed += len(new)
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+        if self._parsed < MANY or cores == 1:
+            for place, key, path, text in new:
+                record = _parsed(text, path)
+                if isinstance(record, Record):
+                    record = self._kept.add(key, path, record) or record
+                self._found[place] = path, record
+            return
+        if self._pool is None:
+            # Forked, so that they need not import anything again.
+            self._pool = ProcessPoolExecutor(cores, get_context("fork"), _leave_ctrl_c_alone)
+        self._sent.append((new, self._pool.submit(_encoded, [item[2:] for item in new])))
+        if len(self._sent) > 2 * cores:
+            self._receive()
+
+    def _receive(self) -> None:
+        new, made = self._sent.popleft()
+        for (place, key, path, text), one in zip(new, made.result(), strict=True):
+            if isinstance(one, str):
+                self._found[place] = path, one
+            else:
+                record = self._kept.add_encoded(key, path, one)
+                self._found[place] = path, record or _parsed(text, path)
+
+
+def _encoded(items: list[tuple[Path, bytes]]) -> _Encoded:
+    encoder = codec.Encoder()
+    return [
+        one if isinstance(one := _parsed(text, path), str) else encoder.encode(one)
+        for path, text in items
+    ]
+
+
+def _leave_ctrl_c_alone() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _anew(path: Path) -> tuple[bytes, Record]:

@@ -73,6 +73,28 @@ def test_a_report_is_the_same_without_what_is_kept_when_it_is_kept_and_from_it(
     assert report(runs) == plain
 
 
+def test_records_parsed_on_other_cores_are_the_same_and_in_their_order(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = sorted(runs.glob("*/record.json"))[2]
+    broken.write_text("{}")
+    monkeypatch.setattr(store, "FEW", 10**6)
+    plain = report(runs)
+    assert str(broken).encode() in plain[0]
+    monkeypatch.setattr(store, "FEW", 0)
+    monkeypatch.setattr(store, "MANY", 0)
+    monkeypatch.setattr(store, "EACH", 2)
+    assert report(runs) == plain
+    parse = store.parse
+
+    def unless_kept(text: bytes, path: Path) -> Record:
+        assert path == broken, f"{path} was parsed again"
+        return parse(text, path)
+
+    monkeypatch.setattr(store, "parse", unless_kept)
+    assert report(runs) == plain
+
+
 def refused(text: bytes, path: Path) -> None:
     raise AssertionError(f"{path} was parsed again")
 
