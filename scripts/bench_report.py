@@ -1,10 +1,12 @@
 """Time and peak memory of commands over many records: copies of real records, varied.
 
-python -m scripts.bench_report RECORDS [--n 10000] [--command report] [--again]
+python -m scripts.bench_report RECORDS [--n 10000] [--command report] [--again] [--json FILE]
 
 Copies are of recipes of their own, the longest table that so many records can make; with `--again`,
 and for `history` and `compare`, they are later runs of the same recipes, as they gather over the
-years. Each command runs twice: cold, with nothing kept of the records, and warm.
+years. Each command runs twice: cold, with nothing kept of the records, and warm. What `--json`
+names gets a row for each, beside those that it has. Copies are made in `TMPDIR`, which a slow disk
+should not hold.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from qbench.results import store
 from qbench.results.record import Record
+from qbench.run import machines
 
 SERIES = ("history", "compare")
 EACH = 10  # sweeps between two states of the source tree
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--command", choices=("report", "power", *SERIES), default="report")
     parser.add_argument("--again", action="store_true", help="later runs of the same recipes")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found, _ = store.read_all(store.find([arguments.records]))
     sound = [record for _, record in found if record.status == "ok"]
@@ -51,11 +55,28 @@ def main() -> None:
         kind = "runs of the same recipes" if vary is again else "recipes"
         print(f"{arguments.command} of {arguments.n} {kind}, start of the process included:")
         for state in ("cold", "warm"):
-            print(f"  {state}: {_timed([arguments.command, *words], folder / 'cache')}", flush=True)
+            took = _timed([arguments.command, *words], folder / "cache")
+            print(
+                f"  {state}: {took['seconds']:.1f} s ({took['processor_s']:.1f} s of processor "
+                f"time), {took['peak_bytes'] / 2**20:.0f} MiB at the peak",
+                flush=True,
+            )
+            if arguments.json:
+                row = {"case": f"{arguments.command}, {arguments.n} {kind}, {state}", **took}
+                _keep(row, arguments.json)
 
 
-def _timed(words: list[str], cache: Path) -> str:
-    """The command's time and peak memory, in words."""
+def _keep(row: dict[str, object], path: Path) -> None:
+    """Add the row to the file, in place of one of the same case."""
+    cpu = machines.read_environment("cpu")
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [*(one for one in rows if one["case"] != row["case"]), row]
+    made = {"machine": cpu.device_name, "cores": os.cpu_count(), "python": cpu.python, "rows": rows}
+    path.write_text(json.dumps(made, indent=1) + "\n")
+
+
+def _timed(words: list[str], cache: Path) -> dict[str, float]:
+    """The command's time and peak memory, of the largest of its processes."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "qbench", *words],
@@ -67,10 +88,11 @@ def _timed(words: list[str], cache: Path) -> str:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"exit code {process.returncode}")
-    return (
-        f"{seconds:.1f} s ({usage.ru_utime + usage.ru_stime:.1f} s of processor time), "
-        f"{usage.ru_maxrss / 1024:.0f} MiB at the peak"
-    )
+    return {
+        "seconds": seconds,
+        "processor_s": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": usage.ru_maxrss * 1024,
+    }
 
 
 Facts = dict[str, object]
