@@ -125,10 +125,11 @@ def _check_same_model(video: VideoPipeline, written: Manifest, folder: Path) -> 
     else:
         theirs = dict(video.denoiser.config)
         for name, value in loading.configuration(folder, written).items():
-            if name.startswith("_") or name == "quantization_config":  # the folder's own
+            # The folder's own, or of another version of diffusers.
+            if name.startswith("_") or name == "quantization_config" or name not in theirs:
                 continue
-            if json.dumps(theirs.get(name)) != json.dumps(value):
-                differs = f"its {name} is {brief(theirs.get(name))}, not {brief(value)}"
+            if json.dumps(theirs[name]) != json.dumps(value):
+                differs = f"its {name} is {brief(theirs[name])}, not {brief(value)}"
                 break
     if differs:
         raise InputError(
