@@ -36,6 +36,7 @@ NEIGHBOURS = 10_000  # folders beside a run that are looked into
 FEW = 50  # records that are held in memory without further ado
 EACH = 250  # records that a process parses at a time
 MANY = 2000  # to be parsed, from which on other cores are worth their start
+FED = 8  # cores that one process can read for, and keep what they parse
 
 _New = tuple[int, bytes, Path, bytes]  # its place, key, path and text
 _Encoded = list[codec.Encoded | str]  # a line in place of what is no record
@@ -264,7 +265,7 @@ class _Crowd:
     def _parse(self) -> None:
         new, self._new = self._new, []
         self._parsed += len(new)
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+        cores = min(len(os.sched_getaffinity(0)), FED) if sys.platform == "linux" else 1
         if self._parsed < MANY or cores == 1:
             for place, key, path, text in new:
                 record = _parsed(text, path)
