@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qbench.optimizations.changes import Changes, Forward
 from qbench.optimizations.rules import Rule
@@ -18,6 +18,7 @@ from qbench.recipe.schema import Variant
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.utils._pytree import TreeSpec
 
     from qbench.optimizations.parallel.groups import Exchanged, Ranks, Traffic
     from qbench.pipelines.base import VideoPipeline
@@ -45,7 +46,7 @@ class _Captured:
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     outputs: list[Tensor]
-    finish: Callable[[list[Tensor]], Any]
+    finish: Callable[[list[Tensor]], object]
     exchanged: Exchanged | None
 
 
@@ -83,7 +84,7 @@ class _Graphs:
             captured.graph.reset()
         self._known.clear()
 
-    def _capture(self, leaves: list[object], shape: Any, given: list[Tensor]) -> _Captured:
+    def _capture(self, leaves: list[object], shape: TreeSpec, given: list[Tensor]) -> _Captured:
         """Call once, so that all that is compiled, allocated or agreed upon once is; then capture.
 
         The call reads the very tensors that the graph will, for compiled code looks at strides.
