@@ -62,8 +62,9 @@ def main() -> None:
                 flush=True,
             )
             if arguments.json:
-                row = {"case": f"{arguments.command}, {arguments.n} {kind}, {state}", **took}
-                _keep(row, arguments.json)
+                same = "-again" if vary is again else ""
+                case = f"{arguments.command}{same}-{arguments.n}-{state}"
+                _keep({"case": case, **took}, arguments.json)
 
 
 def _keep(row: dict[str, object], path: Path) -> None:
