@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from qbench.results.speed import Timing, timing
 LABEL = 160  # characters of a name with what tells it apart
 Key = tuple[str, str, str]
 NAMED = 8  # variants that a note names
+TOLD = 3  # differences that a title names
+FIRST = ("measure.unit",)  # of those that tell as much
 
 LOOKED_AT_ALL = 4  # version of the schema from which records have figures of picture and motion
 
@@ -39,6 +42,7 @@ class Ranking:
     foreign: frozenset[str]  # runs that were compared with a reference of another ranking
     other_runs: frozenset[str]  # of this ranking, shown or not
     timings: dict[Key, Timing]
+    apart: str = ""  # what tells it apart from others of the same title
 
     def timing(self, record: Record) -> Timing:
         """How fast a run is, by the rule that every table and chart shows it by."""
@@ -173,6 +177,8 @@ class Ranking:
             )
         if limit := first.recipe.measure.memory_limit_gib:
             parts.append(f"- a card of {limit:g} GiB, simulated")
+        if self.apart:
+            parts.append(f"- {escape.clipped(self.apart, LABEL)}")
         return " ".join(parts)
 
 
@@ -197,7 +203,52 @@ def rankings(found: list[tuple[Path, Record]]) -> list[Ranking]:
     for of, group in groups.items():
         asked = {record.reference.run for _, record in group if record.reference}
         made.append(_ranking(group, {run for run in asked if ranked_in.get(run, of) != of}))
-    return sorted(made, key=lambda ranking: -len(ranking.records))
+    return _told_apart(sorted(made, key=lambda ranking: -len(ranking.records)))
+
+
+def _told_apart(made: list[Ranking]) -> list[Ranking]:
+    """The rankings, of which those that would have one title say what they differ in."""
+    same: dict[str, list[int]] = {}
+    for i, ranking in enumerate(made):
+        same.setdefault(ranking.title(), []).append(i)
+    told = list(made)
+    for places in same.values():
+        if len(places) > 1:
+            facts = [_shared(made[i].records[0]) for i in places]
+            names = _telling(facts)
+            for i, own in zip(places, facts, strict=True):
+                apart = ", ".join(f"{name}={own.get(name)}" for name in names)
+                told[i] = replace(made[i], apart=apart)
+    return told
+
+
+def _telling(shared: list[dict[str, object]]) -> list[str]:
+    """The fields that tell these apart: each the first of those that tell most of them."""
+    names = sorted(dict.fromkeys(itertools.chain(*shared)), key=lambda name: name not in FIRST)
+    found: list[str] = []
+
+    def told(*fields: str) -> int:
+        return len({repr([facts.get(field) for field in fields]) for facts in shared})
+
+    while len(found) < TOLD and told(*found) < len(shared):
+        best = max(names, key=lambda name: told(*found, name))
+        if told(*found, best) == told(*found):
+            break
+        found.append(best)
+    return found
+
+
+def _shared(record: Record) -> dict[str, object]:
+    """All that a ranking's records have in common, settings first."""
+    prints, place = record.fingerprints, record.environment
+    return {
+        **fields(record.recipe.measured_settings()),
+        "prompts": prints.prompts,
+        "weights": prints.model,
+        "metric networks": prints.networks,
+        **fields(place.hardware()),
+        **fields(place.software()),
+    }
 
 
 def _ranking(group: list[tuple[Path, Record]], elsewhere: set[str]) -> Ranking:

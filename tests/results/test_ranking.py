@@ -272,3 +272,31 @@ def test_a_report_removes_the_charts_of_an_earlier_one_and_nothing_else(
 
     with pytest.raises(InputError, match="cannot be written"):
         writer.write(rankings(found), [], tmp_path / "file")
+
+
+def _changed(record: Record, path: str, value: object, prints: dict[str, str]) -> Record:
+    """With another value at a dotted path, and the fingerprints that follow from it."""
+    facts = record.model_dump(mode="json")
+    *above, last = path.split(".")
+    inner = facts
+    for name in above:
+        inner = inner[name]
+    inner[last] = value
+    facts["fingerprints"] |= prints
+    facts["run"] += f"-{value}"
+    return Record.model_validate(facts)
+
+
+def test_rankings_of_one_title_say_what_tells_them_apart(published: list[Record]) -> None:
+    plain = _reference(published)
+    assert [ranking.apart for ranking in _rank(published)] == [""]
+    step = _changed(plain, "recipe.measure.unit", "step", {"settings": "1"})
+    other = _changed(plain, "environment.libraries.torch", "9.9", {"software": "2"})
+    elsewhere = _changed(plain, "environment.device_name", "Another", {"hardware": "3"})
+    torch = plain.environment.libraries["torch"]
+    titles = {one.records[0].run: one for one in _rank([plain, step, other, elsewhere])}
+    assert titles[step.run].apart == f"measure.unit=step, libraries.torch={torch}"
+    assert titles[other.run].apart == "measure.unit=video, libraries.torch=9.9"
+    assert titles[elsewhere.run].apart == ""
+    assert titles[step.run].title().endswith(titles[step.run].apart)
+    assert len({one.title() for one in titles.values()}) == 4
