@@ -14,6 +14,7 @@ same beside it: then drift of the machine is ruled out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,15 +149,20 @@ def _comparable(pair: Pair, across: bool) -> None:
 
 def _names(pairs: Sequence[Pair]) -> list[str]:
     """Of the rows: the recipe's, with what tells it apart where several have one name."""
+    told_by = [_told_by(pair.b) for pair in pairs]
+    alike: dict[str, list[tuple[str, ...]]] = {}
+    for pair, told in zip(pairs, told_by, strict=True):
+        alike.setdefault(pair.b.recipe.name, []).append(told)
+    differing = {
+        name: [len({*column}) > 1 for column in zip(*rows, strict=True)]
+        for name, rows in alike.items()
+    }
     named = []
-    for pair in pairs:
+    for pair, told in zip(pairs, told_by, strict=True):
+        name = pair.b.recipe.name
         names = dict.fromkeys(record.recipe.name for record in (pair.a, pair.b))
-        same = [other.b for other in pairs if other.b.recipe.name == pair.b.recipe.name]
-        columns = zip(*(_told_by(record) for record in same), strict=True)
-        own = [
-            text for text, all_ in zip(_told_by(pair.b), columns, strict=True) if len({*all_}) > 1
-        ]
-        if not own and len(same) > 1:
+        own = list(itertools.compress(told, differing[name]))
+        if not own and len(alike[name]) > 1:
             own = [f"recipe {pair.b.fingerprints.recipe}"]
         named.append(" -> ".join(names) + (f" ({', '.join(own)})" if own else ""))
     return named

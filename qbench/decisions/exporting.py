@@ -33,13 +33,12 @@ def export_command(record: Record) -> str:
         return f"no format holds it ({reason}); in Python: qbench.apply(pipe, {name!r})"
     if formats.implied(recipe.variant) not in fitting:
         words += ["--format", fitting[0]]
-    changes = {
-        key: text
-        for key, text in record.overrides.items()
-        if key in ("model", "weights_variant") or key.partition(".")[0] in ("variant", "generation")
-    }
     if shipped_as is not None:
         changes = files.overriding(shipped_as, recipe, WRITTEN)
+    else:
+        changes = {
+            key: text for key, text in record.overrides.items() if key.partition(".")[0] in WRITTEN
+        }
     if changes.pop("model", None):
         words += ["--model", recipe.model]
     for key, value in changes.items():

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
+from qbench import textfile
 from qbench.engines import evidence, formats, manifest
 from qbench.engines.manifest import Description, Elsewhere, Manifest, Wrong
 from qbench.recipe.choices import AS_MODULE
@@ -132,9 +133,7 @@ def register(digest: str) -> None:
     """Remember a manifest that this machine wrote."""
     path = _register()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps([*_registered(), digest][-KEPT:]))
-    partial.replace(path)
+    textfile.replace(path, json.dumps([*_registered(), digest][-KEPT:]))
 
 
 def _registered() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qbench import textfile
 from qbench.fields import Positive, Word
 from qbench.subprocesses import command
 
@@ -122,9 +122,7 @@ def kept(folder: Path, device: str, again: bool = False) -> Ceilings | None:
     best = _best_of(found, known) if known else found
     with contextlib.suppress(OSError):  # where it cannot be kept, it is measured again
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(best.model_dump_json() + "\n")
-        partial.replace(path)  # whole or not at all, for others read it meanwhile
+        textfile.replace(path, best.model_dump_json() + "\n")  # others read it meanwhile
     return best
 
 

@@ -7,12 +7,13 @@ inputs of the same shapes, and replaying it is one launch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qbench.optimizations.changes import Changes, Forward
-from qbench.optimizations.rules import Rule
+from qbench.optimizations.rules import Rule, clash
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def apply(video: VideoPipeline, ranks: Ranks | None = None) -> Changes:
     if ranks:
         # NCCL waits for the graphs that its messages were captured in before it ends.
         ranks.on_leaving(graphs.release)
-    changes.compute(video.denoiser, lambda _, *args, **kwargs: graphs(*args, **kwargs))
+    changes.replace(video.denoiser, "forward", graphs)
     changes.on_undo(graphs.release)
     return changes
 
@@ -94,22 +95,19 @@ class _Graphs:
 
         if any(x.device.type != "cuda" for x in given):
             raise RuntimeError("variant.cuda_graph: the denoiser is given tensors of the host's")
-        inputs = [torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x) for x in given]
+        inputs = [x.clone(memory_format=torch.contiguous_format) for x in given]
         held = iter(inputs)
         fixed = [next(held) if isinstance(x, torch.Tensor) else x for x in leaves]
         args, kwargs = pytree.tree_unflatten(fixed, shape)
         self._inner(*args, **kwargs)
         torch.cuda.synchronize()
-        graph, exchanged = torch.cuda.CUDAGraph(), None
+        graph = torch.cuda.CUDAGraph()
         pool = next((one.graph.pool() for one in self._known.values()), None)
         # Only what this thread does is looked at: NCCL's watchdog asks the GPU in another.
         capturing = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
-        if self._traffic:
-            with self._traffic.captured() as exchanged, capturing:
-                out = self._inner(*args, **kwargs)
-        else:
-            with capturing:
-                out = self._inner(*args, **kwargs)
+        counting = self._traffic.captured() if self._traffic else contextlib.nullcontext()
+        with counting as exchanged, capturing:
+            out = self._inner(*args, **kwargs)
         results, form = pytree.tree_flatten(out)
         places = [i for i, x in enumerate(results) if isinstance(x, torch.Tensor)]
 
@@ -142,35 +140,29 @@ RULES: tuple[Rule, ...] = (
         lambda m: m.cuda,
         "cuda_graph captures what a GPU computes, and there is none",
     ),
-    Rule(
+    clash(
         "CUDA graphs and those of torch.compile",
         lambda v: (
             _captures(v)
             and v.compile is not None
             and (v.compile.captures_graphs or v.compile.scope == "model")
         ),
-        lambda _: False,
         "cuda_graph captures a whole call, with the compiled blocks that it runs: compile with "
         "scope blocks and a mode that captures nothing",
-        fails=False,
     ),
-    Rule(
+    clash(
         "CUDA graphs and caches",
         lambda v: _captures(v) and v.cache is not None,
-        lambda _: False,
         "a cache decides on the host what each step computes, and a captured graph computes the "
         "same in all: choose one of cache and cuda_graph",
-        fails=False,
     ),
-    Rule(
+    clash(
         "CUDA graphs and offload",
         lambda v: _captures(v) and v.memory.offload is not None,
-        lambda _: False,
         "offload moves weights, and a captured graph reads them where they were: choose one of "
         "memory.offload and cuda_graph",
-        fails=False,
     ),
-    Rule(
+    clash(
         "CUDA graphs and ranges of timesteps",
         lambda v: (
             _captures(v)
@@ -178,9 +170,7 @@ RULES: tuple[Rule, ...] = (
             and v.quantize.calibration is not None
             and v.quantize.calibration.ranges is not None
         ),
-        lambda _: False,
         "calibration.ranges choose weights by the timestep on the host, and a captured graph has "
         "those of one range: choose one of the two",
-        fails=False,
     ),
 )

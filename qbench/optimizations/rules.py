@@ -79,3 +79,8 @@ class Rule:
         if not self.holds(machine) or not self.room(variant, machine):
             return True
         return machine.model is not None and not self.fits(variant, machine.model)
+
+
+def clash(about: str, applies: Callable[[Variant], bool], reason: str) -> Rule:
+    """Choices that no machine brings together: they would run, as something else."""
+    return Rule(about, applies, lambda _: False, reason, fails=False)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qbench.optimizations.rules import Rule
+from qbench.optimizations.rules import Rule, clash
 from qbench.recipe.schema import SparseAttention, Variant
 
 if TYPE_CHECKING:
@@ -118,23 +118,19 @@ def _sparse(variant: Variant) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(
+    clash(
         "sparse attention and several GPUs",
         lambda v: _sparse(v) and v.parallel is not None,
-        lambda _: False,
         "sparse_attention counts its blocks on one GPU, and parallel would have several share "
         "them: choose one of the two",
-        fails=False,
     ),
-    Rule(
+    clash(
         "sparse attention and CUDA graphs",
         lambda v: _sparse(v) and v.captures_graphs,
-        lambda _: False,
         "sparse_attention counts its blocks and its steps on the host, which a captured graph "
         "replays without: compile with mode default, and leave out cuda_graph",
-        fails=False,
     ),
-    Rule(
+    clash(
         "dense steps and a model compiled whole",
         lambda v: (
             v.sparse_attention is not None
@@ -142,9 +138,7 @@ RULES: tuple[Rule, ...] = (
             and v.compile is not None
             and v.compile.scope == "model"
         ),
-        lambda _: False,
         "sparse_attention.dense_share looks at the timestep before each call, which one compiled "
         "program cannot: compile with scope blocks",
-        fails=False,
     ),
 )

@@ -20,15 +20,17 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
 from qbench.results import archive, codec, kept
 from qbench.results.derive import derived
 from qbench.results.record import READABLE, Record
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 FILE = "record.json"
 LARGEST = 64 * 2**20  # bytes of a record; one of 2,048 videos has 1 MiB
@@ -242,7 +244,7 @@ class _Crowd:
         self._found, self._kept = found, kept.Kept(_anew)
         self._new: list[_New] = []
         self._sent: deque[tuple[list[_New], Future[_Encoded]]] = deque()
-        self._parsed = 0
+        self._unknown = 0
         self._pool: ProcessPoolExecutor | None = None
 
     def add(self, path: Path, text: bytes) -> None:
@@ -264,9 +266,9 @@ class _Crowd:
 
     def _parse(self) -> None:
         new, self._new = self._new, []
-        self._parsed += len(new)
+        self._unknown += len(new)
         cores = min(len(os.sched_getaffinity(0)), FED) if sys.platform == "linux" else 1
-        if self._parsed < MANY or cores == 1:
+        if self._unknown < MANY or cores == 1:
             for place, key, path, text in new:
                 record = _parsed(text, path)
                 if isinstance(record, Record):
@@ -274,6 +276,9 @@ class _Crowd:
                 self._found[place] = path, record
             return
         if self._pool is None:
+            from concurrent.futures import ProcessPoolExecutor
+            from multiprocessing import get_context
+
             # Forked, so that they need not import anything again.
             self._pool = ProcessPoolExecutor(cores, get_context("fork"), _leave_ctrl_c_alone)
         self._sent.append((new, self._pool.submit(_encoded, [item[2:] for item in new])))

@@ -16,7 +16,7 @@ from qbench.optimizations.caching import dual_block, hooks, magnitudes, spectral
 from qbench.optimizations.caching.base import Method, Schedule
 from qbench.optimizations.caching.computed import Counter
 from qbench.optimizations.changes import Changes
-from qbench.optimizations.rules import ModelFacts, Rule, always
+from qbench.optimizations.rules import ModelFacts, Rule, always, clash
 from qbench.recipe.schema import Cache, Variant
 
 if TYPE_CHECKING:
@@ -230,28 +230,22 @@ RULES: tuple[Rule, ...] = (
         "cache: SeaCache and DBCache are driven here for CogVideoX and Wan alone",
         fits=lambda _, model: model.pipeline in dual_block.PIPELINES,
     ),
-    Rule(
+    clash(
         "SeaCache, DBCache and several GPUs",
         lambda v: v.parallel is not None and _decides_alone(v),
-        lambda _: False,
         "cache: SeaCache and DBCache decide by what a GPU has of a video, so GPUs that share one "
         "would skip different steps: choose first_block, mag or taylorseer",
-        fails=False,
     ),
-    Rule(
+    clash(
         "caches inside compiled blocks",
         lambda v: v.compile is not None and _inner(v),
-        lambda _: False,
         "PAB and FasterCache hook the attention inside each block: compiled, every block becomes "
         "a program of its own; use taylorseer or first_block, or leave out compile",
-        fails=False,
     ),
-    Rule(
+    clash(
         "caches and a model compiled whole",
         lambda v: v.compile is not None and v.cache is not None and v.compile.scope == "model",
-        lambda _: False,
         "a cache decides between blocks, which one compiled program cannot: compile with scope "
         "blocks",
-        fails=False,
     ),
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qbench.optimizations.caching import CACHES
 from qbench.optimizations.changes import Changes
-from qbench.optimizations.rules import Rule, always
+from qbench.optimizations.rules import Rule, always, clash
 from qbench.recipe.schema import Parallel, Variant
 
 if TYPE_CHECKING:
@@ -111,37 +111,29 @@ RULES: tuple[Rule, ...] = (
         "variant.parallel.cfg: 2 splits guidance, and at this scale there is none",
         fits=lambda _, model: model.guided,
     ),
-    Rule(
+    clash(
         "several GPUs and offload",
         lambda v: v.parallel is not None and v.memory.offload is not None,
-        lambda _: False,
         "offload brings weights from the host again and again, and every rank would bring all of "
         "them over the same bus: choose one of memory.offload and parallel",
-        fails=False,
     ),
-    Rule(
+    clash(
         "several GPUs and tiles",
         lambda v: v.parallel is not None and v.parallel.decode and v.memory.vae_tiling,
-        lambda _: False,
         "parallel.decode gives each rank rows of whole frames, vae_tiling tiles that differ at "
         "their borders: choose one of the two",
-        fails=False,
     ),
-    Rule(
+    clash(
         "several GPUs and a model compiled whole",
         lambda v: v.parallel is not None and v.compile is not None and v.compile.scope == "model",
-        lambda _: False,
         "ranks exchange tensors between blocks, which one compiled program cannot: compile with "
         "scope blocks",
-        fails=False,
     ),
-    Rule(
+    clash(
         "tokens on several GPUs and CUDA graphs",
         lambda v: _splits_tokens(v) and v.compile is not None and v.compile.captures_graphs,
-        lambda _: False,
         "with tokens split, ranks exchange tensors inside of blocks, which a captured graph would "
         "replay on its own: compile with mode default, and set cuda_graph",
-        fails=False,
     ),
     Rule(
         "ring and attention kernels",
@@ -150,12 +142,10 @@ RULES: tuple[Rule, ...] = (
         "parallel.ring merges parts by their log-sum-exp, which these attention kernels tell: "
         f"{', '.join(WITH_LSE)}; parallel.ulysses takes any",
     ),
-    Rule(
+    clash(
         "FasterCache and halves of guidance",
         lambda v: _splits_guidance(v) and v.cache is not None and CACHES[v.cache.kind].guided,
-        lambda _: False,
         "FasterCache predicts one half of guidance from the other, which parallel.cfg: 2 has on "
         "another GPU: choose one of the two, or split tokens",
-        fails=False,
     ),
 )
