@@ -65,6 +65,7 @@ def recipes(source: random.Random) -> list[Load]:
                     fixed=each * (14 + 0.1 * videos) / units,
                     shared=each * videos / units,
                     least=each * 8 / units,
+                    start=START_S,
                 )
             )
     return loads

@@ -341,6 +341,11 @@ class Variant(Strict):
         return self.cuda_graph or (self.compile is not None and self.compile.captures_graphs)
 
     @property
+    def one_by_one(self) -> bool:
+        """Whether each video is made alone: the cache would decide for a whole batch at once."""
+        return self.cache is not None and self.cache.by_content
+
+    @property
     def left_python(self) -> bool:
         """Whether the denoiser is no module of PyTorch any more."""
         if self.exported:

@@ -54,7 +54,7 @@ def _timed(session: Session) -> int:
 
 
 def _batch(session: Session) -> int:
-    return 1 if _one_by_one(session) else session.recipe.quality.batch
+    return 1 if session.recipe.variant.one_by_one else session.recipe.quality.batch
 
 
 def _batches(session: Session) -> list[list[int]]:
@@ -76,12 +76,6 @@ def _make(session: Session, numbers: list[int]) -> None:
     session.outputs.add(start, video.frames[:count], video.latents[:count])
 
 
-def _one_by_one(session: Session) -> bool:
-    """A first-block cache decides for a whole batch at once, which users do not generate in."""
-    cache = session.recipe.variant.cache
-    return cache is not None and cache.by_content
-
-
 def error_by_step(session: Session) -> ErrorGrowth | None:
     """Latents after every step: the reference keeps its own, a variant is compared with them."""
     import torch
@@ -94,7 +88,7 @@ def error_by_step(session: Session) -> ErrorGrowth | None:
     reference = trajectory.load(session.job.reference) if session.job.reference else None
     if not count or not (recipe.is_reference or reference is not None):
         return None
-    numbers = list(range(1 if _one_by_one(session) else count))
+    numbers = list(range(1 if session.recipe.variant.one_by_one else count))
     # A compiler compiles for each size of a batch, and has for that of the timed videos.
     batches = [[number] for number in numbers] if recipe.variant.compile else [numbers]
     session.stages.enter("error by step")

@@ -12,6 +12,9 @@ FEWEST = 8  # videos that are worth a part of their own
 # the bundled model, and less than one of CogVideoX-2B. A CPU has done nothing by then.
 START = {"cuda": 300.0, "cpu": 0.0}
 BUILT = 4  # times as many where each part compiles or calibrates first
+# Videos of a bundled model that a cache will have made one by one leave a GPU waiting for launches:
+# on an H200 each takes about as much longer than one of a batch.
+ALONE = {"cuda": 5, "cpu": 1}
 JUDGED = 0.1  # of the time that a video takes to make: to compute its figures
 
 
@@ -34,8 +37,11 @@ def load_of(item: Planned, device: str) -> Load:
     judged = JUDGED * prompts if compared else 0.0
     rest = max(0, prompts - measure.repeats) if compared else 0
     variant = recipe.variant
+    if model.local and variant.one_by_one:
+        rest *= ALONE[device]
     calibrated = variant.quantize is not None and variant.quantize.calibration is not None
     built = BUILT if variant.compile or calibrated else 1
+    start = built * START[device]
     split = not variant.left_python and variant.parallel is None
     return Load(
         name=recipe.name,
@@ -45,5 +51,6 @@ def load_of(item: Planned, device: str) -> Load:
         units=devices(recipe),
         fixed=video * (1 + measure.warmup + turns * measure.repeats + judged + (not split) * rest),
         shared=video * rest * split,
-        least=built * max(START[device], video * max(FEWEST, recipe.quality.batch)),
+        least=max(start, built * video * max(FEWEST, recipe.quality.batch)),
+        start=start,
     )

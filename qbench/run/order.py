@@ -19,6 +19,7 @@ OVERDUE = 0.1  # of its time so far: how much longer a run takes that should hav
 # The longest that a run should take, of what its kind has still to do, where parts can shorten it:
 # a reference holds up its whole ranking.
 LONGEST, LONGEST_REFERENCE = 0.3, 0.03
+WORTH = 4  # times what a part takes to start: as much is in each that only wards off bad luck
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Load:
     fixed: float  # work that is one place's
     shared: float = 0.0  # work that parts of it can do elsewhere
     least: float = 1.0  # of that, below which a part is not worth its start
+    start: float = 0.0  # what a part takes before it does any of it
     part: tuple[int, int] | None = None  # its number, of how many
     whole: str = ""  # the run that it is a part of
 
@@ -317,14 +319,22 @@ class Order:
         return max(large, key=lambda s: (s.free, s.name)).name if large else ""
 
     def _parts(self, load: Load, kind: str, ready: int, now: float) -> int:
-        """As many as leave no device idle, and as end it well before everything else has ended."""
+        """As many as leave no device idle, and as end it well before everything else has ended.
+
+        One that is no longer than the others have work for could only end last by bad luck.
+        """
         most = int(load.shared / load.least)
         if most < 2:
             return 1
         free = sum(s.free // load.units for s in self.sites.values() if s.kind == kind)
-        share = LONGEST_REFERENCE if load.reference else LONGEST
-        longest = share * self._behind(now, opened=False)[kind] / self._devices(kind)
-        return min(most, max(free // ready, math.ceil(load.work / longest)))
+        each = self._behind(now, opened=False)[kind] / self._devices(kind)
+        needed = max(free // ready, math.ceil(load.work / each))
+        if load.reference:
+            return min(most, max(needed, math.ceil(load.work / (LONGEST_REFERENCE * each))))
+        wished = math.ceil(load.work / (LONGEST * each))
+        if load.start:
+            wished = min(wished, int(load.shared / (WORTH * load.start)))
+        return min(most, max(needed, wished))
 
     def _parted(self, load: Load, parts: int) -> Load:
         """Have the run wait for so many parts of it; the first of them."""

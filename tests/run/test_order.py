@@ -130,3 +130,18 @@ def test_lost_node_gives_its_runs_back_and_its_ranking_stays_with_its_kind() -> 
     assert second.site != first.site
     order.ended("fp32", 9)
     assert _names(_started(order, 9)) == ["int8"]
+
+
+def test_runs_of_about_one_length_are_not_made_in_parts_that_take_as_long_to_start() -> None:
+    """Each is of three starts of a part: two devices end together without any."""
+    loads = [_load(f"r{i}", work=1, shared=90.0, least=30.0, start=30.0) for i in range(8)]
+    order = _order(*loads, node=2)
+    now, started = 0.0, _started(order)
+    names = _names(started)
+    while order.left():
+        now += 120
+        for start in started:
+            order.ended(start.load.name, now)
+        started = _started(order, now)
+        names += _names(started)
+    assert sorted(names) == [f"r{i}" for i in range(8)]

@@ -265,3 +265,16 @@ def test_work_is_reckoned_with_the_steps_that_the_model_takes_of_itself() -> Non
     twice = load(generation__steps="40")
     assert twice.shared == 2 * default.shared
     assert twice.fixed > default.fixed
+
+
+def test_videos_that_a_cache_has_made_one_by_one_are_reckoned_to_take_longer() -> None:
+    """Else the longest run of a sweep begins last, and the other devices wait for it."""
+    from qbench.run.loads import load_of
+
+    def shared(name: str, device: str) -> float:
+        planned = _plan(name, prompts__count="200", model="tiny-cogvideox")
+        return load_of(planned[name], device).shared
+
+    assert shared("cache/first-block", "cuda") > 3 * shared("bf16", "cuda")
+    assert shared("cache/taylorseer", "cuda") == shared("bf16", "cuda")
+    assert shared("cache/first-block", "cpu") == shared("bf16", "cpu")
