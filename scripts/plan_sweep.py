@@ -2,7 +2,7 @@
 
     python -m scripts.plan_sweep [--seeds 5] [--out FILE]
 
-1,000 recipes in 60 rankings on 100 GPUs of four kinds and 19 nodes. What starts next is the
+1,000 recipes in 60 rankings on 100 GPUs of four kinds and 14 nodes. What starts next is the
 product's own `qbench.run.order`, asked as `qbench run --ray` asks it; only the clock is made up.
 How long a run really takes differs from what the order thinks, and kinds differ in speed, of which
 it knows nothing before the first runs end. Nothing can be faster than the bound: all work spread
