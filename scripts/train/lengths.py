@@ -147,7 +147,7 @@ def main() -> None:
         warmup=0.05,
         label=f"lengths {arguments.out.name}",
         check=lambda _: print(mixture.told(), flush=True) if ranks.first else None,
-        check_s=min(20.0, arguments.seconds / 4),
+        check_s=min(20.0, seconds / 4),
         stage_s=stage,
         ranks=ranks,
     )
