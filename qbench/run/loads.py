@@ -12,16 +12,20 @@ FEWEST = 8  # videos that are worth a part of their own
 # the bundled model, and less than one of CogVideoX-2B. A CPU has done nothing by then.
 START = {"cuda": 300.0, "cpu": 0.0}
 BUILT = 4  # times as many where each part compiles or calibrates first
-# Videos of a bundled model that a cache will have made one by one leave a GPU waiting for launches:
-# on an H200 each takes about as much longer than one of a batch.
+# Small videos that a cache will have made one by one leave a GPU waiting for launches: on an H200
+# each of the bundled model takes about as much longer than one of a batch.
 ALONE = {"cuda": 5, "cpu": 1}
+SMALL = 1.0  # million pixels: a denoise step of less is over before the next one is launched
 JUDGED = 0.1  # of the time that a video takes to make: to compute its figures
 
 
-def devices(recipe: Recipe) -> int:
-    """Devices that a run of this recipe takes at once, all of one node: one a rank."""
+def devices(recipe: Recipe, device: str) -> int:
+    """Devices that a run of this recipe takes at once, all of one node: a GPU a rank.
+
+    Ranks on a CPU share the threads of one run.
+    """
     parallel = recipe.variant.parallel
-    return parallel.ranks if parallel else 1
+    return parallel.ranks if parallel and device == "cuda" else 1
 
 
 def load_of(item: Planned, device: str) -> Load:
@@ -29,28 +33,30 @@ def load_of(item: Planned, device: str) -> Load:
     recipe, measure, prompts = item.recipe, item.recipe.measure, len(item.prompts.prompts)
     model = specs.find(recipe.model)
     shape = specs.video_shape(model, recipe.generation)
-    pixels = shape[0] * shape[1] * shape[2] if shape else 1e6
+    pixels = (shape[0] * shape[1] * shape[2] if shape else 1e6) / 1e6
     steps = 1 if measure.unit == "step" else recipe.generation.steps or model.steps
-    video = pixels / 1e6 * steps * recipe.variant.step_share
+    video = pixels * steps * recipe.variant.step_share
     compared = measure.unit == "video" and recipe.weights == "pretrained"
     turns = 2 if measure.interleave and measure.timing and not recipe.is_reference else 1
     judged = JUDGED * prompts if compared else 0.0
     rest = max(0, prompts - measure.repeats) if compared else 0
     variant = recipe.variant
-    if model.local and variant.one_by_one:
-        rest *= ALONE[device]
+    alone = ALONE[device] if variant.one_by_one and pixels < SMALL else 1
+    batch = 1 if variant.one_by_one else recipe.quality.batch
     calibrated = variant.quantize is not None and variant.quantize.calibration is not None
     built = BUILT if variant.compile or calibrated else 1
     start = built * START[device]
     split = not variant.left_python and variant.parallel is None
+    more = video * alone  # what each of the videos past the timed ones takes
     return Load(
         name=recipe.name,
         group=recipe.name if recipe.is_reference else recipe.reference or recipe.name,
         reference=recipe.is_reference,
         device=device,
-        units=devices(recipe),
-        fixed=video * (1 + measure.warmup + turns * measure.repeats + judged + (not split) * rest),
-        shared=video * rest * split,
-        least=max(start, built * video * max(FEWEST, recipe.quality.batch)),
+        units=devices(recipe, device),
+        fixed=video * (1 + measure.warmup + turns * measure.repeats + judged)
+        + more * rest * (not split),
+        shared=more * rest * split,
+        least=max(start, built * more * max(FEWEST, batch)),
         start=start,
     )

@@ -20,6 +20,7 @@ OVERDUE = 0.1  # of its time so far: how much longer a run takes that should hav
 # a reference holds up its whole ranking.
 LONGEST, LONGEST_REFERENCE = 0.3, 0.03
 WORTH = 4  # times what a part takes to start: as much is in each that only wards off bad luck
+ROUNDING = 1e-9  # a run that is all that is left on three devices is three times each one's
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,13 @@ class Order:
                 self._groups[load.group].referred = True
 
     def prefer(self, group: str, kind: str) -> None:
-        """The ranking has runs on this kind of device already, so it goes on there."""
-        self._groups[group].kind, self._groups[group].opened = kind, True
+        """The ranking has runs on this kind of device already, so it goes on there.
+
+        Unless something of it has begun on another, or is to go on there, already.
+        """
+        found = self._groups.get(group)
+        if found is not None and not found.opened:
+            found.kind, found.opened = kind, True
 
     def ended(self, name: str, now: float, measured: bool = True) -> None:
         """A run, or a part of one, has ended.
@@ -328,10 +334,9 @@ class Order:
             return 1
         free = sum(s.free // load.units for s in self.sites.values() if s.kind == kind)
         each = self._behind(now, opened=False)[kind] / self._devices(kind)
-        needed = max(free // ready, math.ceil(load.work / each))
-        if load.reference:
-            return min(most, max(needed, math.ceil(load.work / (LONGEST_REFERENCE * each))))
-        wished = math.ceil(load.work / (LONGEST * each))
+        needed = max(free // ready, math.ceil(load.work / each - ROUNDING))
+        longest = LONGEST_REFERENCE if load.reference else LONGEST
+        wished = math.ceil(load.work / (longest * each) - ROUNDING)
         if load.start:
             wished = min(wished, int(load.shared / (WORTH * load.start)))
         return min(most, max(needed, wished))

@@ -27,7 +27,7 @@ from qbench.run.events import Placed
 from qbench.run.execution import Stopped
 from qbench.run.here import Finished
 from qbench.run.interrupts import Interrupts
-from qbench.run.loads import devices, load_of
+from qbench.run.loads import load_of
 from qbench.run.order import Order, Site, Start
 from qbench.run.plan import Planned
 from qbench.run.sweep import Sweep, Swept, Watcher, ended_well
@@ -36,6 +36,7 @@ from qbench.run.there import Heard, There
 POLL_S = 0.2
 LOOK_EVERY_S = 3.0  # at which nodes there are
 PATIENCE_S = 90.0  # for a node that can do what is left, where none is there
+BUSY_S = 30.0  # for a node whose devices others hold, where another is ready
 
 
 def run(
@@ -137,7 +138,9 @@ class _Spread:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # of the seats that wait
         self._position = itertools.count(1)
-        self._looked = self._useful = 0.0
+        self._looked = 0.0
+        self._useless: float | None = None  # since when no node can do what is left
+        self._most = {"cuda": 0, "cpu": 0}  # of the largest node
         self._device, self._mixed = "", False
         self.stopping = False
 
@@ -146,13 +149,15 @@ class _Spread:
         self._cluster.check_kinds()
         self._look()
         self._check_devices()
-        while self._asking:
+        began = time.monotonic()
+        while self._asking and not (self._nodes and time.monotonic() > began + BUSY_S):
             self._hear()
         if not self._nodes:
             raise InputError(f"--ray: no node can be used: {self._refusals[0]}")
         self._sweep.out.mkdir(parents=True, exist_ok=True)
         self._add(self._sweep.queue)
-        self._stay_with_kinds()
+        for site in self._order.sites.values():
+            self._stay_with_kind(site)
         while self._order.left():
             self._look()
             while start := self._order.start(time.monotonic()):
@@ -230,39 +235,38 @@ class _Spread:
     def _waits(self, name: str) -> None:
         self.watcher.note(f"waiting for devices of {name}")
 
-    def _stay_with_kinds(self) -> None:
-        """A ranking that has finished runs of one kind of device goes on there."""
+    def _stay_with_kind(self, site: Site) -> None:
+        """A ranking that has finished runs of this kind of device goes on there."""
         if self._fresh:
             return
+        environment = self._nodes[site.name].environment
         for item in self._items.values():
-            if item.recipe.is_reference:
-                for site in self._order.sites.values():
-                    if self._sweep.complete(item, self._nodes[site.name].environment):
-                        self._order.prefer(self._sweep.key(item.recipe), site.kind)
-                        break
+            if item.recipe.is_reference and self._sweep.complete(item, environment):
+                self._order.prefer(self._sweep.key(item.recipe), site.kind)
 
     def _check_devices(self) -> None:
-        """Raise InputError for a run that no node is large enough for."""
+        """Raise InputError for a run that no node has any device for."""
         machines = self._cluster.machines().values()
-        most = {
+        self._most = {
             "cuda": max((machine.gpus for machine in machines), default=0),
             "cpu": max((machine.cpus for machine in machines), default=0),
         }
         for item in self._items.values():
             device = self._needed(item.recipe)
-            units = devices(item.recipe)
-            if units > most[device]:
-                what = {"cuda": "GPU", "cpu": "CPU"}[device] + ("s of one node" * (units > 1))
-                have = f"the most is {most[device]}" if most[device] else "no node has one"
-                raise InputError(f"--ray: {item.recipe.name} needs {units} {what}, and {have}")
+            if not self._most[device]:
+                what = {"cuda": "GPU", "cpu": "CPU"}[device]
+                raise InputError(f"--ray: {item.recipe.name} needs a {what}, and no node has one")
 
     def _give_up_on_what_no_node_can_do(self) -> None:
-        now = time.monotonic()
         lacking = self._order.lacking()
         if not lacking or self._asking:
-            self._useful = now
-        elif now > self._useful + PATIENCE_S:
-            names = ", ".join(sorted(load.name for load in lacking))
+            self._useless = None
+            return
+        names, now = ", ".join(sorted(load.name for load in lacking)), time.monotonic()
+        if self._useless is None:
+            self._useless = now
+            self.watcher.note(f"no node can run {names}; waiting {PATIENCE_S:.0f} s for one")
+        elif now > self._useless + PATIENCE_S:
             raise Stopped(f"no node is left that can run {names}; run again to go on")
 
     # Runs -----------------------------------------------------------------------------------------
@@ -274,7 +278,9 @@ class _Spread:
             self._items[key] = item
             load = load_of(item, self._needed(item.recipe))
             group = self._sweep.key(item.recipe, load.group)
-            loads.append(dataclasses.replace(load, name=key, group=group))
+            # What no node has enough GPUs for is skipped on the largest, as it is without Ray.
+            units = min(load.units, self._most[load.device])
+            loads.append(dataclasses.replace(load, name=key, group=group, units=units))
         self._order.add(*loads)
 
     def _hear(self) -> None:
@@ -288,6 +294,8 @@ class _Spread:
         if isinstance(message, _Joined):
             if message.site.name in self._nodes:  # else it has gone again
                 self._order.join(message.site, message.speed)
+                if self._order.left():  # else the rankings are not in it yet
+                    self._stay_with_kind(message.site)
         elif isinstance(message, _Refused):
             self._refusals.append(f"{message.machine.name}: {one_line(message.why)}")
             self.watcher.note(f"not used: {self._refusals[-1]}")

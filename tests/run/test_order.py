@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from qbench.run.order import Load, Order, Site, Start
 
 
@@ -98,9 +100,7 @@ def test_node_is_kept_free_for_a_run_that_takes_several_devices() -> None:
     assert len(starts) == 4
     order.add(_load("large", units=4), *(_load(f"more{i}") for i in range(9)))
     more = _started(order, 1)
-    assert "large" in _names(more) or all(
-        site == more[0].sites[0] for s in more for site in s.sites
-    )
+    assert len({start.site for start in more}) == 1  # the other node is kept
     now = 1.0
     running = starts + more
     while "large" not in _names(running):
@@ -145,3 +145,28 @@ def test_runs_of_about_one_length_are_not_made_in_parts_that_take_as_long_to_sta
         started = _started(order, now)
         names += _names(started)
     assert sorted(names) == [f"r{i}" for i in range(8)]
+
+
+def test_parts_of_a_reference_are_worth_their_start_as_well() -> None:
+    """The others of its ranking wait for it: in rounds of parts they would wait longer."""
+    loads = [_load("fp32", work=300, shared=3000.0, least=300.0, start=300.0)]
+    loads += [_load(f"r{i}", work=3000) for i in range(3)]
+    order = _order(*loads, node=4)
+    assert [start.load.part for start in _started(order)] == [(i, 4) for i in range(4)]
+
+
+def test_run_that_is_alone_has_a_part_for_each_device_and_not_one_more() -> None:
+    """Whatever a division is rounded to: one more would be made when all others are done."""
+    for devices, work in itertools.product(range(2, 60), (0.1, 1 / 3, 7.7, 123.4, 4567.8)):
+        load = _load("fp32", work=work, shared=1e5 * work, least=work, start=1e9)
+        starts = _started(_order(load, node=devices))
+        assert {start.load.part for start in starts} == {(i, devices) for i in range(devices)}
+
+
+def test_ranking_that_has_begun_is_not_given_to_a_kind_that_joins_later() -> None:
+    order = _order(*(_load(name) for name in ("fp32", "int8")), h100=1)
+    assert len(_started(order)) == 1
+    order.join(Site("a100", "a100", "cuda", 8, 8))
+    order.prefer("fp32", "a100")
+    order.ended("fp32", 5)
+    assert [start.site for start in _started(order, 5)] == ["h100"]

@@ -278,3 +278,22 @@ def test_videos_that_a_cache_has_made_one_by_one_are_reckoned_to_take_longer() -
     assert shared("cache/first-block", "cuda") > 3 * shared("bf16", "cuda")
     assert shared("cache/taylorseer", "cuda") == shared("bf16", "cuda")
     assert shared("cache/first-block", "cpu") == shared("bf16", "cpu")
+
+
+def test_large_videos_take_a_device_as_long_one_by_one_as_in_batches() -> None:
+    """Else a model of true size in a folder of one's own is made in parts of a video or two."""
+    from qbench.run.loads import FEWEST, load_of
+
+    size = {"generation__height": "256", "generation__width": "256"}
+    planned = _plan("cache/first-block", prompts__count="200", model="tiny-cogvideox", **size)
+    cached, plain = (load_of(item, "cuda") for item in reversed(planned.values()))
+    assert cached.shared == plain.shared
+    video = cached.shared / (200 - planned["cache/first-block"].recipe.measure.repeats)
+    assert cached.least >= FEWEST * video
+
+
+def test_ranks_take_a_gpu_each_and_share_the_threads_of_one_run_on_a_cpu() -> None:
+    from qbench.run.loads import load_of
+
+    four = _plan("parallel/fast-four", model="tiny-cogvideox")["parallel/fast-four"]
+    assert (load_of(four, "cuda").units, load_of(four, "cpu").units) == (4, 1)
