@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pipelines import tiny
 from torch import nn
 
 from qbench import prompts
@@ -108,8 +109,21 @@ def test_awq_errs_less_than_plain_rounding_and_clips_where_that_helps() -> None:
     )
     clipped = awq.clipped(weight, seen.square, INT4)
     weighed = lambda made: ((made - weight).square() * seen.square).sum()  # noqa: E731
-    assert weighed(INT4.rounded(weight, clipped)) <= weighed(INT4.rounded(weight))
+    assert weighed(INT4.rounded(weight, clipped)) < 0.98 * weighed(INT4.rounded(weight))
     assert (clipped <= INT4.scales(weight) * 1.0001).all()
+
+
+def test_awq_scales_strong_input_channels_up_though_their_weights_are_like_the_others() -> None:
+    """Its own claim, which weights cannot show: channels matter by what they are given."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 96, generator=generator)
+    tokens = torch.randn(512, 96, generator=generator)
+    tokens[:, [3, 40]] *= 30
+    seen = _seen(tokens)
+    s = awq.best(seen, [weight], INT4)
+    assert s[[3, 40]].min() > 2 * s.median()
+    scaled = _error(tokens / s, INT4.rounded(weight * s), weight * s)
+    assert scaled < 0.7 * _error(tokens, INT4.rounded(weight), weight)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
@@ -173,6 +187,24 @@ def test_awq_errs_no_more_than_modelopts() -> None:
     s = awq.best(_seen(tokens), [weight], stored)
     ours = (tokens / s) @ stored.rounded(weight * s).t()
     assert (ours - expected).norm() < 1.05 * (theirs - expected).norm()
+
+
+def test_awqs_scales_are_modelopts_at_its_exponent() -> None:
+    weight, tokens = _layer(columns=128)
+
+    def config(mtq: Any) -> Any:
+        return mtq.INT4_AWQ_CFG
+
+    theirs = 1 / _through_modelopt(config, weight, tokens)[0].input_quantizer.pre_quant_scale
+    groups = weight.abs().unflatten(1, (-1, 128))
+    of_group = (groups / groups.amax(2, keepdim=True)).flatten(1).mean(0)  # as modelopt has it
+    off = {}
+    for step in range(11):
+        ratio = theirs.flatten() / awq.scales(tokens.abs().mean(0), step / 10, of_group)
+        off[step] = (ratio / ratio.mean() - 1).abs().max().item()
+    nearest = min(off, key=lambda step: off[step])
+    assert nearest > 0
+    assert off[nearest] < 1e-3
 
 
 def test_gptq_is_modelopts_column_by_column() -> None:
@@ -351,6 +383,46 @@ def test_calibration_never_sees_what_is_measured() -> None:
     assert not set(chosen) & {*tests, *prompts.load("world-v1").prompts}
     with pytest.raises(InputError, match=r"calibration\.prompts: 16 asked for"):
         calibration.texts(settings, model, prompts.load("world-2048-v1").prompts)
+
+
+@pytest.mark.parametrize("family", ["cogvideox", "unet", "wan"])
+def test_whole_trajectories_are_walked_with_both_halves_of_guidance(
+    family: str, tmp_path: Path
+) -> None:
+    """Families that call the denoiser once a step, and those that call it for each half."""
+    video = tiny.build(family, tmp_path)
+    run = tiny.settings(video, steps=7)
+    calls = observe.walk(video, run, tiny.PROMPTS, Calibration(method="gptq", steps=3))
+    assert sorted({call.step for call in calls}) == [0, 3, 6]
+    times = [float(call.inputs["timestep"].flatten()[0]) for call in calls]
+    served = [float(t) for t in video.pipe.scheduler.timesteps]
+    assert len(served) == 7
+    assert sorted(set(times), reverse=True) == [served[0], served[3], served[6]]
+    for step in (0, 3, 6):
+        some = [call.inputs["encoder_hidden_states"] for call in calls if call.step == step]
+        texts = torch.cat(some).flatten(1)
+        assert len(texts) == 2 * len(tiny.PROMPTS)
+        assert len(torch.unique(texts, dim=0)) > 1  # with the prompt, and without it
+
+
+def test_second_moments_are_those_of_inputs_as_they_are_divided(tmp_path: Path) -> None:
+    """By the linear itself, or by layers before it, whose replays show it already."""
+    video = tiny.build("cogvideox", tmp_path)
+    run = tiny.settings(video)
+    settings = Calibration(method="awq", rounding="gptq", steps=2)
+    calls = observe.walk(video, run, tiny.PROMPTS[:1], settings)
+    names = ["transformer_blocks.0.ff.net.0.proj", "transformer_blocks.0.ff.net.2"]
+    seen = observe.moments(video.denoiser, names, calls, 64, 0)
+    plain = [hessian for _, hessian in observe.hessians(video.denoiser, seen, calls)]
+    factors = [torch.linspace(0.5, 4, len(one.most)) for one in seen]
+    work = calibration.Work(video, settings, calls, seen, {}, Activations(), True)
+    scaled = calibration._scaled(work, lambda one, _: factors[seen.index(one)])
+    assert {one.seen.readers[0]: one.folded for one in scaled} == {names[0]: True, names[1]: False}
+    for one, hessian in calibration._with_hessians(work, scaled):
+        assert hessian is not None
+        index = seen.index(one.seen)
+        expected = plain[index] / torch.outer(factors[index], factors[index])
+        assert torch.allclose(hessian, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_moments_and_hessians_are_those_of_all_tokens_whatever_the_chunks() -> None:
