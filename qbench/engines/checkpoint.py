@@ -5,6 +5,7 @@ optimum-quanto's weights are read by its own loader, and given to the pipeline.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from qbench.engines.static_seen import Seen
     from qbench.pipelines.base import Module, VideoPipeline
     from qbench.recipe.schema import Quantize, Variant
+
+
+ALIGNED = 64  # bytes
 
 
 def refuses(variant: Variant) -> str:
@@ -59,6 +63,7 @@ def write(
         _declare(module, variant.quantize)
     video.pipe.save_pretrained(str(folder), safe_serialization=True)
     setattr(video.pipe, video.part, module)
+    align(folder / video.part)
     return Bound()
 
 
@@ -78,7 +83,30 @@ def write_denoiser(
     if variant.quantize:
         _declare(module, variant.quantize)
     module.save_pretrained(str(folder / video.part), safe_serialization=True)
+    align(folder / video.part)
     return Bound()
+
+
+def align(folder: Path) -> None:
+    """Have tensors of the folder's safetensors begin at multiples of `ALIGNED` bytes.
+
+    diffusers maps the files, so that tensors lie in memory as they do there. safetensors fills its
+    header up to 8 bytes; the kernel that torch's compiler takes for INT8 weights on a CPU reads 64
+    at a time, and dies where they lie otherwise. It holds where tensors take whole multiples of
+    that, as weights alone and their scales do in linears of common widths.
+    """
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as source:
+            size = int.from_bytes(source.read(8), "little")
+            missing = -(8 + size) % ALIGNED
+            if not missing:
+                continue
+            made = path.with_suffix(".aligned")
+            with made.open("wb") as target:
+                target.write((size + missing).to_bytes(8, "little"))
+                target.write(source.read(size) + b" " * missing)
+                shutil.copyfileobj(source, target, 2**24)
+        made.replace(path)
 
 
 def by_quanto(variant: Variant) -> bool:
@@ -128,12 +156,24 @@ def open(folder: Path, shell: Module, written: Description) -> Module:
     loaded = type(shell).from_pretrained(
         str(part), dtype=getattr(torch, written.dtype), use_safetensors=True
     )
+    lie_well(loaded)  # an older folder's may not
     return loaded.eval().requires_grad_(False).to(written.target.device)
+
+
+def lie_well(module: Module) -> None:
+    """Move what quantized tensors are made of where it lies at odd places of a mapped file."""
+    import torch
+
+    for value in module.parameters():
+        if hasattr(value, "__tensor_flatten__"):
+            for name in value.__tensor_flatten__()[0]:
+                inner = getattr(value, name)
+                if type(inner) is torch.Tensor and inner.data_ptr() % ALIGNED:
+                    setattr(value, name, inner.clone())
 
 
 def _by_quanto(kind: type, part: Path, written: Description) -> Module:
     import torch
-    from optimum.quanto.tensor import QTensor
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, written.dtype))  # of layers that are not quantized
@@ -141,11 +181,5 @@ def _by_quanto(kind: type, part: Path, written: Description) -> Module:
         loaded = _loader(kind).from_pretrained(str(part))._wrapped
     finally:
         torch.set_default_dtype(before)
-    # They lie where the file was mapped, at any byte, and torch's INT8 kernel for CPUs dies of it.
-    for value in loaded.parameters():
-        if isinstance(value, QTensor):
-            for name in value.__tensor_flatten__()[0]:
-                inner = getattr(value, name)
-                if type(inner) is torch.Tensor:  # INT4 that was repacked for this CPU lies well
-                    setattr(value, name, inner.clone())
+    lie_well(loaded)  # torch's INT8 kernel for CPUs dies of weights that do not
     return loaded.eval().requires_grad_(False).to(written.target.device)

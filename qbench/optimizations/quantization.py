@@ -93,8 +93,8 @@ def _calibrated(
     parts = by_scheme(wanted, names)
     stored = {name: schemes.numbers(one, module.dtype)[0] for one, some in parts for name in some}
     inputs = schemes.numbers(wanted, module.dtype)[1]
-    scales_inputs = schemes.find(wanted).weights != "fp8"  # which of torchao's tensors and ours can
-    found = calibration.fit(video, wanted.calibration, occasion, stored, inputs, scales_inputs)
+    takes = _takes_scales(wanted)
+    found = calibration.fit(video, wanted.calibration, occasion, stored, inputs, takes)
     for one, some in parts:
         entry, fitted = schemes.find(one), {name: found[name] for name in sorted(some)}
         if entry.backend == "torchao":
@@ -106,6 +106,22 @@ def _calibrated(
         else:
             storing.into_packed(module, fitted, stored)
     return _took(module, began)
+
+
+def _takes_scales(wanted: Quantize) -> bool:
+    """Whether stored linears can multiply their inputs by channel: neither library's FP8 can."""
+    return schemes.find(wanted).weights != "fp8"
+
+
+def smooths_nothing(video: VideoPipeline, wanted: Quantize | None) -> bool:
+    """Whether SmoothQuant is asked for where neither linears nor layers before them take a scale.
+
+    Of the denoiser before it is quantized.
+    """
+    fit = wanted.calibration if wanted else None
+    if wanted is None or fit is None or fit.method != "smoothquant":
+        return False
+    return not _takes_scales(wanted) and not video.rescalings()
 
 
 def _took(module: Module, began: float) -> dict[str, float]:

@@ -267,7 +267,7 @@ def _first(error: ValidationError, places: Places, path: Path) -> str:
         message = str(context["error"])
         if message.startswith("@"):  # raised for a whole section: the field at fault leads
             field, _, message = message[1:].partition(": ")
-            at = (*at, field)
+            at = (*at, *field.split("."))
     elif kind == "missing":
         message = "this field is required"
     elif kind.endswith(("_type", "_parsing")):

@@ -117,12 +117,15 @@ class Quantize(Strict):
             return self
         method = self.calibration.method
         if self.calibration.ranges and self.scheme != "int8_dynamic":
-            raise ValueError("@calibration: ranges of timesteps are for int8_dynamic")
+            raise ValueError(f"@calibration.ranges: are for int8_dynamic, not {self.scheme}")
         if self.layers and method != "gptq":
             raise ValueError(f"@layers: {method} gives linears that share an input one scheme")
         if chosen not in CALIBRATED[method]:
             known = ", ".join(f"{backend} {name}" for backend, name in CALIBRATED[method])
+            others = ", ".join(one for one, taken in CALIBRATED.items() if chosen in taken)
+            hint = f", which {others} are" if others else ""
             raise ValueError(
-                f"@calibration: {method} is not for {self.backend} {self.scheme}: {known}"
+                f"@calibration.method: {method} is not for {self.backend} {self.scheme}{hint}; "
+                f"it is for {known}"
             )
         return self

@@ -256,7 +256,7 @@ def _checked(loaded: Loaded) -> PromptSet:
         networks.check(recipe.quality, model)
         field_ = ("prompts", "set")
         chosen = prompts.chosen(recipe.prompts, model)
-        field_ = ("variant", "quantize", "calibration")
+        field_ = ("variant", "quantize", "calibration", "set")
         if recipe.variant.quantize and (settings := recipe.variant.quantize.calibration):
             calibration.texts(settings, model, chosen.prompts)
         return chosen

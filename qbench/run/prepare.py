@@ -27,6 +27,10 @@ BY_CONTENT_NOTE = (
     "weights' own and says nothing about the model's"
 )
 NOT_FUSED_NOTE = "decode.fused is for CogVideoX's VAE; this model's decodes as without it"
+NOT_SMOOTHED_NOTE = (
+    "calibration: qbench knows no layers of this model that could scale the inputs of its linears, "
+    "and FP8 linears take no scale: SmoothQuant changes nothing, and this is plain FP8"
+)
 STEPS_NOTE = "unit: step: denoise steps were timed and no video was made, so there is no quality"
 SPARED_NOTE = (
     "build: the graph had been exported for another recipe, and the {:.1f} s of that are counted "
@@ -238,6 +242,8 @@ def _quantize(session: Session, work: Work | None) -> Ranks | None:
         recorder.facts(
             exported.install(session.pipeline, session.recipe, session.model, session.device)
         )
+    if quantization.smooths_nothing(session.pipeline, variant.quantize):
+        recorder.note(NOT_SMOOTHED_NOTE)
     occasion = Occasion(session.generation, session.model, tuple(session.prompts))
     outside, steps = exported.outside(variant), session.generation.steps
     together.meet(session.job)

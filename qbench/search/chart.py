@@ -44,7 +44,8 @@ def draw(
     axes.set_title(f"relative error of one step with {scheme} at one layer", fontsize=9)
     right = axes.secondary_yaxis("right")
     right.set_yticks(range(len(names)), [chosen[name] for name in names], fontsize=6)
-    figure.colorbar(shown, ax=axes, pad=0.16)
+    right.set_ylabel("chosen")
+    figure.colorbar(shown, ax=axes, pad=0.2, label="relative error")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path

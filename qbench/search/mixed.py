@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -142,13 +143,19 @@ def search(
     tell(f"trajectories of {len(texts)} prompts, {min(STEPS, run.steps)} steps of each")
     seen, unseen = (_walked(video, run, some) for some in (texts[:PROMPTS], texts[PROMPTS:]))
     bench = sensitivity.Bench.of(video.denoiser, seen)
+    tell("what each layer costs in each scheme")
+    costs = _costs(video.denoiser, names, wanted, schemes, recipe, budget, seen)
+    amount = budget.amount or budget.share * sum(costs[name][wanted.scheme] for name in names)
+    least = sum(min(costs[name].values()) for name in names)
+    if least > amount:  # before anything is measured for it
+        raise InputError(
+            f"--budget: {_cost(budget.unit, amount)} is less than the cheapest choice of all, "
+            f"{_cost(budget.unit, least)}"
+        )
     key = _key(recipe, model, names, schemes, every)
     table = sensitivity.measure(
         bench, names, schemes, wanted, out / "sensitivity.json", key, tell, every
     )
-    tell("what each layer costs in each scheme")
-    costs = _costs(video.denoiser, names, wanted, schemes, recipe, budget, seen)
-    amount = budget.amount or budget.share * sum(costs[name][wanted.scheme] for name in names)
     options = {
         name: {
             AS_IT_IS: Option(costs[name][AS_IT_IS], 0.0),
@@ -303,7 +310,10 @@ def _compared(name: str, cost: float, mixed: Sequence[float], plain: Sequence[fl
 
 
 def write_recipe(recipe: Recipe, chosen: Choice, budget: Budget, path: Path) -> None:
-    """The recipe with every layer's scheme, self-contained: it extends no other file."""
+    """The recipe with every layer's scheme, self-contained: it extends no other file.
+
+    Where every layer stays as it is, nothing is quantized.
+    """
     quantize = recipe.variant.quantize
     assert quantize is not None
     counts: dict[str, int] = {}
@@ -313,13 +323,13 @@ def write_recipe(recipe: Recipe, chosen: Choice, budget: Budget, path: Path) -> 
         (s for s in counts if s != AS_IT_IS), key=lambda s: counts[s], default=quantize.scheme
     )
     layers = {name: scheme for name, scheme in chosen.schemes.items() if scheme != most}
+    fields = {"scheme": most, "layers": layers}
+    mixed = quantize.model_copy(update=fields) if most in counts else None
     made = recipe.model_copy(
         update={
             "name": f"{recipe.name[:LONGEST_NAME]}-mixed",
             "about": f"Mixed precision by qbench search within {budget.unit}, from {recipe.name}",
-            "variant": recipe.variant.model_copy(
-                update={"quantize": quantize.model_copy(update={"scheme": most, "layers": layers})}
-            ),
+            "variant": recipe.variant.model_copy(update={"quantize": mixed}),
         }
     )
     _write(made, path)
@@ -340,15 +350,17 @@ def _write(recipe: Recipe, path: Path) -> None:
     textfile.replace(path, yaml.safe_dump(fields, sort_keys=False, width=100))
 
 
+def _cost(unit: str, value: float) -> str:
+    return f"{value / 2**20:.2f} MiB" if unit == "bytes" else f"{value * 1e3:.3g} ms"
+
+
 def lines(found: Found) -> list[str]:
     """What a search came to, for a terminal."""
     counts: dict[str, int] = {}
     for scheme in found.layers.values():
         counts[scheme] = counts.get(scheme, 0) + 1
 
-    def cost(value: float) -> str:
-        return f"{value / 2**20:.2f} MiB" if found.unit == "bytes" else f"{value * 1e3:.3g} ms"
-
+    cost = functools.partial(_cost, found.unit)
     bound = "exact" if found.gap <= 1e-6 else f"within {found.gap:.1%} of the least sum"
     said = [
         "layers: " + ", ".join(f"{count} {scheme}" for scheme, count in sorted(counts.items())),
@@ -362,7 +374,9 @@ def lines(found: Found) -> list[str]:
             f"error {one.error:.4g}; mixed is at {one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}]"
         )
     best = found.best_uniform
-    if best is None:
+    if set(counts) == {AS_IT_IS}:
+        said.append("nothing is quantized: the budget has room for every layer as it is")
+    elif best is None:
         said.append("no uniform scheme fits the budget")
     elif best.high < 1:
         said.append(f"better than {best.name}, the best uniform scheme that fits")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import RECIPES
 from pipelines import tiny
 from torch import nn
 
@@ -20,7 +21,9 @@ from qbench.optimizations.calibration import Occasion, awq, gptq, observe, smoot
 from qbench.optimizations.calibration.numbers import Activations, Weights
 from qbench.optimizations.packed import PackedLinear, pack, unpack
 from qbench.pipelines import specs
+from qbench.recipe import files
 from qbench.recipe.schema import Calibration, Generation, Outliers, Quantize
+from qbench.run.plan import plan
 
 STEPS = 5
 INT8, INT4 = Weights("int8"), Weights("int4", "group", 32)
@@ -321,23 +324,33 @@ def test_gptq_lessens_the_error_of_qbenchs_fp8_linears(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "method"), [("int4_weight_only", "awq"), ("int8_static", "smoothquant")]
+    ("scheme", "method"),
+    [("int4_weight_only", "awq"), ("int8_weight_only", "awq"), ("int8_static", "smoothquant")],
 )
 def test_a_calibrated_checkpoint_is_read_by_plain_diffusers(
     bench: Bench, tmp_path: Path, scheme: str, method: Any
 ) -> None:
+    """And its weights lie where compiled kernels of CPUs can read them."""
+    from types import SimpleNamespace
+
     from diffusers import CogVideoXTransformer3DModel
 
     from qbench.engines import checkpoint
+    from qbench.recipe.schema import Variant
 
     module, _ = _quantized(bench, "torchao", scheme, method=method)
     names: dict[str, Any] = {"include": TWO_BLOCKS, "exclude": LEFT_OUT}
     fit = Calibration(method=method)
     wanted = Quantize(backend="torchao", scheme=scheme, calibration=fit, **names)
-    checkpoint._declare(module, wanted)
-    module.save_pretrained(str(tmp_path), safe_serialization=True)
-    again = CogVideoXTransformer3DModel.from_pretrained(str(tmp_path), dtype=torch.float32)
+    video: Any = SimpleNamespace(denoiser=module, part="transformer")
+    nothing: Any = None
+    checkpoint.write_denoiser(video, nothing, {}, Variant(quantize=wanted), tmp_path)
+    folder = str(tmp_path / "transformer")
+    again = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=torch.float32)
     assert bench.error(again) == pytest.approx(bench.error(module), rel=1e-6)
+    if scheme.endswith("weight_only"):  # activations in INT8 have another kernel, and a scale each
+        codes = [getattr(p, "qdata", None) for p in again.parameters()]
+        assert {c.data_ptr() % 64 for c in codes if c is not None} == {0}
 
 
 def test_the_format_qbench_holds_what_calibration_found(bench: Bench, tmp_path: Path) -> None:
@@ -447,6 +460,32 @@ def test_moments_and_hessians_are_those_of_all_tokens_whatever_the_chunks() -> N
     for most_bytes in (1, 2**30):
         made = list(observe.hessians(video.denoiser, seen, calls, most_bytes))
         assert torch.allclose(made[0][1], first.t() @ first / len(first), rtol=1e-3, atol=1e-3)
+
+
+def test_an_unknown_set_of_prompts_is_said_to_be_where_it_was_written() -> None:
+    settings = files.overrides(["variant.quantize.calibration.set=nosuch"])
+    with pytest.raises(InputError, match=r"^--set variant\.quantize\.calibration\.set=nosuch: "):
+        plan([RECIPES / "calibrated" / "awq-int4.yaml"], settings)
+
+
+@pytest.mark.parametrize(
+    ("family", "scheme", "nothing"),
+    [
+        ("unet", "fp8_dynamic_row", True),
+        ("wan", "fp8_dynamic_row", True),
+        ("unet", "int8_dynamic", False),
+        ("cogvideox", "fp8_dynamic_row", False),
+    ],
+)
+def test_it_is_told_where_smoothquant_has_nothing_that_takes_a_scale(
+    family: str, scheme: str, nothing: bool, tmp_path: Path
+) -> None:
+    video = tiny.build(family, tmp_path)
+    wanted = Quantize(
+        backend="torchao", scheme=scheme, calibration=Calibration(method="smoothquant")
+    )
+    assert quantization.smooths_nothing(video, wanted) is nothing
+    assert not quantization.smooths_nothing(video, None)
 
 
 @pytest.mark.parametrize(

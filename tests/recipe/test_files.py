@@ -145,6 +145,8 @@ def test_override_wins_and_its_fault_names_the_override() -> None:
         ("generation.step=4", "did you mean 'steps'?"),
         (".".join("a" * 40) + "=1", "no field lies that deep"),
         ("name.x=1", "valid string"),
+        ("variant.quantize.calibration.method=smoothquant", "which awq, gptq are"),
+        ("variant.quantize.calibration={method: gptq, ranges: 2}", "is smoothquant's"),
     ],
 )
 def test_a_bad_override_is_one_short_line_that_begins_with_it(setting: str, said: str) -> None:

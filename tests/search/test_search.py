@@ -143,6 +143,13 @@ def test_a_budget_of_latency_is_that_of_layers_as_they_are_called(tmp_path: Path
     assert set(found.layers.values()) <= {*names, "none"}
 
 
+@pytest.mark.usefixtures("_small")
+def test_a_budget_that_nothing_fits_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--budget: 0\.00 MiB is less than .* 0\.\d\d MiB"):
+        mixed.search(_recipe(), mixed.Budget("bytes", amount=1024.0), tmp_path)
+    assert not (tmp_path / "sensitivity.json").exists()
+
+
 def _quantize(recipe: Recipe) -> Quantize:
     assert recipe.variant.quantize is not None
     return recipe.variant.quantize
@@ -245,6 +252,22 @@ def test_a_mixed_recipe_is_compared_with_a_reference_of_its_settings(tmp_path: P
     assert [recipe.name for recipe in again] == ["fp32", "calibrated/packed-int4-mixed"]
     assert again[0].settings_fingerprint() == again[1].settings_fingerprint()
     assert again[0].outliers == own.outliers
+
+
+def test_a_budget_with_room_for_every_layer_as_it_is_leaves_a_recipe_that_quantizes_nothing(
+    tmp_path: Path,
+) -> None:
+    """As where a CPU is fastest in BF16: it has to run like any other."""
+    recipe = _recipe()
+    chosen = choice.Choice(dict.fromkeys(FOUR, "none"), 1.0, 0.0, 0.0)
+    mixed.write_recipe(recipe, chosen, mixed.Budget("latency"), tmp_path / "recipe.yaml")
+    written = files.load(tmp_path / "recipe.yaml")
+    assert written.variant == recipe.variant.model_copy(update={"quantize": None})
+    found = mixed.Found(
+        unit="latency", budget=2.0, cost=1.0, predicted=0.0, error=0.0, gap=0.0,
+        layers=chosen.schemes, uniform=[], recipe="recipe.yaml", chart="sensitivity.png",
+    )  # fmt: skip
+    assert mixed.lines(found)[-1].startswith("nothing is quantized")
 
 
 def test_methods_that_share_scales_have_nothing_to_search() -> None:
