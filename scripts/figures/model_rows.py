@@ -257,8 +257,8 @@ def _vram() -> Row:
         "minimum VRAM",
         believed="one figure a model, not measured",
         cog=(
-            "8 GiB with offload or `offload/fast-tiling`, 12 GiB with `fast`, 24 GiB in BF16 with "
-            "expandable segments",
+            "8 GiB with offload or `offload/fast-tiling`, 12 GiB with `fast` or in BF16 with "
+            "tiles, 24 GiB in BF16 without",
             [
                 *fits,
                 measured(f"peaks of a video, of what torch allocated: {peaks}", "h100/memory"),
@@ -330,7 +330,7 @@ def _resolutions() -> Row:
         believed="one each",
         cog=(
             "any multiple of 16; trained for 480x720; 240x368 to 720x1280 ran",
-            [measured(f"a step of 49 frames, by height and width: {costs}", scaling)],
+            [measured(f"a step of 49 frames by height and width, {SCALED}: {costs}", scaling)],
         ),
         zero=(
             "any multiple of 8; trained for 576x1024",
@@ -349,6 +349,9 @@ def _resolutions() -> Row:
             ],
         ),
     )  # fmt: skip
+
+
+SCALED = "eager, FP8 by qbench's linears and attention alone"
 
 
 def _scaled(height: int, variant: str, frames: int = 49) -> str:
@@ -374,7 +377,7 @@ def _lengths() -> Row:
         believed="one each",
         cog=(
             "8n + 1 frames, trained for 49 at 8 a second (6 s); 9 to 97 ran",
-            [measured(f"a step at 480x720: {costs}", "h100/scaling/scaling.json")],
+            [measured(f"a step at 480x720, {SCALED}: {costs}", "h100/scaling/scaling.json")],
         ),
         zero=(
             "any number of frames, trained for 24",
@@ -471,7 +474,9 @@ def _optimizations() -> list[Row]:
                 _gains("h200/steps", {
                     "fp8-dynamic": "torchao, a scale a row", "fp8-tensor": "a scale a tensor",
                     "attention-fp8": "attention alone", "fp8": "weights alone, eager"})]),
-            zero=(f"{fig(f'{ZERO_STEPS} fast speed-up')} with qbench's kernels", [
+            zero=(f"{fig(f'{ZERO_STEPS} fast speed-up')} with qbench's kernels, "
+                  f"{fig(f'{ZERO_STEPS} fp8-dynamic speed-up')} with torchao's alone, where "
+                  f"compiling alone has {_compiled(ZERO)}", [
                 _gains(ZERO_STEPS, {"fast": "`fast`", "fp8-dynamic": "torchao",
                                     "fp8": "weights alone, eager"})]),
             wan=(f"{fig(f'{WAN_FAST} fast speed-up')} with qbench's kernels, "
@@ -483,11 +488,13 @@ def _optimizations() -> list[Row]:
         row(
             "INT8",
             believed="unstable",
-            cog=(f"{fig('h200/steps int8-dynamic speed-up')}: memory, hardly speed", [
+            cog=(f"{fig('h200/steps int8-dynamic speed-up')} compiled, where compiling alone has "
+                 f"{_compiled(COG)}: memory, and no speed", [
                 _gains("h200/steps", {
                     "int8-dynamic": "weights and activations", "int8": "weights alone, eager",
                     "int8-quanto": "weights alone, optimum-quanto"})]),
-            zero=(f"{fig(f'{ZERO_STEPS} int8-dynamic speed-up')}", [
+            zero=(f"{fig(f'{ZERO_STEPS} int8-dynamic speed-up')} compiled, where compiling alone "
+                  f"has {_compiled(ZERO)}", [
                 _gains(ZERO_STEPS, {"int8-dynamic": "weights and activations",
                                     "int8": "weights alone, eager"})]),
             wan=("not measured", [unmeasured("INT8", _run(WAN, "int8-dynamic int8"))]),
@@ -539,6 +546,11 @@ def _optimizations() -> list[Row]:
     ]  # fmt: skip
 
 
+def _compiled(model: str) -> str:
+    """What compiling alone gains, which is in the speed-ups of INT8, FP8 and calibrated weights."""
+    return fig({COG: "h200/steps", ZERO: ZERO_STEPS}[model] + " compile speed-up")
+
+
 def _run(model: str, recipes: str) -> str:
     return f"qbench run bf16 {recipes} --set model={model} {RANDOM} --set measure.unit=step"
 
@@ -560,7 +572,12 @@ def _calibrated() -> list[Row]:
         first, folder = next(
             (name, folder) for name in recipes for folder in CALIBRATED_STEPS if _has(folder, name)
         )
-        faster = f"{fig(f'{folder} {first} speed-up')} the speed of BF16"
+        plain = (
+            f"`fast` has {fig('h200/steps fast speed-up')}"
+            if first == "calibrated/fast-gptq"
+            else f"compiling alone has {_compiled(COG)}"
+        )
+        faster = f"{fig(f'{folder} {first} speed-up')} the speed of BF16, where {plain}"
         cog = [*_steps_of(CALIBRATED_STEPS, recipes), *_quality_of(recipes)]
         found.append(
             row(
@@ -599,7 +616,7 @@ OUTLIERS = ("h200/calibrated-outliers",)
 ON_UNET = {
     "AWQ": ", further from the reference than plain INT4",
     "GPTQ": "",
-    "SmoothQuant": ", which has no outliers to smooth",
+    "SmoothQuant": ", which has no outliers to smooth (and nothing that takes a scale, in FP8)",
     "SVDQuant": ", close but no smaller than INT8",
 }
 UNET = ("h100/zeroscope-quality", "h200/zeroscope-quality")

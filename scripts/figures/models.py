@@ -43,7 +43,7 @@ def page(whole: Comparison) -> str:
     ]
     parts = [HEAD.format(basis=whole.basis), tables.grid(["", "believed", *titles], overview)]
     for row in whole.rows:
-        parts.append(f"\n## {row.name[0].upper()}{row.name[1:]}\n")
+        parts.append(f"\n## {_heading(row.name)}\n")
         if row.believed:
             parts.append(f"The log believed: {row.believed}.\n")
         for name, cell in row.cells.items():
@@ -74,6 +74,11 @@ def _linked(source: str) -> str:
     if not (ROOT / "results" / "published" / source).exists():
         raise Fault(f"there is no results/published/{source}")
     return f"[{source}](../results/published/{source})"
+
+
+def _heading(name: str) -> str:
+    """With a capital, but for a name that has its own: xFormers."""
+    return name if name[1:2].isupper() else name[0].upper() + name[1:]
 
 
 def _anchor(name: str) -> str:
