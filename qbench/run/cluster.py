@@ -38,9 +38,12 @@ LOCAL = "local"
 STORE_BYTES = 512 * 2**20  # of a local cluster's object store: files pass through it in chunks
 AHEAD = 4  # messages that a run may be ahead of who reads them
 ANSWER_S = 5.0  # for a cluster's address to be reachable
+SETTINGS = b"\x04"  # a frame of HTTP/2, with which either side of gRPC begins (RFC 9113, 3.4)
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + SETTINGS + bytes(5)
 READ = (store.FILE, "*.safetensors", f"{OUTPUTS}/**/*")  # of a reference's folder, by runs
 _ORDINARY = ("CPU", "GPU", "memory", "object_store_memory")
 THREADS = "OMP_NUM_THREADS"  # Ray sets it where the user has not
+MODE, TOKENS = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 class Lost(Exception):
@@ -86,9 +89,9 @@ class Cluster:
             self._join()
 
     def _start(self) -> None:
-        if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        if not os.environ.keys() & {MODE, *TOKENS}:
             # Ray's own would be written to the user's home, and is read when Ray is imported.
-            os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex()
+            os.environ[MODE], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex()
         ray = _ray()
         self._folder = tempfile.mkdtemp(prefix="qbench-ray-")
         try:
@@ -113,13 +116,18 @@ class Cluster:
                 f"--ray {address}: run qbench on a machine of the cluster and give host:port, or "
                 "auto; Ray's client is not used"
             )
-        ray = _ray()
         if address != "auto":
             _check_reachable(address)
+        if _token() and MODE not in os.environ:
+            os.environ[MODE] = "token"  # as 'ray start --head' does with it; read by Ray's import
+        ray = _ray()
         try:
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
         except Exception as error:  # of a dozen types, by what is wrong with the cluster
-            raise InputError(f"--ray {address}: {_line(error)}") from None
+            why = _line(error)
+            if MODE not in os.environ:
+                why += "; if the cluster has a token, this machine needs it in ~/.ray/auth_token"
+            raise InputError(f"--ray {address}: {why}") from None
 
     # Nodes ----------------------------------------------------------------------------------------
 
@@ -217,7 +225,7 @@ class Seat:
                 scheduling_strategy=where,
                 runtime_env={"env_vars": dict(kept)},
             )
-            .remote(unset)
+            .remote(unset, Path.cwd())
         )
 
     def answers(self) -> bool:
@@ -241,7 +249,8 @@ class Seat:
         made: videos of it that were made in parts.
         """
         if task.reference:
-            folder, record = task.reference
+            folder, record = task.reference[0].resolve(), task.reference[1]
+            task = replace(task, reference=(folder, record))
             self._bring(record.run, folder, READ)
         key = ""
         if made is not None:
@@ -337,6 +346,12 @@ def _ray() -> ModuleType:
     return ray
 
 
+def _token() -> bool:
+    """Whether this machine has a token for Ray's clusters."""
+    named = any(os.environ.get(name) for name in TOKENS)
+    return named or Path("~/.ray/auth_token").expanduser().is_file()
+
+
 def _machine(node: Mapping[str, object]) -> Machine:
     resources = cast("Mapping[str, float]", node["Resources"])
     accelerators = [
@@ -363,11 +378,19 @@ def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputError(f"--ray {address}: local, auto, or HOST:PORT of a cluster's head")
+    said = b""
     try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as there:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            there.sendall(HTTP2)
+            with contextlib.suppress(TimeoutError):
+                said = there.recv(4)
     except OSError as error:
         why = error.strerror or str(error)
         raise InputError(f"--ray {address}: no cluster answers there: {why}") from None
+    if said[3:] != SETTINGS:  # Ray would try for minutes
+        raise InputError(f"--ray {address}: what answers there is no Ray cluster's head")
 
 
 def _write(piece: Piece, folder: Path) -> None:

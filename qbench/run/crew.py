@@ -20,6 +20,7 @@ from qbench.run import folders, worker
 from qbench.run.events import Beat, Event, RankFailed, RunEnded, StageEntered
 from qbench.run.job import Job
 from qbench.run.processes import Child
+from qbench.run.together import MEETING
 
 SILENT_S = 15.0  # without a sign of life: stopped, or the machine is out of memory
 BEHIND_S = 20.0  # in no exchange while another waits in one, in stages in which nothing compiles
@@ -77,6 +78,7 @@ class Crew:
     def __init__(self, job: Job) -> None:
         self.lost: Lost | None = None
         self._stage, self._compiles = "start", job.draft.recipe.variant.compile is not None
+        self._meeting = job.folder / MEETING
         there = devices(job.ranks, job.draft.environment.device)
         job = job.model_copy(update={"devices": there})
         # With too few GPUs the first rank says so; the others would have none.
@@ -176,12 +178,14 @@ class Crew:
         code = self._first.child.wait()
         for rank in self._ranks[1:]:
             rank.child.end(lambda: not rank.over)  # noqa: B023 - called here and now
+        self._meeting.unlink(missing_ok=True)  # ranks that did not come to their end leave it
         return code
 
     def end(self, hurry: Callable[[], bool] = lambda: False) -> None:
         """End all ranks, at once where one is lost: the others wait for it."""
         for rank in self._ranks:
             rank.child.end(lambda: self.lost is not None or hurry())
+        self._meeting.unlink(missing_ok=True)
 
 
 def _end(child: Child) -> str:

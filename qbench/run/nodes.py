@@ -6,6 +6,7 @@ what happens as it happens, then the run's files, then its record. Imports no Ra
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shutil
@@ -95,8 +96,13 @@ class _Listener:
 class Node:
     """What Ray starts on a node: made once a seat, asked one thing at a time."""
 
-    def __init__(self, unset: tuple[str, ...] = ()) -> None:
-        """unset: variables that Ray has set and the sweep has not, so runs shall not have them."""
+    def __init__(self, unset: tuple[str, ...], current: Path) -> None:
+        """unset: variables that Ray has set and the sweep has not, so runs shall not have them.
+
+        current: the sweep's current folder, which what a recipe names may be relative to.
+        """
+        with contextlib.suppress(OSError):  # then nothing of it lies there
+            os.chdir(current)
         for name in unset:
             os.environ.pop(name, None)
         self._scratch = processes.prepare()

@@ -72,7 +72,7 @@ def test_record_has_the_figures_of_both_ranks(tmp_path: Path) -> None:
         assert (rank.peaks["denoise"].resident_bytes or 0) > 2**20
     assert first.step_s == record.step_s
     assert "decode" not in second.peaks  # it is not shared
-    assert not list(tmp_path.rglob("ranks"))
+    assert not list(tmp_path.rglob(together.MEETING))
 
 
 def test_single_steps_are_timed_on_both_ranks(tmp_path: Path) -> None:
@@ -122,6 +122,7 @@ def test_rank_that_dies_or_stops_ends_the_run_and_is_named(
     assert record.reason.startswith(why)
     assert record.stage == "steady"
     assert len(striking.struck) == 2
+    assert not list(tmp_path.rglob(together.MEETING))
     assert not [pid for pid in striking.struck if psutil.pid_exists(pid) and not _zombie(pid)]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 from conftest import RECIPES, ROOT, SMALL
 
 from qbench.errors import InputError
+from qbench.pipelines import specs
 from qbench.results import store
 from qbench.results.record import Record
 from qbench.run import cluster, spread, sweep
@@ -151,11 +153,15 @@ def test_records_are_those_of_a_sweep_without_ray_though_a_process_is_lost(
 
 @pytest.mark.slow
 def test_videos_made_in_parts_are_those_of_one_device_though_a_part_is_lost(
-    address: str, tmp_path: Path
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = QUICK | {"prompts.count": "17", "generation.frames": "9"}
+    """Called from another folder than the cluster was started in, with paths relative to it."""
+    monkeypatch.chdir(tmp_path)
+    Path("network").symlink_to(specs.BUNDLED / "tiny-clip")
+    network = {"quality.metrics": "[clip_score]", "quality.clip": "network"}
+    many = QUICK | network | {"prompts.count": "17", "generation.frames": "9"}
     watcher = _Watcher("fp32, part 2/2", "more videos")
-    swept = spread.run(_planned("fp32", **many), tmp_path / "ray", watcher, Asked(address))
+    swept = spread.run(_planned("fp32", **many), Path("ray"), watcher, Asked(address))
     assert watcher.killed
     assert [record.status for _, record in swept.finished] == ["ok"]
     sweep.run(_planned("fp32", **many), tmp_path / "plain", sweep.Silent())
@@ -192,8 +198,15 @@ def test_an_interrupt_leaves_a_record_and_nothing_else(address: str, tmp_path: P
     assert _left_behind() == []
 
 
-def test_what_cannot_be_is_said_in_one_line(address: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_said_in_one_line(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planned = _planned("fp32")
+    with socket.create_server(("127.0.0.1", 0)) as other, monkeypatch.context() as patched:
+        patched.setattr(cluster, "ANSWER_S", 0.2)
+        silent = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(InputError, match="no Ray cluster's head"):
+            spread.run(planned, tmp_path, sweep.Silent(), Asked(silent))
     for asked, says in (
         (Asked(address, ("H1000",)), "no node has it"),
         (Asked("127.0.0.1:1"), "no cluster answers there"),
