@@ -118,15 +118,13 @@ class Cluster:
             )
         if address != "auto":
             _check_reachable(address)
-        if _token() and MODE not in os.environ:
-            os.environ[MODE] = "token"  # as 'ray start --head' does with it; read by Ray's import
         ray = _ray()
         try:
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
         except Exception as error:  # of a dozen types, by what is wrong with the cluster
             why = _line(error)
             if MODE not in os.environ:
-                why += "; if the cluster has a token, this machine needs it in ~/.ray/auth_token"
+                why += "; if the cluster has a token: export RAY_AUTH_MODE=token"
             raise InputError(f"--ray {address}: {why}") from None
 
     # Nodes ----------------------------------------------------------------------------------------
@@ -344,12 +342,6 @@ def _ray() -> ModuleType:
     except ImportError:
         raise InputError("--ray: Ray is not installed: pip install 'qbench[ray]'") from None
     return ray
-
-
-def _token() -> bool:
-    """Whether this machine has a token for Ray's clusters."""
-    named = any(os.environ.get(name) for name in TOKENS)
-    return named or Path("~/.ray/auth_token").expanduser().is_file()
 
 
 def _machine(node: Mapping[str, object]) -> Machine:
