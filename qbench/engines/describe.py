@@ -120,19 +120,29 @@ def _lines(
     denoiser_only: bool,
 ) -> list[str]:
     kind = video.pipeline_class
+    # Without it diffusers loads in FP32, which quantized layers in BF16 do not fit.
+    dtype = f"torch_dtype={video.denoiser.dtype}"
+    first = ["import torch"]
     if form == "diffusers" and not quanto:
         if video.text_encoders() and not denoiser_only:
-            return [f"from diffusers import {kind}", f"pipe = {kind}.from_pretrained(FOLDER)"]
+            return [
+                *first,
+                f"from diffusers import {kind}",
+                f"pipe = {kind}.from_pretrained(FOLDER, {dtype})",
+            ]
         part, own = video.part, type(video.denoiser).__name__
         return [
+            *first,
             f"from diffusers import {kind}, {own}",
-            f"denoiser = {own}.from_pretrained(FOLDER, subfolder={part!r})",
-            f"pipe = {kind}.from_pretrained(MODEL, {part}=denoiser)",
+            f"denoiser = {own}.from_pretrained(FOLDER, subfolder={part!r}, {dtype})",
+            f"pipe = {kind}.from_pretrained(MODEL, {part}=denoiser, {dtype})",
         ]
+    loaded = f"{video.part}=qbench.load_engine(FOLDER)"
     lines = [
         "import qbench",
+        *first,
         f"from diffusers import {kind}",
-        f"pipe = {kind}.from_pretrained(MODEL, {video.part}=qbench.load_engine(FOLDER))",
+        f"pipe = {kind}.from_pretrained(MODEL, {loaded}, {dtype})",
     ]
     if outside:
         lines.append(f"qbench.apply(pipe, FOLDER)  # {', '.join(outside)}")

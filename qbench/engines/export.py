@@ -165,7 +165,7 @@ def _write(
         form,
         video,
         plain.signature,
-        static_seen.settings(recipe) if seen else {},
+        static_seen.settings(recipe) if seen else _calibration(recipe.variant),
         calls,
         bound,
         denoiser_only,
@@ -286,6 +286,12 @@ def _placed(module: Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _predicted(module: Module, signature: Signature, inputs: Mapping[str, Tensor]) -> Tensor:
     result: Tensor = module(**signature.nested(tuple(inputs.values())), return_dict=False)[0]
     return result.float().cpu()
+
+
+def _calibration(variant: Variant) -> dict[str, str | int | float]:
+    """What the variant's weights were fitted by; nothing where they were rounded as they are."""
+    fit = variant.quantize.calibration if variant.quantize else None
+    return fit.model_dump(exclude_none=True) if fit else {}
 
 
 def _variant(

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,23 @@ def test_the_loop_in_numpy_makes_the_latents_of_diffusers(
     _run("onnx", graph.folder, tmp_path, ("qbench", "torch", "diffusers"), run.guidance)
     found = torch.from_numpy(np.load(tmp_path / "latents.npy"))
     assert ((found - expected).norm() / expected.norm()).item() < 1e-4
+
+
+def test_the_lines_of_a_manifest_load_a_pipeline_that_makes_a_video(
+    checkpoint: export.Exported,
+) -> None:
+    """In one dtype throughout: diffusers' own is FP32, beside which BF16 layers fail."""
+    names: dict[str, Any] = {"FOLDER": str(checkpoint.folder)}
+    exec("\n".join(checkpoint.manifest.load), names)
+    pipe = names["pipe"]
+    assert {part.dtype for part in (pipe.transformer, pipe.vae, pipe.text_encoder)} == {
+        torch.bfloat16
+    }
+    made = pipe(
+        "a red star", num_inference_steps=1, num_frames=9, height=32, width=32, output_type="np",
+        max_sequence_length=pipe.transformer.config.max_text_seq_length,
+    ).frames  # fmt: skip
+    assert np.isfinite(made).all()
 
 
 @pytest.mark.slow

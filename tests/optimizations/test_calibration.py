@@ -335,7 +335,7 @@ def test_a_calibrated_checkpoint_is_read_by_plain_diffusers(
 
     from diffusers import CogVideoXTransformer3DModel
 
-    from qbench.engines import checkpoint
+    from qbench.engines import checkpoint, export
     from qbench.recipe.schema import Variant
 
     module, _ = _quantized(bench, "torchao", scheme, method=method)
@@ -345,6 +345,7 @@ def test_a_calibrated_checkpoint_is_read_by_plain_diffusers(
     video: Any = SimpleNamespace(denoiser=module, part="transformer")
     nothing: Any = None
     checkpoint.write_denoiser(video, nothing, {}, Variant(quantize=wanted), tmp_path)
+    assert export._calibration(Variant(quantize=wanted))["method"] == method
     folder = str(tmp_path / "transformer")
     again = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=torch.float32)
     assert bench.error(again) == pytest.approx(bench.error(module), rel=1e-6)
