@@ -38,6 +38,7 @@ LOCAL = "local"
 STORE_BYTES = 512 * 2**20  # of a local cluster's object store: files pass through it in chunks
 AHEAD = 4  # messages that a run may be ahead of who reads them
 ANSWER_S = 5.0  # for a cluster's address to be reachable
+BEGIN_S = 20.0  # for what is there to say what it is: a busy head may take seconds
 SETTINGS = b"\x04"  # a frame of HTTP/2, with which either side of gRPC begins (RFC 9113, 3.4)
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + SETTINGS + bytes(5)
 READ = (store.FILE, "*.safetensors", f"{OUTPUTS}/**/*")  # of a reference's folder, by runs
@@ -375,6 +376,7 @@ def _check_reachable(address: str) -> None:
         with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as there:
             if os.environ.get("RAY_USE_TLS", "0") != "0":
                 return
+            there.settimeout(BEGIN_S)
             there.sendall(HTTP2)
             with contextlib.suppress(TimeoutError):
                 said = there.recv(4)
