@@ -102,6 +102,18 @@ def test_a_branch_of_full_rank_leaves_nothing_and_one_of_few_never_adds_error() 
         plain = _error(tokens, made, weight)
 
 
+def test_a_branch_goes_by_what_channels_are_given() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 96, generator=generator)
+    tokens = torch.randn(512, 96, generator=generator)
+    tokens[:, :4] *= 30
+    errors = []
+    for square in (tokens.square().mean(0), torch.ones(96)):
+        parts = svd.split(weight, square, INT4, 4, torch.float32)
+        errors.append(_error(tokens, INT4.rounded(parts.residual) + parts.up @ parts.down, weight))
+    assert errors[0] < 0.5 * errors[1]
+
+
 def test_awq_errs_less_than_plain_rounding_and_clips_where_that_helps() -> None:
     weight, tokens = _layer()
     seen = _seen(tokens)

@@ -68,6 +68,19 @@ def test_the_bundled_model_with_outliers_along_a_whole_trajectory() -> None:
     assert errors[1] > 5 * errors[0]
 
 
+@pytest.mark.parametrize(("factor", "share"), [(1.001, 0.5), (1e5, 0.01), (1e5, 0.5)])
+def test_it_computes_the_same_at_the_ends_of_what_a_recipe_may_say(
+    factor: float, share: float, tmp_path: Path
+) -> None:
+    video = tiny.build("cogvideox", tmp_path)
+    run = tiny.settings(video)
+    steps = video.captured(run, *tiny.inputs(video, run, [0]), steps=2)
+    calls = [call for step in steps for call in step]
+    before = _predictions(video, calls)
+    rescaling.add_outliers(video, Outliers(factor=factor, share=share))
+    assert _error(_predictions(video, calls), before) < 1e-5
+
+
 def test_outliers_are_of_the_size_and_share_that_the_recipe_says() -> None:
     model = specs.find("tiny-cogvideox")
     ratios = []
