@@ -178,7 +178,7 @@ class Crew:
         code = self._first.child.wait()
         for rank in self._ranks[1:]:
             rank.child.end(lambda: not rank.over)  # noqa: B023 - called here and now
-        self._meeting.unlink(missing_ok=True)  # ranks that did not come to their end leave it
+        self._meeting.unlink(missing_ok=True)
         return code
 
     def end(self, hurry: Callable[[], bool] = lambda: False) -> None:

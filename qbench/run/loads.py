@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
 from qbench.pipelines import specs
-from qbench.recipe.schema import Recipe
 from qbench.run.order import Load
 from qbench.run.plan import Planned
 
@@ -19,21 +20,12 @@ SMALL = 1.0  # million pixels: a denoise step of less is over before the next on
 JUDGED = 0.1  # of the time that a video takes to make: to compute its figures
 
 
-def devices(recipe: Recipe, device: str) -> int:
-    """Devices that a run of this recipe takes at once, all of one node: a GPU a rank.
-
-    Ranks on a CPU share the threads of one run.
-    """
-    parallel = recipe.variant.parallel
-    return parallel.ranks if parallel and device == "cuda" else 1
-
-
 def load_of(item: Planned, device: str) -> Load:
     """What a run takes, in the work of a million pixels through a denoise step."""
     recipe, measure, prompts = item.recipe, item.recipe.measure, len(item.prompts.prompts)
     model = specs.find(recipe.model)
     shape = specs.video_shape(model, recipe.generation)
-    pixels = (shape[0] * shape[1] * shape[2] if shape else 1e6) / 1e6
+    pixels = math.prod(shape) / 1e6 if shape else 1.0
     steps = 1 if measure.unit == "step" else recipe.generation.steps or model.steps
     video = pixels * steps * recipe.variant.step_share
     compared = measure.unit == "video" and recipe.weights == "pretrained"
@@ -46,14 +38,16 @@ def load_of(item: Planned, device: str) -> Load:
     calibrated = variant.quantize is not None and variant.quantize.calibration is not None
     built = BUILT if variant.compile or calibrated else 1
     start = built * START[device]
-    split = not variant.left_python and variant.parallel is None
     more = video * alone  # what each of the videos past the timed ones takes
+    split = not variant.left_python and variant.parallel is None
+    # A GPU a rank; on a CPU ranks share the threads of one run.
+    units = variant.parallel.ranks if variant.parallel and device == "cuda" else 1
     return Load(
         name=recipe.name,
         group=recipe.name if recipe.is_reference else recipe.reference or recipe.name,
         reference=recipe.is_reference,
         device=device,
-        units=devices(recipe, device),
+        units=units,
         fixed=video * (1 + measure.warmup + turns * measure.repeats + judged)
         + more * rest * (not split),
         shared=more * rest * split,

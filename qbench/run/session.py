@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qbench.quality.outputs import FOLDER, Outputs, video_bytes
-from qbench.run import together
 from qbench.run.computing import Computing
 from qbench.run.events import StepsDone
 from qbench.run.job import Job
@@ -202,7 +201,7 @@ class Session:
         """Let the other ranks go, if there are any."""
         if self.lead:
             self.lead.end()
-            together.part(self.job, self.lead.figures.ranks)
+            self.lead.figures.ranks.leave()
             self.lead = None
 
     def empty(self) -> None:

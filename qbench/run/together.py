@@ -98,13 +98,6 @@ def meet(job: Job) -> None:
     )
 
 
-def part(job: Job, ranks: Ranks) -> None:
-    """Leave the other ranks, as they all do now."""
-    ranks.leave()
-    if job.rank == 0:
-        (job.folder / MEETING).unlink(missing_ok=True)
-
-
 @dataclass
 class Figures:
     """What a rank measures of its own share."""

@@ -202,7 +202,7 @@ def follow(job: str, connection: Ends) -> None:
     try:
         session, ranks = prepare_beside(parsed, stages)
         together.follow(session, ranks)
-        together.part(parsed, ranks)
+        ranks.leave()
         line.emit(RunEnded("ok"))
     except SweepGone:
         return
