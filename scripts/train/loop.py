@@ -118,6 +118,7 @@ def fit(
     few gradients.
     With `ema` above zero, the averaged weights are what `module` holds afterwards.
     loss_of_batch: one loss, or several that are summed: each is let go before the next is computed.
+    One that takes no gradient has left its own behind (`mixture.Captured`).
     stage_s: seconds of this call, where another is to go on from its checkpoint.
     check: called every `check_s` seconds with the weights as they would be kept, in the order of
     `module.parameters()`; what it takes is part of the time.
@@ -164,10 +165,11 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = lr
         made = loss_of_batch()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=False)  # a captured graph adds to them where they are
         loss = torch.zeros((), device=device)
         for part in [made] if isinstance(made, torch.Tensor) else made:
-            part.backward()
+            if part.requires_grad:
+                part.backward()
             loss += part.detach()
         ranks.average(module)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)

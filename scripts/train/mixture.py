@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,6 +45,38 @@ def share(text: str) -> Share:
     return Share(length(size), *map(int, numbers))
 
 
+class Captured:
+    """A loss and its gradients as one CUDA graph.
+
+    Where a step has thousands of small kernels the host is what takes the time, and a graph is one
+    launch. Gradients are added to those that parameters have, which must stay where they are: they
+    are set to zero, never let go.
+    """
+
+    def __init__(
+        self, loss_of_batch: Callable[[], torch.Tensor], generator: torch.Generator, pool: Any
+    ) -> None:
+        self._weight = torch.ones((), device=generator.device)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is made at the first call is no part of the graph
+            for _ in range(2):
+                (loss_of_batch() * self._weight).backward()
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        self._graph.register_generator_state(generator)
+        with torch.cuda.graph(self._graph, pool=pool):
+            loss = loss_of_batch()
+            (loss * self._weight).backward()
+            self._loss = loss.detach()
+
+    def __call__(self, weight: torch.Tensor | None) -> torch.Tensor:
+        """The loss of a batch that is drawn anew; weight: what its gradients are multiplied by."""
+        self._weight.fill_(1.0) if weight is None else self._weight.copy_(weight)
+        self._graph.replay()
+        return self._loss.clone()
+
+
 class Mixture:
     """Each call gives the losses of one step, as `fit` takes them.
 
@@ -53,19 +86,39 @@ class Mixture:
 
     def __init__(self, losses: dict[Share, Callable[[], torch.Tensor]]) -> None:
         self.losses = losses
+        self.captured: dict[Share, Captured] = {}
         self.running: dict[Share, torch.Tensor] = {}
         self.step = 0
+
+    def capture(self, generator: torch.Generator) -> None:
+        """From here on each loss is a graph that has left its gradients behind when it is given."""
+        pool = torch.cuda.graph_pool_handle()
+        self.captured = {
+            part: Captured(loss_of_batch, generator, pool)
+            for part, loss_of_batch in self.losses.items()
+        }
 
     def __call__(self) -> Iterator[torch.Tensor]:
         first = next(iter(self.losses))
         for part, loss_of_batch in self.losses.items():
             if part is not first and self.step % part.every:
                 continue
-            loss = loss_of_batch()
+            if self.captured:
+                loss = self.captured[part](self._pull(first, part))
+            else:
+                loss = loss_of_batch()
             now = loss.detach()
             self.running[part] = torch.lerp(self.running.get(part, now), now, 0.02)
-            yield loss * (self.running[first] / self.running[part])
+            pull = self._pull(first, part)
+            assert pull is not None
+            yield loss * pull
         self.step += 1
+
+    def _pull(self, first: Share, part: Share) -> torch.Tensor | None:
+        """What this length's loss is multiplied by, once it has one."""
+        if part not in self.running:
+            return None
+        return self.running[first] / self.running[part]
 
     def told(self) -> str:
         """The running mean of each length's own loss."""

@@ -1,0 +1,121 @@
+"""What a sweep on Ray gains by a second GPU: the same runs over all GPUs and over one.
+
+    python -m scripts.bench_ray --out FILE [--gpus 0,1] [--videos 256] [--turns 1] [--work FOLDER]
+        [--device cuda] [--set FIELD=VALUE]
+
+Twelve runs of the bundled model whose quality is measured and whose latency is not, each sweep in a
+folder of its own and on a cluster that `--ray local` starts for it. Before the first, a sweep of
+few videos fills what compilers and the disk's cache keep, so that neither order of the two is
+favoured; in every second turn it is the other way round. What is timed is the whole command,
+Ray's start included. The file says of each run how it ended and what its videos' digest is; if a
+run is not ok, or its videos are not bit for bit those of the first sweep, the script ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from qbench.results import store
+from scripts import bench
+from scripts.matrix import CALIBRATED_QUALITY, RECIPES
+
+SWEEP = (
+    "fp32", "bf16", "fp16", "int8", "fp8", "int8-dynamic", "fp8-dynamic", "fp8-tensor", "fast",
+    "attention/fp8", "ladder/int4", "cache/half-steps",
+)  # fmt: skip
+HEADS = ("GPUs", "runs", "videos of each", "seconds", "speed-up", "a run on its own, seconds")
+
+
+def swept(out: Path, gpus: str, device: str, settings: Sequence[str]) -> dict[str, Any]:
+    """One sweep: its seconds, and those of each run from its start to its end."""
+    words = [f"--set={setting}" for setting in settings]
+    words += [f"--out={out}", f"--device={device}", "--no-floors", "--quiet", "--ray=local"]
+    paths = [str(RECIPES / f"{name}.yaml") for name in SWEEP]
+    visible = {"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "qbench", "run", *paths, *words],
+        env=os.environ | visible,
+    )
+    seconds = time.monotonic() - began
+    found, _ = store.read_all(store.find([out]))
+    runs = {}
+    for _, record in found:
+        ended, started = map(datetime.fromisoformat, (record.ended, record.started))
+        own = (ended - started).total_seconds()
+        status, digest = record.status, record.outputs_sha256
+        runs[record.recipe.name] = {"s": own, "status": status, "videos_sha256": digest}
+    return {"gpus": gpus.count(",") + 1, "s": seconds, "runs": runs}
+
+
+def faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is not as it must be for the sweeps' times to mean something, in words."""
+    said = []
+    for number, row in enumerate(rows):
+        for name in SWEEP:
+            run, first = row["runs"].get(name), rows[0]["runs"].get(name)
+            if run is None or run["status"] != "ok":
+                said.append(f"sweep {number}: {name} {run['status'] if run else 'has no record'}")
+            elif first is not None and run["videos_sha256"] != first["videos_sha256"]:
+                said.append(f"sweep {number}: {name}'s videos are not the first sweep's")
+    return said
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Each sweep; the speed-up over the one of the same turn on one GPU."""
+    alone = {row["turn"]: row["s"] for row in rows if row["gpus"] == 1}
+    lines = [f"| {' | '.join(HEADS)} |", f"|{' --- |' * len(HEADS)}"]
+    for row in rows:
+        gain = "reference"
+        if row["gpus"] > 1:
+            gain = f"{alone[row['turn']] / row['s']:.2f}x" if row["turn"] in alone else ""
+        own = sorted(run["s"] for run in row["runs"].values())
+        spread = f"{own[0]:.0f} to {own[-1]:.0f}"
+        shown = (row["gpus"], len(own), row["videos"], f"{row['s']:.0f}", gain, spread)
+        lines.append(f"| {' | '.join(map(str, shown))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--gpus", default="0,1", help="all of them; the first is the one alone")
+    parser.add_argument("--videos", type=int, default=256, help="of each run")
+    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--work", type=Path, help="folder for the runs; else a temporary one")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--set", action="append", default=[], help="besides the sweep's own")
+    args = parser.parse_args()
+    work = args.work or Path(tempfile.mkdtemp(prefix="bench-ray-"))
+    settings = [s for s in CALIBRATED_QUALITY if not s.startswith("prompts.count=")] + args.set
+    swept(work / "warm", args.gpus, args.device, [*settings, "prompts.count=8"])
+    rows: list[dict[str, Any]] = []
+    settings.append(f"prompts.count={args.videos}")
+    for turn in range(args.turns):
+        both = [args.gpus, args.gpus.split(",")[0]]
+        for gpus in both if turn % 2 == 0 else both[::-1]:
+            folder = work / f"{turn}-{gpus.replace(',', '-') or 'none'}"
+            row = swept(folder, gpus, args.device, settings)
+            rows.append({"turn": turn, "videos": args.videos, **row})
+            bench.write(args.out, args.device, rows=rows)
+            shutil.rmtree(folder)
+            print(f"{row['gpus']} GPUs: {row['s']:.1f} s", flush=True)
+    print(table(rows))
+    if found := faults(rows):
+        raise SystemExit("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()
