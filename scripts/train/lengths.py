@@ -2,18 +2,20 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 -m scripts.train.lengths
         --vae FOLDER --out FOLDER --work FOLDER [--seconds 300] [--until UNIX_TIME] [--compile]
-        [--shares 17x64:240 33x128:64 49x192:20 49x256:14] [--clips 8 4 1 1]
+        [--capture] [--shares 17x64:240 33x128:64 49x192:20 49x256:14] [--clips 8 4 1 1]
 
 The text encoder stays as it is, so each caption is encoded once. Latents of rendered clips are made
 first, each process its own part, and kept in `--work` for the stages after this one. Positions are
 coded as CogVideoX-2B's are: by diffusers, for the size at hand, from the same configuration. The
 schedule is the same at every length, too: its shift of 3 is CogVideoX-2B's for 17,550 video tokens,
-and the longest clip here has 3,328. Without a launcher one process does it all.
+and the longest clip here has 3,328. Without a launcher one process does it all. With --capture each
+length's forward and backward pass is one CUDA graph, for a step is thousands of small kernels.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import time
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, nargs="+", default=[8, 4, 1, 1], help="a scene")
     parser.add_argument("--scenes", type=int, default=0, help="use the first N scenes (a trial)")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--capture", action="store_true", help="CUDA graphs; needs a GPU")
     parser.add_argument("--bank-only", action="store_true", help="stop when latents are made")
     arguments = parser.parse_args()
     began, shares = time.monotonic(), list[Share](arguments.shares)
@@ -118,6 +121,9 @@ def main() -> None:
         for block in denoiser.transformer_blocks:
             block.compile(fullgraph=True, dynamic=False)
 
+    embed = denoiser.patch_embed  # computes the positions of any size but one at every call
+    embed._get_positional_embeddings = functools.cache(embed._get_positional_embeddings)
+
     def predict(noised: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         guess: torch.Tensor = denoiser(noised, text, t, return_dict=False)[0]
         return guess
@@ -131,9 +137,10 @@ def main() -> None:
     denoiser.train()  # as `fit` has it, or all would be compiled once more
     for part, loss_of_batch in mixture.losses.items():  # before the clock starts
         loss_of_batch().backward()
-        denoiser.zero_grad(set_to_none=True)
         if ranks.first:
             print(f"{part.name} ready after {time.monotonic() - began:.0f} s", flush=True)
+    if arguments.capture:
+        mixture.capture(generator)
     left = max(0.0, arguments.until - time.time())
     stage = ranks.agreed(left, denoiser.device)
     seconds = arguments.seconds or spent + stage

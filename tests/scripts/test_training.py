@@ -59,3 +59,36 @@ def test_a_stage_goes_on_where_the_one_before_it_stopped(tmp_path: Path) -> None
     assert trained(10.0) == resumed_at(kept)[0] > first
     assert torch.stack(list(losses())).sum().item() < 0.01 * before
     assert trained(10.0) == resumed_at(kept)[0]  # nothing is left to train
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_captured_loss_draws_anew_and_leaves_the_gradients_of_the_plain_one() -> None:
+    generator = torch.Generator("cuda").manual_seed(3)
+    module = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 1))
+    module.cuda()
+
+    def loss() -> torch.Tensor:
+        given = torch.randn(64, 8, device="cuda", generator=generator)
+        pick = torch.randint(8, (64, 1), device="cuda", generator=generator)
+        return (module(given) - given.gather(1, pick)).square().mean()
+
+    def taken(mixture: Mixture) -> tuple[list[float], torch.Tensor]:
+        module.zero_grad(set_to_none=False)
+        generator.manual_seed(7)
+        losses = []
+        for _ in range(3):
+            for value in mixture():
+                if value.requires_grad:
+                    value.backward()
+                losses.append(value.item())
+        return losses, torch.cat([p.grad.flatten() for p in module.parameters()])  # type: ignore[union-attr]
+
+    parts = {Share((17, 64), 64): loss}
+    plain, gradient = taken(Mixture(parts))
+    mixture = Mixture(parts)
+    mixture.capture(generator)
+    captured, graphs = taken(mixture)
+    assert len(set(captured)) == 3
+    assert captured == pytest.approx(plain, rel=1e-5)
+    torch.testing.assert_close(graphs, gradient, rtol=1e-4, atol=1e-5)
