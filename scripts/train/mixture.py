@@ -65,7 +65,8 @@ class Captured:
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         self._graph.register_generator_state(generator)
-        with torch.cuda.graph(self._graph, pool=pool):
+        # Others may ask how far their work is: NCCL's watchdog does so all the time.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             loss = loss_of_batch()
             (loss * self._weight).backward()
             self._loss = loss.detach()
