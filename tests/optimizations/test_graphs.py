@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from qbench import support
 from qbench.optimizations import axes
+from qbench.optimizations.parallel import tokens
 from qbench.optimizations.parallel.groups import Traffic
 from qbench.pipelines import specs
 from qbench.recipe.schema import Generation, Recipe, Variant
@@ -96,6 +98,27 @@ def test_exchanges_of_a_graph_count_at_each_replay_and_not_as_it_is_captured() -
     assert traffic.begun == 7
     once = sum(end - start for start, end in captured.spans if isinstance(end, float))  # type: ignore[operator]
     assert traffic.seconds() == pytest.approx(2 * once)
+
+
+def test_a_graphs_messages_keep_their_memory_when_a_larger_batch_wants_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A replay writes where it was captured to: were that freed, into whatever lies there now."""
+    attention, like = tokens.Attention(None), torch.empty(1)  # type: ignore[arg-type]
+    plain = weakref.ref(attention._room("sent", like, 2, 8).untyped_storage())
+    attention._room("sent", like, 4, 8)
+    assert plain() is None  # nobody is to read it again
+    monkeypatch.setattr(tokens, "_is_captured", lambda: True)
+    captured = attention._room("sent", like, 4, 8)
+    captured.fill_(7)
+    address = captured.data_ptr()
+    del captured
+    monkeypatch.setattr(tokens, "_is_captured", lambda: False)
+    larger = attention._room("sent", like, 64, 8)
+    assert larger.data_ptr() != address
+    assert [room.data_ptr() for room in attention._outgrown] == [address]
+    attention.release()
+    assert not attention._outgrown
 
 
 def _videos(fields: dict[str, Any]) -> list[torch.Tensor]:

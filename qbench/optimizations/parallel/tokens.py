@@ -103,6 +103,8 @@ class Attention:
         self._known: dict[tuple[str, Shapes], list[int]] = {}
         self._shapes: Shapes = ()
         self._held: dict[str, Tensor] = {}
+        self._in_graphs: set[str] = set()  # names of those that captured graphs work in
+        self._outgrown: list[Tensor] = []  # that they still do
 
     def begin(self, shapes: Shapes) -> None:
         """A call of the denoiser begins, on inputs of these shapes: the same on every rank."""
@@ -157,8 +159,10 @@ class Attention:
         return self._known[key]
 
     def release(self) -> None:
-        """Let go of what messages travel in."""
+        """Let go of what messages travel in, once no graph works in it any more."""
         self._held.clear()
+        self._in_graphs.clear()
+        self._outgrown.clear()
 
     def _room(self, name: str, like: Tensor, *shape: int) -> Tensor:
         """Memory that all layers' messages of this name travel in, one layer's after the other's.
@@ -169,8 +173,12 @@ class Attention:
         size = math.prod(shape) * like.itemsize
         held = self._held.get(name)
         if held is None or held.numel() < size or held.device != like.device:
+            if held is not None and name in self._in_graphs:
+                self._outgrown.append(held)
             held = torch.empty(size, dtype=torch.uint8, device=like.device)
             self._held[name] = held
+        if _is_captured():
+            self._in_graphs.add(name)
         return held[:size].view(like.dtype).view(shape)
 
     def _heads_for_tokens(
@@ -255,6 +263,11 @@ class Attention:
                 held = coming
         assert merged is not None
         return merged.to(q.dtype)
+
+
+def _is_captured() -> bool:
+    """Whether what is launched now goes into a CUDA graph, to happen when that is replayed."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _pieces(videos: int, heads: int, wanted: int) -> list[Piece]:
