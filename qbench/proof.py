@@ -2,7 +2,8 @@
 
 The videos are the engine's own, paired with those that the variant makes in Python, and judged as
 every variant is. An engine that quantizes by rules of its own has no variant in Python: there it is
-the plain denoiser in the same dtype.
+the plain denoiser in the same dtype. Both are compiled or neither is, wherever that can be chosen:
+what a compiler fuses it rounds less often, which is no fault of an export and hides one.
 """
 
 from __future__ import annotations
@@ -11,14 +12,22 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from qbench.engines import manifest
+from qbench.engines import exported, manifest
 from qbench.engines.export import PARITY, Differs
 from qbench.engines.parity import by_own_rules
+from qbench.recipe.choices import AS_MODULE
 from qbench.recipe.schema import EngineOptions, Recipe, Variant
 
 VIDEOS, CHART = "videos.json", "parity.png"
 REFUSED = ("degraded", "broken")
+Compiled = Literal["neither", "both", "engine"]
+SAID: dict[Compiled, str] = {
+    "neither": "neither compiled",
+    "both": "both compiled",
+    "engine": "which is not compiled",
+}
 QUICK = {"measure.timing": "false", "measure.profile": "false", "measure.repeats": "1"}
 
 
@@ -46,15 +55,20 @@ def prove(folder: Path, recipe: Recipe, count: int) -> str:
     """
     # The videos first: a folder that holds more than its manifest names is refused.
     seen, said = {}, "no whole videos: none were asked for"
-    if manifest.read(folder)[0].proved_by == "graph":
+    written, _ = manifest.read(folder)
+    if written.proved_by == "graph":
         said = "no whole videos: it was built without the GPU that it runs on; verify it there"
     elif recipe.weights == "random":
         said = "no whole videos: random weights make none that could be judged"
     elif count:
-        seen = _videos(folder, recipe, count)
+        seen = _videos(folder, written.format, recipe, count)
         (folder / VIDEOS).write_text(json.dumps(seen, indent=1) + "\n")
-        said = f"{seen['videos']} whole videos beside the variant in Python: {seen['verdict']}"
-        if isinstance(seen.get("psnr"), float):
+        way = SAID[compiled(recipe.variant, written.format)]
+        said = f"{seen['videos']} whole videos beside the variant in Python, {way}: "
+        said += str(seen["verdict"])
+        if seen["identical"]:
+            said += ", equal to the bit"
+        elif isinstance(seen.get("psnr"), float):
             said += f", PSNR {seen['psnr']:.1f} dB"
     parity = json.loads((folder / PARITY).read_text())
     draw(parity["by_call"], parity["limit"]["relative_l2"], folder / CHART)
@@ -87,28 +101,43 @@ def draw(calls: Sequence[Mapping[str, float]], allowed: float, path: Path) -> No
     plt.close(figure)
 
 
-def twin(recipe: Recipe) -> Recipe:
-    """The variant in Python that an engine of the recipe is held against."""
+def compiled(variant: Variant, form: manifest.Format) -> Compiled:
+    """Which of the two sides runs compiled: the folder of this format, the variant in Python.
+
+    A folder that leaves compiling open is run without, which spares minutes on a CPU. One that
+    compiles as it is opened is held against the variant compiled. A program that was compiled ahead
+    of time has no equal in Python, and is held against what it was made of.
+    """
+    if form not in AS_MODULE:
+        return "engine"
+    return "both" if variant.compile and "compile" not in exported.free(form) else "neither"
+
+
+def twin(recipe: Recipe, form: manifest.Format) -> Recipe:
+    """The variant in Python that an engine of the recipe, in this format, is held against."""
     variant = recipe.variant
     changes: dict[str, object] = {
         "engine": None,
         "engine_options": EngineOptions(),
-        "compile": None,  # minutes on a CPU, for the same arithmetic
+        "compile": variant.compile if compiled(variant, form) == "both" else None,
         "quantize": None if by_own_rules(variant) else variant.quantize,
     }
     plain = Variant.model_validate(variant.model_dump() | changes)
     return recipe.model_copy(update={"variant": plain, "noise_floor": False, "expects": None})
 
 
-def _videos(folder: Path, recipe: Recipe, count: int) -> dict[str, object]:
+def _videos(folder: Path, form: manifest.Format, recipe: Recipe, count: int) -> dict[str, object]:
     from qbench.results.ranking import rankings
     from qbench.run import plan, sweep
 
-    reference = twin(recipe)
+    way = compiled(recipe.variant, form)
+    reference = twin(recipe, form)
     with tempfile.TemporaryDirectory(prefix="qbench-") as scratch:
         path = Path(scratch) / "variant.yaml"
         path.write_text(reference.model_dump_json(), encoding="utf-8")  # JSON is YAML too
         fields = {**QUICK, "reference": json.dumps(recipe.name), "prompts.count": str(count)}
+        if way == "neither" and recipe.variant.compile:
+            fields["variant.compile"] = "null"  # of the folder: a reference keeps what it has
         vouched = plan.Vouched(all=True)  # it was written by this very process
         planned = plan.plan([path, folder], fields, vouched=vouched)
         swept = sweep.run(planned, Path(scratch) / "runs", sweep.Silent())
@@ -130,6 +159,8 @@ def _videos(folder: Path, recipe: Recipe, count: int) -> dict[str, object]:
     return {
         "videos": made.videos,
         "beside": "the variant in Python, the same prompts and noise",
+        "compiled": way,
+        "identical": len({record.outputs_sha256 for record in records}) == 1,
         "verdict": judged.text,
         "because": judged.because,
         "distance": judged.distance,

@@ -19,11 +19,28 @@ SHORT = overrides(["generation.steps=4"])
 
 def test_an_engine_of_its_own_quantization_is_held_against_the_plain_denoiser() -> None:
     recipe = load(RECIPES / "onnx-int8.yaml")
-    plain = proof.twin(recipe).variant
+    plain = proof.twin(recipe, "onnx").variant
     assert (plain.engine, plain.quantize, plain.dtype) == (None, None, recipe.variant.dtype)
-    kept = proof.twin(load(RECIPES / "fp8-dynamic.yaml")).variant
+    kept = proof.twin(load(RECIPES / "fp8-dynamic.yaml"), "diffusers").variant
     assert kept.quantize is not None
-    assert kept.compile is None
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "compiled"),
+    [
+        ("compile", "diffusers", "neither"),  # the folder leaves it open
+        ("calibrated/packed-int4", "qbench", "both"),  # the folder compiles as it is opened
+        ("compile", "aoti", "engine"),
+        ("int8", "diffusers", "neither"),
+    ],
+)
+def test_engine_and_variant_are_compiled_alike(
+    name: str, form: manifest.Format, compiled: proof.Compiled
+) -> None:
+    recipe = load(RECIPES / f"{name}.yaml")
+    assert proof.compiled(recipe.variant, form) == compiled
+    beside = proof.twin(recipe, form).variant.compile
+    assert beside == (recipe.variant.compile if compiled == "both" else None)
 
 
 def test_the_chart_shows_every_call(tmp_path: Path) -> None:
@@ -44,6 +61,27 @@ def test_videos_of_an_engine_are_judged_and_sealed_with_it(graph: export.Exporte
     assert seen["psnr"] > 50
     manifest.check_files(graph.folder, graph.manifest)
     assert {proof.VIDEOS, proof.CHART} <= set(graph.manifest.files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [("compile/int8-compile", "neither"), ("calibrated/packed-int4", "both")],
+)
+def test_videos_of_a_compiled_recipe_are_those_of_the_variant_to_the_bit(
+    tmp_path: Path, name: str, compiled: str
+) -> None:
+    """In BF16, where what a compiler fuses is rounded less often."""
+    recipe = load(RECIPES / f"{name}.yaml", overrides(["generation.steps=2"]))
+    lines: list[str] = []
+    made = export.export(
+        recipe, tmp_path / "engine", tell=lines.append, prove=lambda f: proof.prove(f, recipe, 1)
+    )
+    seen = json.loads((made.folder / proof.VIDEOS).read_text())
+    assert (seen["compiled"], seen["identical"], seen["psnr"]) == (compiled, True, 100)
+    assert made.manifest.recipe.variant.compile is not None
+    assert lines[-1].endswith("equal to the bit")
+    assert f"in Python, {compiled} compiled: " in lines[-1]
 
 
 @pytest.mark.slow
