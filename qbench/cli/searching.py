@@ -41,7 +41,7 @@ def search(
         typer.Option(
             "--every",
             help="Try every scheme at every layer; else the recipe's own, and the others by what "
-            "they do to the layer's output.",
+            "they do to the layer's output, which tells less where channels are outliers.",
         ),
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for recipe, figures and chart.")] = Path(

@@ -6,7 +6,8 @@ measured again.
 
 A layer is tried in one scheme, the probe. What its other schemes cause goes as what they do to the
 layer's own output, on sampled tokens, which takes no evaluation: the layers behind it hardly care
-where an error came from. `measure` can try every scheme instead.
+where an error came from, unless it is in channels that are far stronger than others (docs/
+calibration.md has what that loses). `measure` can try every scheme instead.
 """
 
 from __future__ import annotations
