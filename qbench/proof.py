@@ -11,14 +11,19 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from qbench.engines import exported, manifest
 from qbench.engines.export import PARITY, Differs
 from qbench.engines.parity import by_own_rules
+from qbench.errors import Unsupported
 from qbench.recipe.choices import AS_MODULE
 from qbench.recipe.schema import EngineOptions, Recipe, Variant
+
+if TYPE_CHECKING:
+    from qbench.pipelines.base import Resolved, VideoPipeline
 
 VIDEOS, CHART = "videos.json", "parity.png"
 REFUSED = ("degraded", "broken")
@@ -46,6 +51,19 @@ def check_machine(recipe: Recipe, form: manifest.Format) -> None:
     if form == "qbench" and device == "cpu":
         variant = variant.model_copy(update={"quantize": None, "fuse_qkv": False})
     support.check(variant, support.this_machine(device))
+
+
+def check_model(recipe: Recipe, video: VideoPipeline, run: Resolved) -> None:
+    """Raises Unsupported where the machine could run the variant, and the live model cannot."""
+    from qbench import support
+    from qbench.engines.export import device_of
+
+    machine = support.this_machine(device_of(recipe))
+    anywhere = support.refusing(recipe.variant, machine)
+    whole = replace(machine, model=support.model_facts(video, run.guided))
+    for rule in support.refusing(recipe.variant, whole):
+        if rule not in anywhere:
+            raise Unsupported(rule.reason)
 
 
 def prove(folder: Path, recipe: Recipe, count: int) -> str:

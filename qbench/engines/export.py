@@ -42,6 +42,7 @@ PARITY = "parity.json"
 PROMPTS, TIMESTEPS = 3, 4  # trajectories, and calls kept of each, spread over its steps
 Device = Literal["cpu", "cuda"]
 Tell = Callable[[str], None]
+Suits = Callable[["VideoPipeline", "Resolved"], None]
 
 
 class Differs(Exception):
@@ -75,6 +76,7 @@ def export(
     tell: Tell = lambda _: None,
     plain: Plain | None = None,
     check: Callable[[], None] = lambda: None,
+    suits: Suits = lambda *_: None,
     prove: Callable[[Path], str] | None = None,
     denoiser_only: bool = False,
 ) -> Exported:
@@ -82,6 +84,7 @@ def export(
 
     plain: from `captured`, where several variants of one model are exported.
     check: raises Unsupported, before anything is loaded, where this machine cannot build it.
+    suits: raises Unsupported, before anything is walked, where the model cannot have the variant.
     denoiser_only: of a diffusers checkpoint, the denoiser without the pipeline around it.
     prove: puts more evidence into the folder, which can be opened as it stands, and says what it
         found; raises Differs.
@@ -106,7 +109,7 @@ def export(
         tensorrt_plan.check(recipe.variant.engine_options, device == "cuda")
     if plain is None:
         tell(f"{recipe.name}: denoise trajectories, and FP32 predictions along them")
-        plain = captured(recipe, model, device)
+        plain = captured(recipe, model, device, suits)
     with folder.written_beside(out) as partial:
         try:
             made = _write(recipe, model, form, device, plain, partial, tell, denoiser_only)
@@ -231,7 +234,7 @@ def _limit(variant: Variant, form: Format, calls: Sequence[Call]) -> tuple[manif
 # What is compared ---------------------------------------------------------------------------------
 
 
-def captured(recipe: Recipe, model: Model, device: str) -> Plain:
+def captured(recipe: Recipe, model: Model, device: str, suits: Suits = lambda *_: None) -> Plain:
     """Walk whole trajectories of the scheduler that will be served; FP32 predictions along them.
 
     A GPU walks them in the recipe's dtype: fifty steps of a large model take minutes in FP32, and
@@ -247,6 +250,7 @@ def captured(recipe: Recipe, model: Model, device: str) -> Plain:
     walked: Dtype = recipe.variant.dtype if device == "cuda" else "fp32"
     video = specs.load(model, walked, device, recipe.weights, outliers=recipe.outliers)
     run = video.resolve(model, recipe.generation, recipe.variant.step_share)
+    suits(video, run)
     count = PROMPTS if recipe.weights == "pretrained" else 1
     named = list(prompts.chosen(recipe.prompts, model).prompts[:count])
     inputs: list[dict[str, Tensor]] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from qbench.engines import weights
@@ -84,7 +83,7 @@ def open(folder: Path, shell: Module, written: Description) -> nn.Module:
         _ready_compiler(written.target.device)
     variant = written.recipe.variant
     family = families.of_class(written.base_model.pipeline)
-    video = family(SimpleNamespace(**{written.base_model.part: shell}))
+    video = family.around(shell)
     _fill(video, variant, folder, written)
     attention.apply(video, variant.attention)
     if variant.compile:

@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 
@@ -39,9 +40,11 @@ Exchange = Callable[[int, "Tensor"], "Tensor"]
 class Denoiser(Protocol):
     """What stands at a pipeline's `transformer` or `unet`: diffusers' module, or an engine."""
 
-    config: Config
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def config(self) -> Config: ...
 
     def cache_context(self, name: str, **where: object) -> AbstractContextManager[None]: ...
 
@@ -103,6 +106,16 @@ class VideoPipeline(ABC):
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
+
+    @classmethod
+    def around(cls, denoiser: Module) -> Self:
+        """A denoiser without a pipeline, for what needs no other part.
+
+        Without `__init__`, in which a family looks over the rest of the pipeline.
+        """
+        made = cls.__new__(cls)
+        made.pipe = SimpleNamespace(**{cls.part: denoiser})
+        return made
 
     # What a family must say ----------------------------------------------------------------------
 

@@ -255,3 +255,54 @@ def test_an_engine_is_not_put_into_a_pipeline_of_another_model(
     with pytest.raises(InputError, match=f"exported of tiny-cogvideox, .* is another: {said}"):
         qbench.apply(video.pipe, graph.folder)
     assert video.denoiser is before
+
+
+def test_an_engine_in_a_pipeline_of_another_class_says_so(
+    graph: export.Exported, tmp_path: Path
+) -> None:
+    """diffusers warns, and then reads of the configuration what is of another kind there."""
+    pipe = tiny.build("wan", tmp_path).pipe
+    pipe.transformer = loading.load_engine(graph.folder)
+    said = "a CogVideoXTransformer3DModel, and a WanPipeline has another denoiser: .* manifest"
+    with pytest.raises(InputError, match=said):
+        pipe("a cat", num_frames=9, height=32, width=48, num_inference_steps=2)
+
+
+@pytest.mark.parametrize("form", ["onnx", "qbench"])
+def test_an_engine_of_wan_makes_the_videos_of_its_pipeline(
+    form: manifest.Format, tmp_path: Path
+) -> None:
+    pipe = tiny.build("wan", tmp_path).pipe
+    pipe.save_pretrained(tmp_path / "model")
+    size = {"frames": tiny.FRAMES, "height": tiny.HEIGHT, "width": tiny.WIDTH, "steps": 2}
+    wanted = {f"generation.{name}": str(value) for name, value in size.items()}
+    wanted |= {"model": str(tmp_path / "model"), "prompts.set": "world-v1"}
+    recipe = load(RECIPES / ("onnx.yaml" if form == "onnx" else "fp32.yaml"), wanted)
+    made = export.export(recipe, tmp_path / "engine", form)
+
+    def latents() -> Tensor:
+        found: Tensor = pipe(
+            "a cat", num_frames=size["frames"], height=size["height"], width=size["width"],
+            num_inference_steps=2, output_type="latent", generator=torch.manual_seed(1),
+        ).frames  # fmt: skip
+        return found
+
+    plain = latents()
+    pipe.transformer = loading.load_engine(made.folder)
+    error = (latents() - plain).norm() / plain.norm()
+    assert error < 1e-5
+
+
+def test_what_the_model_cannot_have_is_a_line(tmp_path: Path) -> None:
+    """Groups of 64 in linears of 48 inputs."""
+    tiny.build("wan", tmp_path).pipe.save_pretrained(tmp_path / "model")
+    size = ("frames=9", "height=32", "width=48", "steps=2")
+    given = [f"--set=generation.{one}" for one in size] + ["--set=prompts.set=world-v1"]
+    done = program(
+        "export", "calibrated/packed-int4", f"--model={tmp_path / 'model'}", *given,
+        f"--out={tmp_path / 'engine'}",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "which divides the width of every linear but some of this model's" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("engine*"))
