@@ -113,10 +113,11 @@ def plan(
         if differing := differing_settings(item.recipe, other):
             note = f"{name} will not be compared with {wanted}, which differs in {differing}"
             named[name] = replace(item, notes=(*item.notes, note))
-    if note := _apart(named, sources):
-        first_floor = next(name for name, item in named.items() if item.recipe.noise_floor)
-        item = named[first_floor]
-        named[first_floor] = replace(item, notes=(*item.notes, note))
+    floors = [name for name, r in named.items() if r.recipe.noise_floor]
+    floors = [name for name in floors if _is_shipped(sources[name])]
+    if note := _apart([named[name].recipe for name in floors], named):
+        item = named[floors[0]]  # it speaks of, and not of one of the user's own
+        named[floors[0]] = replace(item, notes=(*item.notes, note))
     everything = [*implied.values(), *named.values()]
     spelled = [replace(item, recipe=_one_spelling(item.recipe)) for item in everything]
     return sorted(spelled, key=lambda item: not item.recipe.is_reference)
@@ -148,18 +149,23 @@ def _reference(other: Loaded, recipe: Recipe) -> Recipe:
     return other.recipe.model_copy(update=itself)
 
 
-def _apart(named: Mapping[str, Planned], sources: Mapping[str, Loaded]) -> str:
+def _apart(floors: list[Recipe], named: Mapping[str, Planned]) -> str:
     """A sentence where shipped floors were named and nothing named with them rests on them."""
-    recipes = {name: item.recipe for name, item in named.items()}
-    shipped_ = [r for name, r in recipes.items() if r.noise_floor and _is_shipped(sources[name])]
-    judged = [r for r in recipes.values() if not (r.noise_floor or r.is_reference)]
+    recipes = [item.recipe for item in named.values()]
+    judged = [r for r in recipes if not (r.noise_floor or r.is_reference)]
     theirs = {(_settings(recipe), recipe.reference) for recipe in judged}
-    if not shipped_ or not judged or any((_settings(r), r.reference) in theirs for r in shipped_):
+    if not floors or not judged or any((_settings(r), r.reference) in theirs for r in floors):
         return ""
-    names = ", ".join(recipe.name for recipe in shipped_)
+    floor, first = floors[0], judged[0]
+    if floor.reference != first.reference:
+        why = f"is compared with {first.reference}, and they are of {floor.reference}"
+    else:
+        why = f"differs from them in {differing_settings(first, floor) or 'device'}"
+    names = ", ".join(recipe.name for recipe in floors)
+    more = f" or {len(judged) - 1} others" if len(judged) > 1 else ""
     return (
-        f"{names}: of {shipped_[0].model} as shipped, so no verdict on {judged[0].name} rests on "
-        "them: leave them out, and --floors measures its own"
+        f"{names}: no verdict on {first.name}{more} rests on them: {first.name} {why}; leave them "
+        "out, and --floors measures its own"
     )
 
 

@@ -212,6 +212,33 @@ def test_floors_of_another_model_are_told_of_before_they_run(tmp_path: Path) -> 
         assert len([note for note in notes if "--floors measures its own" in note]) == told
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("model: tiny-zeroscope\n", "differs from them in model"),
+        ("generation: {steps: 3}\nreference: fp32\n", "differs from them in generation.steps"),
+        ("reference: mine\n", "is compared with mine, and they are of fp32"),
+    ],
+)
+def test_the_note_on_shipped_floors_hangs_on_one_of_them_and_says_why(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    """A floor of the user's own is named before them."""
+    (tmp_path / "own.yaml").write_text(f"extends: qbench:int8\n{text}")
+    (tmp_path / "floor.yaml").write_text(f"extends: qbench:floor/kernel\nname: my-floor\n{text}")
+    (tmp_path / "mine.yaml").write_text("extends: qbench:bf16\nreference: null\n")
+    paths = [tmp_path / "floor.yaml", RECIPES / "floor/seed.yaml", tmp_path / "own.yaml"]
+    told = {
+        item.recipe.name: note
+        for item in plan([*paths, tmp_path / "mine.yaml"], {})
+        for note in item.notes
+        if "--floors" in note
+    }
+    assert list(told) == ["floor/seed"]
+    assert told["floor/seed"].startswith("floor/seed: no verdict on own rests on them")
+    assert why in told["floor/seed"]
+
+
 def test_two_references_of_one_name_and_settings_are_refused(tmp_path: Path) -> None:
     paths = []
     for folder, dtype in (("a", "fp32"), ("b", "bf16")):
