@@ -11,7 +11,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 import time
 import uuid
@@ -26,6 +25,7 @@ from qbench.meters.environment import Environment, variables
 from qbench.quality.outputs import FOLDER as OUTPUTS
 from qbench.results import store
 from qbench.results.record import Record
+from qbench.run import reachable
 from qbench.run.execution import Stopped
 from qbench.run.here import Listener, Task
 from qbench.run.nodes import Done, Heard, Message, Node, Noted, Piece, listed, pieces
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 LOCAL = "local"
 STORE_BYTES = 512 * 2**20  # of a local cluster's object store: files pass through it in chunks
 AHEAD = 4  # messages that a run may be ahead of who reads them
-ANSWER_S = 5.0  # for a cluster's address to be reachable
-BEGIN_S = 20.0  # for what is there to say what it is: a busy head may take seconds
-SETTINGS = b"\x04"  # a frame of HTTP/2, with which either side of gRPC begins (RFC 9113, 3.4)
-HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + SETTINGS + bytes(5)
 READ = (store.FILE, "*.safetensors", f"{OUTPUTS}/**/*")  # of a reference's folder, by runs
 _ORDINARY = ("CPU", "GPU", "memory", "object_store_memory")
 THREADS = "OMP_NUM_THREADS"  # Ray sets it where the user has not
@@ -118,7 +114,7 @@ class Cluster:
                 "auto; Ray's client is not used"
             )
         if address != "auto":
-            _check_reachable(address)
+            reachable.check(address)
         ray = _ray()
         try:
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
@@ -365,26 +361,6 @@ def _machine(node: Mapping[str, object]) -> Machine:
         cpus=int(resources.get("CPU", 0)),
         kinds=tuple(sorted(accelerators + own)),
     )
-
-
-def _check_reachable(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InputError(f"--ray {address}: local, auto, or HOST:PORT of a cluster's head")
-    said = b""
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as there:
-            if os.environ.get("RAY_USE_TLS", "0") != "0":
-                return
-            there.settimeout(BEGIN_S)
-            there.sendall(HTTP2)
-            with contextlib.suppress(TimeoutError):
-                said = there.recv(4)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise InputError(f"--ray {address}: no cluster answers there: {why}") from None
-    if said[3:] != SETTINGS:  # Ray would try for minutes
-        raise InputError(f"--ray {address}: what answers there is no Ray cluster's head")
 
 
 def _write(piece: Piece, folder: Path) -> None:

@@ -25,9 +25,9 @@ from qbench.results.record import Record
 from qbench.run.cluster import THREADS, Asked, Cluster, Lost, Machine, NoSeat, Seat
 from qbench.run.events import Placed
 from qbench.run.execution import Stopped
-from qbench.run.here import Finished
 from qbench.run.interrupts import Interrupts
 from qbench.run.loads import load_of
+from qbench.run.messages import Again, Ended, Failed, Joined, Message, PartEnded, Refused
 from qbench.run.order import Order, Site, Start
 from qbench.run.plan import Planned
 from qbench.run.sweep import Sweep, Swept, Watcher, ended_well
@@ -60,51 +60,6 @@ def run(
             return ended_well(sweep, interrupts, spread.all, spread.close)
 
 
-@dataclass(frozen=True)
-class _Joined:
-    """A node's devices can be used, or why they cannot."""
-
-    site: Site
-    speed: float  # of its kind beside others
-
-
-@dataclass(frozen=True)
-class _Refused:
-    machine: Machine
-    why: str
-
-
-@dataclass(frozen=True)
-class _Ended:
-    item: Planned
-    finished: Finished
-
-
-@dataclass(frozen=True)
-class _Again:
-    """A seat is gone, and the run, or the part of one, is to start once more."""
-
-    name: str
-    why: str
-    begun: bool = True  # false where there was no seat to begin with
-
-
-@dataclass(frozen=True)
-class _PartEnded:
-    """A part of a run has ended; why its videos were not made, if so."""
-
-    name: str
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class _Failed:
-    error: BaseException
-
-
-_Message = _Joined | _Refused | _Ended | _Again | _PartEnded | _Failed
-
-
 @dataclass
 class _Node:
     """What the sweep knows of a site."""
@@ -128,7 +83,7 @@ class _Spread:
         self._sweep, self._cluster, self.watcher, self._fresh = sweep, cluster, watcher, fresh
         self._order = Order()
         self._nodes: dict[str, _Node] = {}
-        self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._items = {sweep.key(item.recipe): item for item in sweep.queue}
         self._again: dict[str, str] = {}  # runs that were lost once, and why
         self._asked: set[str] = set()  # sites that were, whatever came of it
@@ -210,7 +165,7 @@ class _Spread:
     def _needed(self, recipe: Recipe) -> str:
         return self._device if recipe.device == "auto" else recipe.device
 
-    def _probe(self, machine: Machine, device: str) -> _Message:
+    def _probe(self, machine: Machine, device: str) -> Message:
         """Take a seat and ask for the environment of runs there. The seat then waits for a run."""
         said = os.environ.get(THREADS, "")
         units = 1 if device == "cuda" else min(int(said) if said.isdigit() else 10**6, machine.cpus)
@@ -219,7 +174,7 @@ class _Spread:
             environment = seat.environment(device)
             speed = seat.peak(device) if device == "cuda" and self._mixed else 1.0
         except (Lost, InputError) as error:
-            return _Refused(machine, str(error))
+            return Refused(machine, str(error))
         name = f"{machine.id}/{device}"
         kind = f"{environment.machine()} {digest([environment.hardware(), environment.software()])}"
         node = _Node(machine, device, environment)
@@ -230,7 +185,7 @@ class _Spread:
         with self._lock:
             self._nodes[name] = node
         total = machine.gpus if device == "cuda" else max(1, machine.cpus // environment.threads)
-        return _Joined(Site(name, kind, device, total, total), speed)
+        return Joined(Site(name, kind, device, total, total), speed)
 
     def _waits(self, name: str) -> None:
         self.watcher.note(f"waiting for devices of {name}")
@@ -289,22 +244,22 @@ class _Spread:
             message = self._inbox.get(timeout=POLL_S)
         except queue.Empty:
             return
-        if isinstance(message, (_Joined, _Refused)):
+        if isinstance(message, (Joined, Refused)):
             self._asking -= 1
-        if isinstance(message, _Joined):
+        if isinstance(message, Joined):
             if message.site.name in self._nodes:  # else it has gone again
                 self._order.join(message.site, message.speed)
                 if self._order.left():  # else the rankings are not in it yet
                     self._stay_with_kind(message.site)
-        elif isinstance(message, _Refused):
+        elif isinstance(message, Refused):
             self._refusals.append(f"{message.machine.name}: {one_line(message.why)}")
             self.watcher.note(f"not used: {self._refusals[-1]}")
-        elif isinstance(message, _PartEnded):
+        elif isinstance(message, PartEnded):
             if message.why:
                 text = f"{message.name}: {message.why}; the run makes its videos itself"
                 self.watcher.note(text)
             self._order.ended(message.name, time.monotonic(), not message.why)
-        elif isinstance(message, _Again):
+        elif isinstance(message, Again):
             self._looked = 0.0  # its node may be gone, and is no place to try again
             if message.begun:
                 self._again[message.name] = message.why
@@ -312,9 +267,9 @@ class _Spread:
             if place := self._places.get(message.name):
                 place.begun = False
             self._order.again(message.name)
-        elif isinstance(message, _Ended):
+        elif isinstance(message, Ended):
             self._ended(message.item, message.finished[1])
-        elif isinstance(message, _Failed):
+        elif isinstance(message, Failed):
             raise message.error
 
     def _ended(self, item: Planned, record: Record) -> None:
@@ -343,12 +298,12 @@ class _Spread:
             label = self._items[name].recipe.model_copy(update={"name": load.name})
             self._in_thread(partial(self._part, place, start, label))
 
-    def _in_thread(self, act: Callable[[], _Message | None]) -> None:
+    def _in_thread(self, act: Callable[[], Message | None]) -> None:
         def acting() -> None:
             try:
                 message = act()
             except BaseException as error:  # raised in the thread that decides
-                message = _Failed(error)
+                message = Failed(error)
             if message is not None:
                 self._inbox.put(message)
 
@@ -358,21 +313,21 @@ class _Spread:
 
     def _run(self, item: Planned, place: There) -> None:
         try:
-            self._inbox.put(_Ended(item, self._sweep.one(item, place)))
+            self._inbox.put(Ended(item, self._sweep.one(item, place)))
         except Lost as lost:
             self.watcher.dropped(item.recipe)
             if not self.stopping:
                 begun = not isinstance(lost, NoSeat)
-                self._inbox.put(_Again(self._sweep.key(item.recipe), str(lost), begun))
+                self._inbox.put(Again(self._sweep.key(item.recipe), str(lost), begun))
         finally:
             place.over()  # after it is said what came of it: parts that wait end after the run
 
-    def _part(self, place: There, start: Start, label: Recipe) -> _Message:
+    def _part(self, place: There, start: Start, label: Recipe) -> Message:
         """Make a part of a run's videos. What comes to nothing twice is left to the run itself."""
         load = start.load
         task = place.wanted()
         if task is None:  # the run was complete
-            return _PartEnded(load.name)
+            return PartEnded(load.name)
         assert load.part is not None
         self.watcher.begin(label, 0, 0)
         heard = Heard(self.watcher, label)
@@ -382,15 +337,15 @@ class _Spread:
             heard.event(label, Placed(seat.machine.name))
             why = seat.part(task, *load.part, place.made, heard)
             self.give_back(start.site, seat)
-            return _PartEnded(load.name, why)
+            return PartEnded(load.name, why)
         except (Lost, OSError) as error:
             if seat is not None:
                 seat.close()
             if isinstance(error, NoSeat):
-                return _Again(load.name, str(error), begun=False)
+                return Again(load.name, str(error), begun=False)
             if isinstance(error, Lost) and load.name not in self._again:
-                return _Again(load.name, str(error))
-            return _PartEnded(load.name, str(error))
+                return Again(load.name, str(error))
+            return PartEnded(load.name, str(error))
         finally:
             self.watcher.dropped(label)
 

@@ -21,7 +21,7 @@ from qbench.errors import InputError
 from qbench.pipelines import specs
 from qbench.results import store
 from qbench.results.record import Record
-from qbench.run import cluster, spread, sweep
+from qbench.run import cluster, reachable, spread, sweep
 from qbench.run.cluster import Asked
 from qbench.run.events import StageEntered
 from qbench.run.plan import plan
@@ -203,7 +203,7 @@ def test_what_cannot_be_is_said_in_one_line(
 ) -> None:
     planned = _planned("fp32")
     with socket.create_server(("127.0.0.1", 0)) as other, monkeypatch.context() as patched:
-        patched.setattr(cluster, "BEGIN_S", 0.2)
+        patched.setattr(reachable, "BEGIN_S", 0.2)
         silent = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(InputError, match="no Ray cluster's head"):
             spread.run(planned, tmp_path, sweep.Silent(), Asked(silent))
