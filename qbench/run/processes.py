@@ -27,6 +27,7 @@ from qbench.run.events import Event
 POLL_S = 60.0  # poll takes no wait of any length
 PATIENCE_S = 5.0  # between asking a process to end and ending it
 SAFE = "PYTHONSAFEPATH"  # a user's statistics.py in the current folder is not Python's
+SEARCHED = "PYTHONPATH"
 LEAVING_S = 30.0  # that a process which has left its record may take to end
 SOCKETS = "qbench-"  # what the folders of the fork server's sockets begin with, then the process
 
@@ -85,25 +86,37 @@ def _as_program() -> Iterator[None]:
     A process that is started anew imports its parent's main module, which for a user's script
     would run it again, and searches where its parent does, the current folder included.
     """
-    main, path, safe = sys.modules["__main__"], sys.path.copy(), os.environ.get(SAFE)
+    main, path = sys.modules["__main__"], sys.path.copy()
+    variables = {SAFE: "1"}  # the current folder is no place to import from
+    if (own := _root()) == os.getcwd():
+        # But for qbench, where it is run from a checkout: the fork server knows no search path of
+        # ours, and what it cannot import ahead it leaves out without a word.
+        variables[SEARCHED] = os.pathsep.join(filter(None, [os.environ.get(SEARCHED), own]))
+    before = {name: os.environ.get(name) for name in variables}
     sys.modules["__main__"] = ModuleType("__main__")
     sys.modules["__main__"].__spec__ = None
     sys.path[:] = safe_path(path)
-    os.environ[SAFE] = "1"  # the current folder is no place to import from
+    os.environ.update(variables)
     try:
         yield
     finally:
         sys.modules["__main__"] = main
         sys.path[:] = path
-        if safe is None:
-            del os.environ[SAFE]
-        else:
-            os.environ[SAFE] = safe
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _root() -> str:
+    """The folder that qbench is imported from."""
+    return str(Path(__file__).parent.parent.parent)
 
 
 def safe_path(path: list[str]) -> list[str]:
     """The search path with the current folder last, where qbench itself is in it, or not at all."""
-    here, own = os.getcwd(), str(Path(__file__).parent.parent.parent)
+    here, own = os.getcwd(), _root()
     kept = [item for item in path if item not in ("", ".", here)]
     return [*kept, here] if own == here else kept
 

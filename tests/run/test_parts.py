@@ -7,14 +7,16 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPES
+from conftest import RECIPES, ROOT
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -239,6 +241,30 @@ def test_current_folder_is_no_place_to_import_from(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert processes.safe_path(["", str(tmp_path), "/usr/lib"]) == ["/usr/lib"]
+
+
+def test_what_is_forked_from_finds_a_qbench_that_is_not_installed(tmp_path: Path) -> None:
+    """Run from a checkout by `python -m qbench`: without it every run imports all anew."""
+    (tmp_path / "qbench").symlink_to(ROOT / "qbench")
+    code = (
+        "import os, subprocess, sys\n"
+        "from qbench.run.processes import _as_program\n"
+        "ask = [sys.executable, '-S', '-c', 'import qbench.run; print(qbench.__file__)']\n"
+        "with _as_program():\n"
+        "    print(subprocess.run(ask, capture_output=True, text=True).stdout.strip())\n"
+        "print(os.environ.get('PYTHONPATH'), os.environ.get('PYTHONSAFEPATH'))\n"
+    )
+    packages = sysconfig.get_path("purelib")  # but not what its .pth files add
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": packages},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == [
+        str(tmp_path / "qbench" / "__init__.py"), f"{packages} None",
+    ], done.stderr  # fmt: skip
 
 
 # What is compared with what ----------------------------------------------------------------------
