@@ -105,7 +105,7 @@ KNOWN: dict[str, Model] = {
         prompts="world-v1",
         clip=str(BUNDLED / "tiny-clip"),
         world=True,
-        trained=((17, 64, 64),),
+        trained=((17, 64, 64), (33, 128, 128), (49, 192, 192), (49, 256, 256)),
     ),
     "tiny-zeroscope": Model(
         name="tiny-zeroscope",
