@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import sys
-import typing
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,7 +10,6 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from qbench.engines.inputs import Signature
-from qbench.errors import InputError
 
 if TYPE_CHECKING:
     from qbench.engines.base import Run
@@ -54,28 +50,10 @@ class EngineDenoiser(ModelMixin):
         inputs: Sequence[TensorSpec] = (),
     ) -> None:
         super().__init__()
-        self._config = original.config
+        self.config = original.config
         self.dtype, self.device = original.dtype, original.device
         self.stored_bytes = stored_bytes
         self._signature, self._run, self._inputs = signature, run, tuple(inputs)
-
-    @property
-    def config(self) -> Config:
-        """The configuration of the denoiser that this one stands for.
-
-        What a pipeline reads first. One of another model finds fields of other kinds in it, or none
-        of a name, and ends in an error of its own that says nothing of the engine. A pipeline
-        does not say who it is when it asks, so it is looked for in the frame that does.
-        """
-        pipeline: type = type(sys._getframe(1).f_locals.get("self"))
-        kind = self._signature.kind
-        if not _takes(pipeline, kind):
-            raise InputError(
-                f"engine: it stands for a {kind.__name__}, and a {pipeline.__name__} has another "
-                "denoiser: the lines of 'load' in the engine's manifest.json name the pipeline "
-                "that takes it"
-            )
-        return self._config
 
     def cache_context(self, name: str, **where: object) -> contextlib.AbstractContextManager[None]:
         """The pipeline asks for it around each call; an engine caches nothing."""
@@ -104,18 +82,3 @@ class EngineDenoiser(ModelMixin):
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         return Transformer2DModelOutput(sample=sample)
-
-
-@functools.cache
-def _takes(pipeline: type, denoiser: type) -> bool:
-    """False for a diffusers pipeline that says of its denoiser that it is of another class."""
-    from diffusers import DiffusionPipeline
-
-    if not issubclass(pipeline, DiffusionPipeline):
-        return True
-    hints = typing.get_type_hints(pipeline.__init__)
-    named = [hints[part] for part in ("transformer", "unet") if part in hints]
-    # One class, or several of which one will do.
-    known = [one for hint in named for one in typing.get_args(hint) or (hint,)]
-    classes = [one for one in known if isinstance(one, type) and issubclass(one, ModelMixin)]
-    return not classes or issubclass(denoiser, tuple(classes))

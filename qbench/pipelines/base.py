@@ -40,11 +40,9 @@ Exchange = Callable[[int, "Tensor"], "Tensor"]
 class Denoiser(Protocol):
     """What stands at a pipeline's `transformer` or `unet`: diffusers' module, or an engine."""
 
+    config: Config
     dtype: torch.dtype
     device: torch.device
-
-    @property
-    def config(self) -> Config: ...
 
     def cache_context(self, name: str, **where: object) -> AbstractContextManager[None]: ...
 

@@ -257,17 +257,6 @@ def test_an_engine_is_not_put_into_a_pipeline_of_another_model(
     assert video.denoiser is before
 
 
-def test_an_engine_in_a_pipeline_of_another_class_says_so(
-    graph: export.Exported, tmp_path: Path
-) -> None:
-    """diffusers warns, and then reads of the configuration what is of another kind there."""
-    pipe = tiny.build("wan", tmp_path).pipe
-    pipe.transformer = loading.load_engine(graph.folder)
-    said = "a CogVideoXTransformer3DModel, and a WanPipeline has another denoiser: .* manifest"
-    with pytest.raises(InputError, match=said):
-        pipe("a cat", num_frames=9, height=32, width=48, num_inference_steps=2)
-
-
 @pytest.mark.parametrize("form", ["onnx", "qbench"])
 def test_an_engine_of_wan_makes_the_videos_of_its_pipeline(
     form: manifest.Format, tmp_path: Path
