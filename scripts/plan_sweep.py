@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qbench.run.order import Load, Order, Site
+from qbench.run.order import Order, Site
+from qbench.run.parts import Load
 
 RECIPES, RANKINGS = 1000, 60
 NODES = {"H200": (3, 8), "H100": (6, 8), "A100": (2, 8), "L40S": (3, 4)}  # nodes, GPUs of each
@@ -37,7 +38,7 @@ class Outcome:
     bound: float
     busy: float  # of all GPUs, until the end
     idle_share: float
-    waited: int  # runs that started before their reference had ended
+    waited: int  # runs, not parts of them, that started before their reference had ended
     mixed: int  # rankings whose runs were on more than one kind
     most_at_once: int
 
@@ -103,7 +104,8 @@ def simulate(seed: int, known: bool = False, together: bool = False) -> Outcome:
     while order.left():
         while (start := order.start(now)) is not None:
             load, kind = start.load, kinds[start.site]
-            waited += not load.reference and f"{load.group}/0" not in ended
+            early = not load.reference and f"{load.group}/0" not in ended
+            waited += early and load.part is None
             used.setdefault(load.group, set()).add(kind)
             seconds = START_S + load.work * real[load.whole or load.name] / SPEEDS[kind]
             heapq.heappush(events, (now + seconds, load.name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from qbench.pipelines import specs
-from qbench.run.order import Load
+from qbench.run.parts import Load
 from qbench.run.plan import Planned
 
 FEWEST = 8  # videos that are worth a part of their own
@@ -53,4 +53,6 @@ def load_of(item: Planned, device: str) -> Load:
         shared=more * rest * split,
         least=max(start, built * more * max(FEWEST, batch)),
         start=start,
+        # A CPU is one device, whose timed runs would wait for parts, and parts for them.
+        early=device == "cuda" or not measure.timing,
     )

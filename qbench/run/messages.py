@@ -50,6 +50,7 @@ class PartEnded:
 
     name: str
     why: str = ""
+    needed: bool = True  # false where the run turned out to be complete
 
 
 @dataclass(frozen=True)

@@ -4,44 +4,20 @@ Runs of one ranking happen on one kind of device, the reference before the other
 given to kinds so that all of them end at about the same time. Of what can start, references come
 first and then the longest; a run that needs several devices of a node has one node kept free for
 it. A run that would outlast the others has its videos made in parts, each of them as a run of its
-own would be, and is put together once they are there.
+own would be, and is put together once they are there. So has one for which a device is idle while
+its reference runs elsewhere: its videos do not depend on that, what it is compared with does.
 
 No clock and no cluster in here: a simulation (`scripts/plan_sweep.py`) asks the same questions.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from qbench.run.parts import Load, are_worth_it, how_many, parted
+
 OVERDUE = 0.1  # of its time so far: how much longer a run takes that should have ended
-# The longest that a run should take, of what its kind has still to do, where parts can shorten it:
-# a reference holds up its whole ranking.
-LONGEST, LONGEST_REFERENCE = 0.3, 0.03
-WORTH = 4  # times what a part takes to start: as much is in each that only wards off bad luck
-ROUNDING = 1e-9  # a run that is all that is left on three devices is three times each one's
-
-
-@dataclass(frozen=True)
-class Load:
-    """A run by what it takes, in a unit of work that is the same for all of a sweep."""
-
-    name: str
-    group: str  # the ranking that it belongs to
-    reference: bool  # the others of its group wait for it
-    device: str  # cpu or cuda
-    units: int  # that it takes at once, of one node: GPUs, or threads
-    fixed: float  # work that is one place's
-    shared: float = 0.0  # work that parts of it can do elsewhere
-    least: float = 1.0  # of that, below which a part is not worth its start
-    start: float = 0.0  # what a part takes before it does any of it
-    part: tuple[int, int] | None = None  # its number, of how many
-    whole: str = ""  # the run that it is a part of
-
-    @property
-    def work(self) -> float:
-        return self.fixed + self.shared
 
 
 @dataclass
@@ -61,6 +37,7 @@ class Start:
 
     load: Load
     site: str
+    early: bool = False  # before its reference has ended, so it is a part
 
 
 @dataclass
@@ -93,6 +70,7 @@ class _Group:
     waiting: list[Load] = field(default_factory=list)
     kind: str = ""
     opened: bool = False  # something of it has started, so it stays with its kind
+    resumed: bool = False  # its reference was complete before, so it is soon over
     referred: bool = False  # its reference has ended
 
     def work(self) -> float:
@@ -144,7 +122,7 @@ class Order:
         """
         found = self._groups.get(group)
         if found is not None and not found.opened:
-            found.kind, found.opened = kind, True
+            found.kind, found.opened, found.resumed = kind, True, True
 
     def ended(self, name: str, now: float, measured: bool = True) -> None:
         """A run, or a part of one, has ended.
@@ -303,14 +281,57 @@ class Order:
                 one[2].name,
             )
         )
+        early = self._early(groups, now)
         kept: set[str] = set()  # nodes that a larger run waits for
-        for _, _, load in ready:
+        for group, _, load in ready:
             if site := self._place(kind, load.units, kept):
-                parts = self._parts(load, kind, len(ready), now)
+                beside = self._beside(group, load.work) if load.reference else []
+                rivals = len(ready) + len(early) + len(beside)
+                parts = self._parts(load, kind, rivals, now)
                 return Start(self._parted(load, parts) if parts > 1 else load, site)
             if site := self._fullest(kind, load.units, kept):
                 kept.add(site)
+        for load in early:
+            if site := self._place(kind, load.units, kept):
+                if load.part is None:
+                    load = self._parted(load, self._parts(load, kind, len(early), now))
+                return Start(load, site, early=True)
         return None
+
+    def _early(self, groups: Iterable[_Group], now: float) -> list[Load]:
+        """What else idle devices can do while references run: videos of what waits for those.
+
+        Parts that are left over come first, then the longest run.
+        """
+        found = []
+        for group in groups:
+            if not group.referred:
+                found += [load for load in group.waiting if load.part and not load.reference]
+                found += self._beside(group, self._until_referred(group, now))
+        return sorted(found, key=lambda load: (load.part is None, -load.work, load.name))
+
+    def _beside(self, group: _Group, until: float) -> list[Load]:
+        """Runs whose videos are worth making while a device does so much for the reference."""
+        if group.resumed:
+            return []
+        runs = [load for load in group.waiting if load.part is None and not load.reference]
+        return [load for load in runs if load.early and are_worth_it(load, until)]
+
+    def _until_referred(self, group: _Group, now: float) -> float:
+        """Work that a device does until the group's reference has ended; 0 if it does not run."""
+        running = [
+            self._remaining(run, now) * self._rate(run.kind)
+            for run in self._running.values()
+            if run.load.reference and self._groups[run.load.group] is group
+        ]
+        if not running:
+            return 0.0
+        whole = [
+            split.load.work
+            for split in self._split.values()
+            if split.load.reference and self._groups[split.load.group] is group
+        ]
+        return max(running) + sum(whole)
 
     def _place(self, kind: str, units: int, kept: Iterable[str]) -> str:
         """The site with room for it that is the tightest fit."""
@@ -324,38 +345,19 @@ class Order:
         large = [s for s in sites if s.total >= units]
         return max(large, key=lambda s: (s.free, s.name)).name if large else ""
 
-    def _parts(self, load: Load, kind: str, ready: int, now: float) -> int:
-        """As many as leave no device idle, and as end it well before everything else has ended.
-
-        One that is no longer than the others have work for could only end last by bad luck.
-        """
-        most = int(load.shared / load.least)
-        if most < 2:
-            return 1
-        free = sum(s.free // load.units for s in self.sites.values() if s.kind == kind)
+    def _parts(self, load: Load, kind: str, rivals: int, now: float) -> int:
+        """How many parts it is made in. rivals: how many could start now, it included."""
+        sites = [site for site in self.sites.values() if site.kind == kind]
+        free = sum(site.free // load.units for site in sites)
+        places = sum(site.total // load.units for site in sites)
         each = self._behind(now, opened=False)[kind] / self._devices(kind)
-        needed = max(free // ready, math.ceil(load.work / each - ROUNDING))
-        longest = LONGEST_REFERENCE if load.reference else LONGEST
-        wished = math.ceil(load.work / (longest * each) - ROUNDING)
-        if load.start:
-            wished = min(wished, int(load.shared / (WORTH * load.start)))
-        return min(most, max(needed, wished))
+        return how_many(load, places, free // rivals, each)
 
     def _parted(self, load: Load, parts: int) -> Load:
         """Have the run wait for so many parts of it; the first of them."""
         group = self._groups[load.group]
         group.waiting.remove(load)
-        each = load.shared / parts
-        group.waiting += [
-            replace(
-                load,
-                name=f"{load.name}, part {number + 1}/{parts}",
-                fixed=each,
-                shared=0.0,
-                part=(number, parts),
-                whole=load.name,
-            )
-            for number in range(parts)
-        ]
+        made = parted(load, parts)
+        group.waiting += made
         self._split[load.name] = _Split(replace(load, shared=0.0), parts)
-        return group.waiting[-parts]
+        return made[0]

@@ -23,7 +23,6 @@ from qbench.meters.environment import Environment
 from qbench.recipe.schema import Recipe, digest
 from qbench.results.record import Record
 from qbench.run.cluster import THREADS, Asked, Cluster, Lost, Machine, NoSeat, Seat
-from qbench.run.events import Placed
 from qbench.run.execution import Stopped
 from qbench.run.interrupts import Interrupts
 from qbench.run.loads import load_of
@@ -31,7 +30,7 @@ from qbench.run.messages import Again, Ended, Failed, Joined, Message, PartEnded
 from qbench.run.order import Order, Site, Start
 from qbench.run.plan import Planned
 from qbench.run.sweep import Sweep, Swept, Watcher, ended_well
-from qbench.run.there import Heard, There
+from qbench.run.there import There
 
 POLL_S = 0.2
 LOOK_EVERY_S = 3.0  # at which nodes there are
@@ -129,6 +128,8 @@ class _Spread:
             place.give(None)
         for thread in self._threads:
             thread.join(timeout=10)
+        for place in self._places.values():
+            place.clear()
         self._cluster.close()
 
     # Nodes ----------------------------------------------------------------------------------------
@@ -258,7 +259,8 @@ class _Spread:
             if message.why:
                 text = f"{message.name}: {message.why}; the run makes its videos itself"
                 self.watcher.note(text)
-            self._order.ended(message.name, time.monotonic(), not message.why)
+            made = message.needed and not message.why
+            self._order.ended(message.name, time.monotonic(), made)
         elif isinstance(message, Again):
             self._looked = 0.0  # its node may be gone, and is no place to try again
             if message.begun:
@@ -274,8 +276,9 @@ class _Spread:
 
     def _ended(self, item: Planned, record: Record) -> None:
         name = self._sweep.key(item.recipe)
-        measured = record.status == "ok" and self._places.pop(name).task is not None
-        self._order.ended(name, time.monotonic(), measured)
+        place = self._places.pop(name)
+        place.clear()
+        self._order.ended(name, time.monotonic(), record.status == "ok" and place.ran)
         more = self._sweep.floors(item, record)
         self._sweep.queue += more
         self._add(more)
@@ -283,20 +286,23 @@ class _Spread:
     def _begin(self, start: Start) -> None:
         load = start.load
         name = load.whole or load.name
-        if name not in self._places:
-            self._places[name] = There(self, name, self._nodes[start.site].environment)
-        place = self._places[name]
+        item, place = self._items[name], self._places.get(name)
+        if place is None:
+            place = There(self, name, self._nodes[start.site].environment)
+            self._places[name] = place
+            if start.early:
+                place.ahead = True
+                self._in_thread(partial(place.make_ahead, self._sweep, item))
         if load.part is None:
             place.give(start)
-        if not place.begun:
+        if not place.begun and (load.part is None or not place.ahead):
             place.begun = True
-            item = self._items[name]
             position = 0 if name in self._again else next(self._position)
             self.watcher.begin(item.recipe, position, len(self._sweep.queue))
             self._in_thread(partial(self._run, item, place))
         if load.part is not None:
-            label = self._items[name].recipe.model_copy(update={"name": load.name})
-            self._in_thread(partial(self._part, place, start, label))
+            label = item.recipe.model_copy(update={"name": load.name})
+            self._in_thread(partial(place.part, start, label))
 
     def _in_thread(self, act: Callable[[], Message | None]) -> None:
         def acting() -> None:
@@ -312,6 +318,7 @@ class _Spread:
         thread.start()
 
     def _run(self, item: Planned, place: There) -> None:
+        place.begin()
         try:
             self._inbox.put(Ended(item, self._sweep.one(item, place)))
         except Lost as lost:
@@ -321,33 +328,6 @@ class _Spread:
                 self._inbox.put(Again(self._sweep.key(item.recipe), str(lost), begun))
         finally:
             place.over()  # after it is said what came of it: parts that wait end after the run
-
-    def _part(self, place: There, start: Start, label: Recipe) -> Message:
-        """Make a part of a run's videos. What comes to nothing twice is left to the run itself."""
-        load = start.load
-        task = place.wanted()
-        if task is None:  # the run was complete
-            return PartEnded(load.name)
-        assert load.part is not None
-        self.watcher.begin(label, 0, 0)
-        heard = Heard(self.watcher, label)
-        seat: Seat | None = None
-        try:
-            seat = self.seat(start.site, load.units)
-            heard.event(label, Placed(seat.machine.name))
-            why = seat.part(task, *load.part, place.made, heard)
-            self.give_back(start.site, seat)
-            return PartEnded(load.name, why)
-        except (Lost, OSError) as error:
-            if seat is not None:
-                seat.close()
-            if isinstance(error, NoSeat):
-                return Again(load.name, str(error), begun=False)
-            if isinstance(error, Lost) and load.name not in self._again:
-                return Again(load.name, str(error))
-            return PartEnded(load.name, str(error))
-        finally:
-            self.watcher.dropped(label)
 
     # Seats ----------------------------------------------------------------------------------------
 
@@ -380,7 +360,7 @@ class _Spread:
         seat.close()
 
     def lost_before(self, name: str) -> str | None:
-        """Why this run is run again, if it is."""
+        """Why this run, or part of one, is run again, if it is."""
         return self._again.get(name)
 
     def _end_idle(self, node: _Node) -> None:

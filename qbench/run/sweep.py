@@ -7,6 +7,7 @@ the sweep goes on. What is already complete for the same fingerprints is not run
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -179,6 +180,27 @@ class Sweep:
         record = _readable(self._folder(draft))
         return record is not None and record.status in folders.DONE
 
+    def ahead(
+        self, item: Planned, environment: Environment, held: ExitStack
+    ) -> tuple[Task, Path] | None:
+        """What videos can be made of before the reference of this item has ended, and where.
+
+        They do not depend on it. None where the run is complete, or another sweep's. held: has the
+        lock of the run's folder then, until which is let go nothing else may write there.
+        """
+        if self.complete(item, environment) and (not self._fresh or item.implied):
+            return None
+        draft = self._draft(item, environment, None)
+        folder = self._folder(draft)
+        try:
+            lock, holder = locks.of_folder(folder), f"qbench run {item.recipe.name}"
+            held.enter_context(locks.held(lock, holder, _refused))
+        except BlockingIOError:
+            return None
+        made = folders.parts_folder(folder.resolve())
+        shutil.rmtree(made, ignore_errors=True)
+        return Task(draft, tuple(item.prompts.prompts)), made
+
     def _folder(self, draft: Record) -> Path:
         return self.out / draft.environment.machine() / _folder_name(draft)
 
@@ -292,6 +314,10 @@ class Sweep:
                 f"{record.recipe.name} made other videos than before; compared with the earlier "
                 f"ones, and to be run again for a verdict: {', '.join(names)}"
             )
+
+
+def _refused(holder: str) -> None:
+    raise BlockingIOError(holder)
 
 
 def _networks(recipe: Recipe) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import shutil
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -16,8 +17,10 @@ from qbench.run import execution, folders, recorder
 from qbench.run.cluster import Lost, NoSeat, Seat
 from qbench.run.events import Event, Placed, StageEntered
 from qbench.run.here import Task
+from qbench.run.messages import Again, Message, PartEnded
 from qbench.run.order import Start
-from qbench.run.sweep import Watcher
+from qbench.run.plan import Planned
+from qbench.run.sweep import Sweep, Watcher
 
 
 class Seats(Protocol):
@@ -33,7 +36,7 @@ class Seats(Protocol):
     def give_back(self, site: str, seat: Seat) -> None: ...
 
     def lost_before(self, name: str) -> str | None:
-        """Why this run is run again, if it is."""
+        """Why this run, or part of one, is run again, if it is."""
         ...
 
 
@@ -45,8 +48,11 @@ class There:
         self._starts: queue.SimpleQueue[Start | None] = queue.SimpleQueue()
         self._known = threading.Event()
         self.begun = False
-        self.task: Task | None = None
-        self.made = Path()  # where the parts leave their videos
+        self.ahead = False  # parts of it began before its reference had ended: they end before it
+        self.ran = False  # rather than being complete
+        self._task: Task | None = None
+        self._made: Path | None = None  # where the parts leave their videos
+        self._held = ExitStack()  # of the run's folder, until the run itself takes the lock
 
     def environment(self, device: str) -> Environment:
         return self._environment
@@ -55,10 +61,17 @@ class There:
         """Its site; none where there will be none."""
         self._starts.put(start)
 
-    def wanted(self) -> Task | None:
-        """What parts are to be made of, once it is known; None where it is complete already."""
-        self._known.wait()
-        return self.task
+    def make_ahead(self, sweep: Sweep, item: Planned) -> None:
+        """Find what parts are to make before the run can begin."""
+        try:
+            if found := sweep.ahead(item, self._environment, self._held):
+                self._task, self._made = found
+        finally:
+            self._known.set()
+
+    def begin(self) -> None:
+        """The run itself begins."""
+        self._held.close()
 
     def over(self) -> None:
         """The run has ended: parts of it that wait for what they are to make wait for nothing."""
@@ -71,10 +84,10 @@ class There:
         if (why := self._seats.lost_before(self._name)) is not None:
             draft = recorder.changed(task.draft, notes=[*task.draft.notes, f"run again: {why}"])
             task = replace(task, draft=draft)
-        if self.task is None:  # else it is run again, and its parts are there
-            self.made = folders.parts_folder(work)
-            shutil.rmtree(self.made, ignore_errors=True)
-        self.task = task
+        if self._made is None:  # else it is run again, or its parts came first: they are there
+            self._made = folders.parts_folder(work)
+            shutil.rmtree(self._made, ignore_errors=True)
+        self._task, self.ran = task, True
         self._known.set()
         try:
             record = self._whole(task, work, heard)
@@ -82,8 +95,45 @@ class There:
             record = self._lost(task, work, heard, lost)
         except OSError as error:
             record = _not_kept(task, work, heard, error)
-        shutil.rmtree(self.made, ignore_errors=True)
+        self.clear()
         return record
+
+    def clear(self) -> None:
+        """Leave nothing of what its parts have made."""
+        if self._made is not None:
+            shutil.rmtree(self._made, ignore_errors=True)
+            self._made = None
+        self._held.close()
+
+    def part(self, start: Start, label: Recipe) -> Message:
+        """Make a part of its videos. What comes to nothing twice is left to the run itself."""
+        seats, name = self._seats, start.load.name
+        self._known.wait()
+        task, made = self._task, self._made
+        if task is None or made is None:  # the run was complete
+            return PartEnded(name, needed=False)
+        assert start.load.part is not None
+        seats.watcher.begin(label, 0, 0)
+        heard = Heard(seats.watcher, label)
+        seat: Seat | None = None
+        try:
+            seat = seats.seat(start.site, start.load.units)
+            heard.event(label, Placed(seat.machine.name))
+            why = seat.part(task, *start.load.part, made, heard)
+            seats.give_back(start.site, seat)
+            return PartEnded(name, why)
+        except (Lost, OSError) as error:
+            if seat is not None:
+                seat.close()
+            if isinstance(error, NoSeat):
+                return Again(name, str(error), begun=False)
+            if isinstance(error, Lost) and seats.lost_before(name) is None:
+                return Again(name, str(error))
+            return PartEnded(name, str(error))
+        finally:
+            if self._made is None:  # all has ended meanwhile
+                shutil.rmtree(made, ignore_errors=True)
+            seats.watcher.dropped(label)
 
     def _whole(self, task: Task, work: Path, heard: Heard) -> Record:
         start = self._starts.get()
@@ -91,7 +141,7 @@ class There:
             raise Lost("the sweep ends")
         seat = self._seats.seat(start.site, start.load.units)
         heard.event(task.draft.recipe, Placed(seat.machine.name))
-        made = self.made if self.made.is_dir() else None
+        made = self._made if self._made and self._made.is_dir() else None
         try:
             record = seat.run(task, work, heard, made)
         except BaseException:

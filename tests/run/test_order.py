@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
-from qbench.run.order import Load, Order, Site, Start
+from qbench.run.order import Order, Site, Start
+from qbench.run.parts import Load
 
 
 def _load(
@@ -170,3 +172,66 @@ def test_ranking_that_has_begun_is_not_given_to_a_kind_that_joins_later() -> Non
     order.prefer("fp32", "a100")
     order.ended("fp32", 5)
     assert [start.site for start in _started(order, 5)] == ["h100"]
+
+
+def _ended(order: Order, now: float, *starts: Start) -> None:
+    for start in starts:
+        order.ended(start.load.name, now)
+
+
+def test_idle_devices_make_videos_of_what_waits_for_a_reference() -> None:
+    """Else one of two devices waits for as long as the reference takes."""
+    loads = [_load(name, work=10, shared=90.0, least=30.0, start=20.0) for name in ("fp32", "int8")]
+    order = _order(*loads, node=2)
+    first, second = _started(order)
+    assert (first.load, first.early) == (loads[0], False)
+    assert (second.load.whole, second.load.part, second.early) == ("int8", (0, 1), True)
+    _ended(order, 90, second)
+    assert _started(order, 90) == []  # the run itself is judged against its reference
+    _ended(order, 100, first)
+    (whole,) = _started(order, 100)
+    assert whole.load == replace(loads[1], shared=0.0)
+    assert not whole.early
+    order.ended("int8", 120)
+    assert not order.left()
+
+
+def test_run_whose_part_still_goes_on_when_its_reference_has_ended_waits_for_it() -> None:
+    loads = [_load(name, work=10, shared=90.0, least=30.0, start=20.0) for name in ("fp32", "int8")]
+    order = _order(*loads, node=2)
+    first, second = _started(order)
+    _ended(order, 50, first)
+    assert _started(order, 50) == []
+    _ended(order, 110, second)
+    assert _names(_started(order, 110)) == ["int8"]
+
+
+def test_part_is_not_begun_beside_a_reference_that_ends_before_it_has_done_anything() -> None:
+    for work, shared, more in (
+        (40.0, 0.0, {}),  # about as long as two starts
+        (400.0, 0.0, {"early": False}),
+        (400.0, 0.0, {"shared": 0.0}),
+    ):
+        reference = _load("fp32", work=work, shared=shared)
+        other = _load("int8", **{"shared": 900.0, "least": 20.0, "start": 20.0} | more)
+        assert _names(_started(_order(reference, other, node=2))) == ["fp32"]
+    order = _order(_load("fp32", work=400), _load("int8", shared=900.0), node=2)
+    order.prefer("fp32", "node")  # it was complete before, so it ends at once
+    assert _names(_started(order)) == ["fp32"]
+
+
+def test_parts_made_early_come_after_all_that_can_start_as_a_whole() -> None:
+    loads = [_load("fp32", work=500), *(_load(f"r{i}", shared=900.0, start=9.0) for i in range(3))]
+    order = _order(*loads, _load("other", "other", work=20), node=2)
+    assert _names(_started(order)) == ["fp32", "other"]
+    order.ended("other", 20)
+    (part,) = _started(order, 20)
+    assert part.early
+    order.again(part.load.name)  # its seat was lost
+    (again,) = _started(order, 20)
+    assert again == part
+
+
+def test_single_device_makes_no_parts() -> None:
+    order = _order(_load("fp32", shared=1000.0, least=10.0), _load("int8", work=1), node=1)
+    assert _names(_started(order)) == ["fp32"]

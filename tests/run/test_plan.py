@@ -16,7 +16,7 @@ from qbench.run import execution, recorder, sweep
 from qbench.run.here import Task
 from qbench.run.interrupts import Interrupts
 from qbench.run.machines import read_environment
-from qbench.run.order import Load
+from qbench.run.parts import Load
 from qbench.run.plan import Planned, outputs_bytes, plan
 
 

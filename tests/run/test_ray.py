@@ -19,6 +19,7 @@ from conftest import RECIPES, ROOT, SMALL
 
 from qbench.errors import InputError
 from qbench.pipelines import specs
+from qbench.recipe.schema import Recipe
 from qbench.results import store
 from qbench.results.record import Record
 from qbench.run import cluster, reachable, spread, sweep
@@ -169,6 +170,52 @@ def test_videos_made_in_parts_are_those_of_one_device_though_a_part_is_lost(
     assert ours.videos == 17
     assert ours.outputs_sha256 == theirs.outputs_sha256
     assert _measured(ours) == _measured(theirs)
+
+
+class _Early(sweep.Silent):
+    """Notes what begins and ends, and may interrupt once a part has been made."""
+
+    def __init__(self, interrupts: bool = False) -> None:
+        self.heard = list[str]()
+        self._interrupts = interrupts
+
+    def begin(self, recipe: Recipe, position: int, total: int) -> None:
+        self.heard.append(f"begins {recipe.name.split(', part')[0]}")
+
+    def dropped(self, recipe: Recipe) -> None:
+        if self._interrupts and recipe.name.startswith("int8, part"):
+            raise KeyboardInterrupt
+
+    def end(self, record: Record, path: Path, fresh: bool) -> None:
+        self.heard.append(f"{record.recipe.name} {record.status}")
+
+
+@pytest.mark.slow
+def test_videos_of_what_waits_for_its_reference_are_made_meanwhile(
+    address: str, tmp_path: Path
+) -> None:
+    """Nothing is left of those of a sweep that is interrupted; the next one makes them anew."""
+    many = QUICK | {"prompts.count": "17", "measure.timing": "false", "quality.metrics": "[psnr]"}
+    planned = _planned("fp32", "int8", **many)
+    interrupted = spread.run(planned, tmp_path / "ray", _Early(interrupts=True), Asked(address))
+    assert interrupted.interrupted
+    assert list(tmp_path.rglob("*.parts")) == []
+    assert "int8" not in _records(tmp_path / "ray")
+    assert _left_behind() == []
+    watcher = _Early()
+    swept = spread.run(planned, tmp_path / "ray", watcher, Asked(address), fresh=True)
+    assert [record.status for _, record in swept.finished] == ["ok", "ok"]
+    order = ["begins fp32", "begins int8", "fp32 ok", "int8 ok"]
+    assert sorted(order, key=watcher.heard.index) == order
+    assert list(tmp_path.rglob("*.parts")) == []
+    sweep.run(planned, tmp_path / "plain", sweep.Silent())
+    ours, theirs = (_records(tmp_path / name) for name in ("ray", "plain"))
+    for name, record in ours.items():
+        assert record.videos == 17
+        assert record.outputs_sha256 == theirs[name].outputs_sha256
+        assert _measured(record) == _measured(theirs[name])
+    assert ours["int8"].reference is not None
+    assert ours["int8"].reference.run == ours["fp32"].run
 
 
 @pytest.mark.slow

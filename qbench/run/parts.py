@@ -1,0 +1,76 @@
+"""A run by what it takes, and the parts that its videos can be made in on several devices."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+# The longest that a run should take, of what its kind has still to do, where parts can shorten it:
+# a reference holds up its whole ranking.
+LONGEST, LONGEST_REFERENCE = 0.3, 0.03
+WORTH = 4  # times what a part takes to start: as much is in each that could do without
+ROUNDING = 1e-9  # a run that is all that is left on three devices is three times each one's
+
+
+@dataclass(frozen=True)
+class Load:
+    """A run by what it takes, in a unit of work that is the same for all of a sweep."""
+
+    name: str
+    group: str  # the ranking that it belongs to
+    reference: bool  # the others of its group wait for it
+    device: str  # cpu or cuda
+    units: int  # that it takes at once, of one node: GPUs, or threads
+    fixed: float  # work that is one place's
+    shared: float = 0.0  # work that parts of it can do elsewhere
+    least: float = 1.0  # of that, below which a part is not worth its start
+    start: float = 0.0  # what a part takes before it does any of it
+    early: bool = True  # whether parts may be made beside its reference
+    part: tuple[int, int] | None = None  # its number, of how many
+    whole: str = ""  # the run that it is a part of
+
+    @property
+    def work(self) -> float:
+        return self.fixed + self.shared
+
+
+def parted(load: Load, parts: int) -> list[Load]:
+    each = load.shared / parts
+    return [
+        replace(
+            load,
+            name=f"{load.name}, part {number + 1}/{parts}",
+            fixed=each,
+            shared=0.0,
+            part=(number, parts),
+            whole=load.name,
+        )
+        for number in range(parts)
+    ]
+
+
+def how_many(load: Load, places: int, free: int, each: float) -> int:
+    """As many as leave no device idle, and as end it well before everything else has ended.
+
+    One that is no longer than the others have work for could only end last by bad luck.
+
+    places: for it at once, if nothing else ran. free: of those, its own now if all that can start
+    has as many. each: work that every device has still to do.
+    """
+    most = int(load.shared / load.least)
+    if most < 2 or places < 2:
+        return 1
+    needed = max(free, math.ceil(load.work / each - ROUNDING))
+    longest = LONGEST_REFERENCE if load.reference else LONGEST
+    wished = math.ceil(load.work / (longest * each) - ROUNDING)
+    if load.start:
+        wished = min(wished, int(load.shared / (WORTH * load.start)))
+    return max(1, min(most, max(needed, wished)))
+
+
+def are_worth_it(load: Load, until: float) -> bool:
+    """Whether to make its videos while it waits, though that takes a start more.
+
+    until: work that a device does before the run itself could begin.
+    """
+    return load.shared >= load.least and min(load.shared, until) >= WORTH * load.start
