@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 # a reference holds up its whole ranking.
 LONGEST, LONGEST_REFERENCE = 0.3, 0.03
 WORTH = 4  # times what a part takes to start: as much is in each that could do without
+LUCK = 0.5  # of what ends last, for which the others are idle
 ROUNDING = 1e-9  # a run that is all that is left on three devices is three times each one's
 
 
@@ -52,20 +53,49 @@ def parted(load: Load, parts: int) -> list[Load]:
 def how_many(load: Load, places: int, free: int, each: float) -> int:
     """As many as leave no device idle, and as end it well before everything else has ended.
 
-    One that is no longer than the others have work for could only end last by bad luck.
-
     places: for it at once, if nothing else ran. free: of those, its own now if all that can start
     has as many. each: work that every device has still to do.
     """
     most = int(load.shared / load.least)
     if most < 2 or places < 2:
         return 1
-    needed = max(free, math.ceil(load.work / each - ROUNDING))
+    soonest = _soonest(load, min(most, places), places, each)
+    return min(most, max(free, soonest, _safest(load, places, each)))
+
+
+def _soonest(load: Load, most: int, places: int, each: float) -> int:
+    """The number with which everything should end first: parts take starts, and wait for devices.
+
+    One of the others is free after another, until all that they have to do is done.
+    """
+    others = max(0.0, each - load.work / places)
+
+    def ends(parts: int) -> float:
+        if parts == 1:
+            return max(each, load.work)
+        spread = each + ((parts - 1) * load.start - load.fixed) / places
+        last = others * (parts - 1) / (places - 1) + load.start + load.shared / parts
+        return max(spread, last) + load.start + load.fixed
+
+    return min(range(1, most + 1), key=ends)
+
+
+def _safest(load: Load, places: int, each: float) -> int:
+    """The number with which it should not end last by bad luck, where that is worth the starts.
+
+    All devices share what starts take, and all but one what the last run keeps them waiting.
+    """
     longest = LONGEST_REFERENCE if load.reference else LONGEST
     wished = math.ceil(load.work / (longest * each) - ROUNDING)
-    if load.start:
-        wished = min(wished, int(load.shared / (WORTH * load.start)))
-    return max(1, min(most, max(needed, wished)))
+    if not load.start:
+        return wished
+
+    def cost(parts: int) -> float:
+        starts = parts + 1 if parts > 1 else 0
+        return LUCK * (1 - 1 / places) * load.work / parts + starts * load.start / places
+
+    wished = min(wished, int(load.shared / (WORTH * load.start)))
+    return min(range(1, max(1, wished) + 1), key=cost)
 
 
 def are_worth_it(load: Load, until: float) -> bool:

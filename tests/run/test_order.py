@@ -232,6 +232,26 @@ def test_parts_made_early_come_after_all_that_can_start_as_a_whole() -> None:
     assert again == part
 
 
+def test_equal_runs_on_two_devices_take_little_more_than_half_as_long_as_on_one() -> None:
+    """Parts that only ward off bad luck cost more than it does, and one at the end as much."""
+    for start, videos in ((10.0, 90.0), (20.0, 120.0), (20.0, 180.0)):
+        loads = [
+            _load(name, work=10, shared=videos, least=start, start=start)
+            for name in ("fp32", *(f"r{i}" for i in range(11)))
+        ]
+        order, now, parts = _order(*loads, node=2), 0.0, 0
+        ends: list[tuple[float, Start]] = []
+        while order.left():
+            started = _started(order, now)
+            parts += sum(one.load.part is not None for one in started)
+            ends += [(now + start + one.load.work, one) for one in started]
+            ends.sort(key=lambda end: end[0])
+            now, one = ends.pop(0)
+            _ended(order, now, one)
+        assert parts == 1  # made beside the reference
+        assert now < 12 * (start + 10 + videos) / 1.85
+
+
 def test_single_device_makes_no_parts() -> None:
     order = _order(_load("fp32", shared=1000.0, least=10.0), _load("int8", work=1), node=1)
     assert _names(_started(order)) == ["fp32"]
