@@ -31,9 +31,11 @@ def work_folder(folder: Path) -> Path:
 
 def settle(work: Path, folder: Path) -> None:
     """Put a finished run in its place. What came to nothing leaves its log beside the record."""
+    status = _status(work)
+    if status in DONE:  # a sweep that was killed may have left parts, whatever sweep went on
+        shutil.rmtree(parts_folder(folder), ignore_errors=True)
     if work == folder:
         return
-    status = _status(work)
     if status in DONE:
         old = _old(folder)
         shutil.rmtree(old, ignore_errors=True)

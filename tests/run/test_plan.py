@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,29 @@ def test_each_recipe_of_a_sweep_is_compared_with_the_reference_of_its_model(tmp_
         assert record.reference
         assert record.reference.run == runs[record.recipe.model]
         assert not record.notes
+
+
+def test_videos_are_made_ahead_of_a_run_that_is_neither_complete_nor_another_sweeps(
+    tmp_path: Path,
+) -> None:
+    item, device = _plan("int8", device="cpu")["int8"], _Device()
+    environment = device.environment("cpu")
+    with Interrupts() as interrupts:
+        one = sweep.Sweep([item], tmp_path, sweep.Silent(), False, 0.0, interrupts)
+        with ExitStack() as held, ExitStack() as other:
+            found = one.ahead(item, environment, held)
+            assert found is not None
+            assert one.ahead(item, environment, other) is None
+        task, made = found
+        assert task.prompts == tuple(item.prompts.prompts)
+        made.mkdir(parents=True)  # as by a sweep that was killed since
+        folder, _ = one.one(item, device)
+        assert made.parent == folder.resolve().parent
+        assert not made.exists()
+        assert one.ahead(item, environment, ExitStack()) is None
+        fresh = sweep.Sweep([item], tmp_path, sweep.Silent(), True, 0.0, interrupts)
+        with ExitStack() as held:
+            assert fresh.ahead(item, environment, held) is not None
 
 
 def test_work_is_reckoned_with_the_steps_that_the_model_takes_of_itself() -> None:
