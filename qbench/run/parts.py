@@ -36,6 +36,7 @@ class Load:
 
 
 def parted(load: Load, parts: int) -> list[Load]:
+    """So many parts, each with as much of what can be shared; what cannot stays with the run."""
     each = load.shared / parts
     return [
         replace(

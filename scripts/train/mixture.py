@@ -71,9 +71,9 @@ class Captured:
             (loss * self._weight).backward()
             self._loss = loss.detach()
 
-    def __call__(self, weight: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         """The loss of a batch that is drawn anew; weight: what its gradients are multiplied by."""
-        self._weight.fill_(1.0) if weight is None else self._weight.copy_(weight)
+        self._weight.copy_(weight)
         self._graph.replay()
         return self._loss.clone()
 
@@ -100,26 +100,25 @@ class Mixture:
         }
 
     def __call__(self) -> Iterator[torch.Tensor]:
-        first = next(iter(self.losses))
         for part, loss_of_batch in self.losses.items():
-            if part is not first and self.step % part.every:
+            if part is not self._first and self.step % part.every:
                 continue
-            if self.captured:
-                loss = self.captured[part](self._pull(first, part))
-            else:
-                loss = loss_of_batch()
+            graph = self.captured.get(part)  # whose gradients go by the means of the steps before
+            loss = graph(self._pull(part)) if graph else loss_of_batch()
             now = loss.detach()
             self.running[part] = torch.lerp(self.running.get(part, now), now, 0.02)
-            pull = self._pull(first, part)
-            assert pull is not None
-            yield loss * pull
+            yield loss * self._pull(part)
         self.step += 1
 
-    def _pull(self, first: Share, part: Share) -> torch.Tensor | None:
-        """What this length's loss is multiplied by, once it has one."""
+    @property
+    def _first(self) -> Share:
+        return next(iter(self.losses))
+
+    def _pull(self, part: Share) -> torch.Tensor:
+        """What this length's loss is multiplied by: nothing is known of one before its first."""
         if part not in self.running:
-            return None
-        return self.running[first] / self.running[part]
+            return torch.ones(())
+        return self.running[self._first] / self.running[part]
 
     def told(self) -> str:
         """The running mean of each length's own loss."""
