@@ -176,7 +176,9 @@ class Sweep:
 
     def complete(self, item: Planned, environment: Environment) -> bool:
         """Whether there is a finished run of it from such a machine, be it of any reference."""
-        draft = self._draft(item, environment, None)
+        return self._complete(self._draft(item, environment, None))
+
+    def _complete(self, draft: Record) -> bool:
         record = _readable(self._folder(draft))
         return record is not None and record.status in folders.DONE
 
@@ -188,9 +190,9 @@ class Sweep:
         They do not depend on it. None where the run is complete, or another sweep's. held: has the
         lock of the run's folder then, until which is let go nothing else may write there.
         """
-        if self.complete(item, environment) and (not self._fresh or item.implied):
-            return None
         draft = self._draft(item, environment, None)
+        if self._complete(draft) and (not self._fresh or item.implied):
+            return None
         folder = self._folder(draft)
         try:
             lock, holder = locks.of_folder(folder), f"qbench run {item.recipe.name}"

@@ -116,9 +116,9 @@ def test_a_graphs_messages_keep_their_memory_when_a_larger_batch_wants_more(
     monkeypatch.setattr(tokens, "_is_captured", lambda: False)
     larger = attention._room("sent", like, 64, 8)
     assert larger.data_ptr() != address
-    assert [room.data_ptr() for room in attention._outgrown] == [address]
+    assert [room.data_ptr() for room in attention._in_graphs.values()] == [address]
     attention.release()
-    assert not attention._outgrown
+    assert not attention._in_graphs
 
 
 def _videos(fields: dict[str, Any]) -> list[torch.Tensor]:

@@ -103,8 +103,7 @@ class Attention:
         self._known: dict[tuple[str, Shapes], list[int]] = {}
         self._shapes: Shapes = ()
         self._held: dict[str, Tensor] = {}
-        self._in_graphs: set[str] = set()  # names of those that captured graphs work in
-        self._outgrown: list[Tensor] = []  # that they still do
+        self._in_graphs: dict[int, Tensor] = {}  # that captured graphs work in, by their addresses
 
     def begin(self, shapes: Shapes) -> None:
         """A call of the denoiser begins, on inputs of these shapes: the same on every rank."""
@@ -162,7 +161,6 @@ class Attention:
         """Let go of what messages travel in, once no graph works in it any more."""
         self._held.clear()
         self._in_graphs.clear()
-        self._outgrown.clear()
 
     def _room(self, name: str, like: Tensor, *shape: int) -> Tensor:
         """Memory that all layers' messages of this name travel in, one layer's after the other's.
@@ -173,12 +171,10 @@ class Attention:
         size = math.prod(shape) * like.itemsize
         held = self._held.get(name)
         if held is None or held.numel() < size or held.device != like.device:
-            if held is not None and name in self._in_graphs:
-                self._outgrown.append(held)
             held = torch.empty(size, dtype=torch.uint8, device=like.device)
             self._held[name] = held
         if _is_captured():
-            self._in_graphs.add(name)
+            self._in_graphs[held.data_ptr()] = held
         return held[:size].view(like.dtype).view(shape)
 
     def _heads_for_tokens(
