@@ -61,6 +61,7 @@ CALIBRATED = (
     "calibrated/svdquant-int4-rank-8", "calibrated/packed-int4", "fast", "calibrated/fast-gptq",
     "fp8-dynamic", "fp8-tensor", "calibrated/gptq-fp8", "calibrated/smoothquant-fp8",
     "calibrated/smoothquant-fp8-tensor", "int8", "calibrated/awq-int8", "calibrated/gptq-int8",
+    "calibrated/vidit-q-int8",
 )  # fmt: skip
 # Quality alone: compiled, the videos are the same but for rounding, and each run 20 s longer.
 CALIBRATED_QUALITY = (
@@ -148,7 +149,8 @@ PARTS = {
         (
             "calibrated/smoothquant-int8", "calibrated/svdquant-int4", "calibrated/fast-gptq",
             "calibrated/awq-int4", "calibrated/smoothquant-int8-static",
-            "calibrated/smoothquant-fp8", "calibrated/awq-int8", "calibrated/gptq-fp8",
+            "calibrated/smoothquant-fp8", "calibrated/gptq-fp8", "calibrated/gptq-int8",
+            "calibrated/awq-int8",
         ),
     ),
     "calibrated-cost": Part(
