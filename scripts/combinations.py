@@ -85,6 +85,7 @@ def choices() -> dict[str, list[Any]]:
             {"kind": "dbcache", "threshold": 0.5, "front": 1, "first": 2},
         ],
         "compile": [{"scope": "blocks"}, {"scope": "model"}],
+        "cuda_graph": [True],
         "memory": [{"offload": kind} for kind in ("model", "sequential", "group")],
         "decode": [{kind: True} for kind in ("fused", "strips", "split_norms")],
         "engine": ["onnxruntime", "tensorrt"],

@@ -67,10 +67,11 @@ def write(
 
     from qbench.engines import aoti_blocks, weights
     from qbench.engines.inputs import for_export
-    from qbench.optimizations import compilation
+    from qbench.optimizations import compilation, int8_products
 
     compilation.know_cpu()
     path = folder / PACKAGE
+    settings = int8_products.settings(video.denoiser.device.type)
     with torch.no_grad():
         if variant.engine_options.scope == "blocks":
             program = aoti_blocks.exported(video, signature, example)
@@ -78,7 +79,7 @@ def write(
         else:
             positional, tensors, free = for_export(video.denoiser, signature, example)
             program = torch.export.export(positional, tensors, dynamic_shapes=free)
-        with torch._inductor.config.patch({"cpp.cxx": (None, compiler())}):
+        with torch._inductor.config.patch({"cpp.cxx": (None, compiler()), **settings}):
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     facts = metadata(path)
     return Bound(

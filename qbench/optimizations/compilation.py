@@ -34,10 +34,14 @@ def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> Changes:
     compiles a second program: a third of the first call on a CPU. A copy closes the gaps there; on
     a GPU, where memory is what runs out first, it would be one more tensor of all tokens.
     """
-    import torch
+    import torch._inductor.config
+
+    from qbench.optimizations import int8_products
 
     changes = Changes("compile")
     module = video.denoiser
+    for name, value in int8_products.settings(module.device.type).items():
+        _set(changes, torch._inductor.config, name, value)
     compiled = functools.partial(
         torch.compile, mode=wanted.mode, dynamic=False, fullgraph=wanted.fullgraph
     )
@@ -46,13 +50,8 @@ def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> Changes:
         return changes
     parts = video.compiled_parts()
     limits = torch._dynamo.config
-    for name, value in (
-        ("recompile_limit", max(limits.recompile_limit, len(parts) * BATCH_SIZES)),
-        ("fail_on_recompile_limit_hit", True),
-    ):
-        old = getattr(limits, name)
-        setattr(limits, name, value)
-        changes.on_undo(functools.partial(setattr, limits, name, old))
+    _set(changes, limits, "recompile_limit", max(limits.recompile_limit, len(parts) * BATCH_SIZES))
+    _set(changes, limits, "fail_on_recompile_limit_hit", True)
     closed = _closed if module.device.type == "cpu" else (lambda call: call)
     for block in parts:
         if hooked:
@@ -61,6 +60,11 @@ def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> Changes:
             _compile(block, wanted, changes)
             block._compiled_call_impl = closed(block._compiled_call_impl)
     return changes
+
+
+def _set(changes: Changes, settings: object, name: str, value: object) -> None:
+    changes.on_undo(functools.partial(setattr, settings, name, getattr(settings, name)))
+    setattr(settings, name, value)
 
 
 def _compile(module: Module, wanted: Compile, changes: Changes) -> None:

@@ -133,6 +133,15 @@ def _captures(variant: Variant) -> bool:
     return variant.cuda_graph
 
 
+def _is_packed_by_quanto(variant: Variant) -> bool:
+    wanted = variant.quantize
+    return (
+        wanted is not None
+        and wanted.backend == "quanto"
+        and wanted.scheme in ("int4_weight_only", "int2_weight_only")
+    )
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "CUDA graphs",
@@ -172,5 +181,12 @@ RULES: tuple[Rule, ...] = (
         ),
         "calibration.ranges choose weights by the timestep on the host, and a captured graph has "
         "those of one range: choose one of the two",
+    ),
+    clash(
+        "CUDA graphs and optimum-quanto's packed weights",
+        lambda v: v.captures_graphs and _is_packed_by_quanto(v),
+        "optimum-quanto launches kernels for INT4 and INT2 weights on the default stream, which no "
+        "graph captures, so that a replay computes something else: choose one of the two, or "
+        "another backend",
     ),
 )

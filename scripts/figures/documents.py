@@ -81,6 +81,7 @@ class ScriptTable(BaseModel):
         "attention_inputs",
         "bench_attention",
         "bench_decode",
+        "bench_ray",
         "bench_sparse_attention",
         "bench_weight_values",
         "calibration_limits",

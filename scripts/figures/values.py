@@ -227,6 +227,10 @@ FIGURES: dict[str, Callable[[Row], Figure]] = {
     "flop": lambda row: row.tflop("flop"),
     "throttled": Row.throttled,
     "clock": lambda row: _clock(row.record),
+    "density": lambda row: _share(row.record.facts.get("attention_density")),
+    "density-of-sparse-steps": lambda row: _share(
+        row.record.facts.get("attention_density_of_sparse_steps")
+    ),
     "step-error": lambda row: _error(row.record.error_growth),
     "calibration": lambda row: _seconds(row.record.facts.get("calibration_s")),
     "calibration-device": lambda row: _bytes(row.record.facts.get("calibration_device_bytes")),
