@@ -45,10 +45,23 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+# These take a minute or more each: one that begins last has the other workers wait for it.
+LONGEST = (
+    "run/test_ray.py", "pipelines/test_engine_inputs.py", "engines/test_export.py",
+    "test_proof.py", "test_judging.py", "optimizations/test_variants.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that no worker is left with one of them at the end."""
+    """Files with slow tests first, the slowest before them: a worker takes a file at a time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    first = [ROOT / "tests" / name for name in LONGEST]
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        at = first.index(item.path) if item.path in first else len(first)
+        return at, item.path not in slow
+
+    items.sort(key=place)
 
 
 def qbench(
