@@ -58,6 +58,16 @@ def test_scales_first_is_no_pattern_of_inductors_and_the_same_product(scaled: bo
         assert _apart(found, module(x)) < 0.01
 
 
+def test_compiled_code_is_kept_by_all_that_changed_it() -> None:
+    """A pass without a name of its own keeps inductor from keeping anything."""
+    plain = int8_products.ScalesFirst("cuda")
+    others = (int8_products.ScalesFirst("xpu"), int8_products.ScalesFirst("cuda", before=plain))
+    names = [one.uuid() for one in (plain, *others)]
+    assert len(set(names)) == 3
+    assert None not in names
+    assert int8_products.ScalesFirst("cuda", before=lambda _: None).uuid() is None
+
+
 def test_a_cpus_products_are_left_to_its_kernel() -> None:
     assert int8_products.settings("cpu") == {}
     module = _layers("cpu", scaled=False)
