@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from qbench.engines.manifest import Manifest
-    from qbench.pipelines.base import Conditioning, Denoiser, Pipe, Resolved, VideoPipeline
+    from qbench.pipelines.base import Denoiser, Pipe, VideoPipeline
     from qbench.pipelines.specs import Model
+    from qbench.pipelines.values import Conditioning, Resolved
 
 Arguments = Mapping[str, Any]  # of a call of diffusers' pipelines, by name
 _STATE = "_qbench"
@@ -271,7 +272,7 @@ class Live:
         self._steps = steps
 
     def _conditioning(self, run: Resolved, given: Arguments) -> Conditioning:
-        from qbench.pipelines.base import Conditioning
+        from qbench.pipelines.values import Conditioning
 
         dtype = self.video.denoiser.dtype
         if given.get("prompt_embeds") is not None:

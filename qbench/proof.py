@@ -23,7 +23,8 @@ from qbench.recipe.choices import AS_MODULE
 from qbench.recipe.schema import EngineOptions, Recipe, Variant
 
 if TYPE_CHECKING:
-    from qbench.pipelines.base import Resolved, VideoPipeline
+    from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.values import Resolved
 
 VIDEOS, CHART = "videos.json", "parity.png"
 REFUSED = ("degraded", "broken")

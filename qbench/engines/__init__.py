@@ -16,7 +16,8 @@ from qbench.recipe.choices import ENGINES
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qbench.pipelines.base import Conditioning, Resolved, VideoPipeline
+    from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.values import Conditioning, Resolved
     from qbench.recipe.schema import Recipe
 
 __all__ = ["SPARED", "build", "packages", "rules"]

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     from qbench.engines.inputs import Signature
     from qbench.engines.manifest import Format, Manifest
-    from qbench.pipelines.base import Module, Resolved, VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
     from qbench.pipelines.specs import Model
+    from qbench.pipelines.values import Resolved
     from qbench.recipe.schema import Dtype, Recipe, Variant
 
 PARITY = "parity.json"

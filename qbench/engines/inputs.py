@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from qbench.pipelines.base import Conditioning, Module, Resolved, VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
+    from qbench.pipelines.values import Conditioning, Resolved
     from qbench.recipe.schema import Recipe
 
 

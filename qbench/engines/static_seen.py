@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from qbench.pipelines.base import Module, Resolved, VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
     from qbench.pipelines.specs import Model
+    from qbench.pipelines.values import Resolved
     from qbench.recipe.schema import Quantize, Recipe
 
 PROMPTS, STEPS = 16, 5  # trajectories of a short schedule over the whole range

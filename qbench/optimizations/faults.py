@@ -15,7 +15,8 @@ from qbench.recipe.schema import Fault
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
-    from qbench.pipelines.base import Conditioning, Exchange, OnStep, Resolved, VideoPipeline
+    from qbench.pipelines.base import Exchange, OnStep, VideoPipeline
+    from qbench.pipelines.values import Conditioning, Resolved
 
 OTHER_SEED = 2_000_000  # the noise of a splice's first half
 

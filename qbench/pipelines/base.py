@@ -11,15 +11,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 
-from qbench.errors import InputError, Unsupported, nearest
-from qbench.pipelines import attention, capture, noise
+from qbench.errors import InputError, Unsupported
+from qbench.pipelines import attention, capture, noise, schedulers
 from qbench.pipelines.sizes import Grid
+from qbench.pipelines.values import Conditioning, Resolved
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -48,43 +48,6 @@ class Denoiser(Protocol):
 
     @property
     def __call__(self) -> Callable[..., object]: ...
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """Generation with nothing left to default, as the record stores it."""
-
-    frames: int
-    height: int
-    width: int
-    steps: int
-    guidance: float
-    scheduler: str
-    seed: int
-    text_tokens: int
-    surroundings: str  # dtype of the VAE, which is the same for every variant
-    dynamic_cfg: bool = False
-
-    @property
-    def guided(self) -> bool:
-        """Whether each step also denoises for the negative prompt (classifier-free guidance)."""
-        return self.guidance > 1
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What the text encoders made of some prompts; the first axis of every tensor is the prompt.
-
-    Negative parts are None without classifier-free guidance, masks and pooled vectors where the
-    family has none.
-    """
-
-    positive: Tensor  # (prompts, tokens, channels)
-    negative: Tensor | None = None
-    positive_mask: Tensor | None = None  # (prompts, tokens)
-    negative_mask: Tensor | None = None
-    positive_pooled: Tensor | None = None  # (prompts, channels)
-    negative_pooled: Tensor | None = None
 
 
 class VideoPipeline(ABC):
@@ -269,7 +232,9 @@ class VideoPipeline(ABC):
 
         model = with_defaults(model, type(self), self.configs())
         frames, height, width = self.grid(self.configs()).resolve(generation, model.size)
-        self._set_scheduler(generation.scheduler or model.scheduler)
+        if name := generation.scheduler or model.scheduler:
+            wanted = schedulers.named(name, self.schedulers, self.pipeline_class)
+            self.pipe.scheduler = wanted.from_config(self.pipe.scheduler.config)
         if generation.dynamic_cfg and not self.dynamic_cfg:
             raise InputError(
                 f"generation.dynamic_cfg: diffusers' {self.pipeline_class} has no dynamic guidance"
@@ -287,17 +252,6 @@ class VideoPipeline(ABC):
             surroundings=str(self.pipe.vae.dtype).removeprefix("torch."),
             dynamic_cfg=generation.dynamic_cfg,
         )
-
-    def _set_scheduler(self, name: str | None) -> None:
-        import diffusers
-
-        if name is None:
-            return
-        if name not in self.schedulers:
-            hint = nearest(name, self.schedulers) or "; leave it out for the pipeline's own"
-            raise InputError(f"generation.scheduler: {self.pipeline_class} has no {name!r}{hint}")
-        wanted = getattr(diffusers, self.schedulers[name])
-        self.pipe.scheduler = wanted.from_config(self.pipe.scheduler.config)
 
     def noise(self, run: Resolved, seed: int) -> Tensor:
         """One video's initial latents, (1, ...), float32, on the CPU, from one seed."""
@@ -419,29 +373,6 @@ class VideoPipeline(ABC):
         """The inputs of every call of one video's step, with noise for values."""
         conditioning = self.random_conditioning(run, [""])
         return self.captured(run, conditioning, self.noise(run, 0), compute=False)[0]
-
-    def uneven(self, steps: int) -> str | None:
-        """A sentence where diffusers' scheduler leaves noise in the video at this number of steps.
-
-        With 'trailing' spacing its timesteps lie total/steps apart, but each step goes down by the
-        whole part of that: of 1000, 15 steps lie 66.7 apart, go down by 66, and the last ends above
-        0.
-        """
-        config = self.pipe.scheduler.config
-        total = config.num_train_timesteps
-        by_whole_parts = type(self.pipe.scheduler).__name__ in (
-            "DDIMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
-        )  # fmt: skip
-        trailing = config.get("timestep_spacing") == "trailing"
-        if not (trailing and by_whole_parts) or round(total / steps) <= total // steps:
-            return None
-        divisors = (n for n in range(total, 0, -1) if total % n == 0)
-        near = min(divisors, key=lambda n: abs(n - steps))  # of two alike the larger
-        return (
-            f"generation.steps: at {steps} steps of {total} timesteps diffusers' scheduler ends "
-            "before the last and leaves noise in the video; the nearest number that divides them "
-            f"is {near}"
-        )
 
 
 def frames_of(video: Tensor) -> Tensor:

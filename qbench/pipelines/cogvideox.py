@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from qbench.pipelines import attention, rescaling
-from qbench.pipelines.base import (
-    Conditioning,
-    Config,
-    Configs,
-    Module,
-    Resolved,
-    VideoPipeline,
-    frames_of,
-)
+from qbench.pipelines.base import Config, Configs, Module, VideoPipeline, frames_of
 from qbench.pipelines.sizes import Grid
+from qbench.pipelines.values import Conditioning, Resolved
 
 if TYPE_CHECKING:
     from torch import Tensor

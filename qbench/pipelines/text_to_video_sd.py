@@ -10,17 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from qbench.pipelines import attention
-from qbench.pipelines.base import (
-    Conditioning,
-    Configs,
-    Exchange,
-    Module,
-    OnStep,
-    Resolved,
-    VideoPipeline,
-    frames_of,
-)
+from qbench.pipelines.base import Configs, Exchange, Module, OnStep, VideoPipeline, frames_of
 from qbench.pipelines.sizes import Grid
+from qbench.pipelines.values import Conditioning, Resolved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,16 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from qbench.errors import Unsupported
-from qbench.pipelines.base import (
-    Conditioning,
-    Config,
-    Configs,
-    Pipe,
-    Resolved,
-    VideoPipeline,
-    frames_of,
-)
+from qbench.pipelines.base import Config, Configs, Pipe, VideoPipeline, frames_of
 from qbench.pipelines.sizes import Grid
+from qbench.pipelines.values import Conditioning, Resolved
 
 if TYPE_CHECKING:
     from torch import Tensor

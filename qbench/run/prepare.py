@@ -101,7 +101,7 @@ def _machine(job: Job) -> Machine:
 
 
 def _load(job: Job, stages: Stages) -> Session:
-    from qbench.pipelines import specs
+    from qbench.pipelines import schedulers, specs
     from qbench.prompts import tokens
 
     recipe, device = job.draft.recipe, job.draft.environment.device
@@ -131,7 +131,8 @@ def _load(job: Job, stages: Stages) -> Session:
             recorder.note(BY_CONTENT_NOTE.format(cache.kind))
     else:
         size = (generation.frames, generation.height, generation.width)
-        for note in (model.unlearned(*size), pipeline.uneven(generation.steps)):
+        uneven = schedulers.uneven(pipeline.pipe.scheduler, generation.steps)
+        for note in (model.unlearned(*size), uneven):
             if note:
                 recorder.note(note)
         for note in tokens.notes(pipeline.pipe.tokenizer, job.prompts, generation.text_tokens):

@@ -16,8 +16,9 @@ from qbench.run.stages import Stages
 if TYPE_CHECKING:
     import torch
 
-    from qbench.pipelines.base import Conditioning, Resolved, VideoPipeline
+    from qbench.pipelines.base import VideoPipeline
     from qbench.pipelines.specs import Model
+    from qbench.pipelines.values import Conditioning, Resolved
     from qbench.run.together import Lead
 
 ALL_COMPUTED_NOTE = (

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qbench.meters.memory import Peak
     from qbench.meters.nvml import GaugeMeter, Gauges
     from qbench.optimizations.parallel.groups import Ranks
-    from qbench.pipelines.base import Conditioning
+    from qbench.pipelines.values import Conditioning
     from qbench.run.session import Session
     from qbench.run.timing import Timings
 
@@ -310,7 +310,7 @@ def _denoise(
     import torch
 
     from qbench.meters.clock import StepTimes, UnitTimer
-    from qbench.pipelines.base import Conditioning
+    from qbench.pipelines.values import Conditioning
 
     where = session.pipeline.pipe._execution_device
     handed = {

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qbench.optimizations.calibration.observe import Call
-    from qbench.pipelines.base import Resolved, VideoPipeline
+    from qbench.pipelines.base import VideoPipeline
     from qbench.pipelines.specs import Model
+    from qbench.pipelines.values import Resolved
     from qbench.recipe.schema import Quantize, Recipe
 
 Tell = Callable[[str], None]

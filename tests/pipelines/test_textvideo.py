@@ -16,7 +16,8 @@ from qbench.meters import flops
 from qbench.optimizations import axes
 from qbench.optimizations.kernels.fp8_linear import Fp8FeedForward
 from qbench.pipelines import specs
-from qbench.pipelines.base import Resolved, VideoPipeline
+from qbench.pipelines.base import VideoPipeline
+from qbench.pipelines.values import Resolved
 from qbench.recipe.schema import Cache, Compile, Generation, Quantize, Recipe, Variant
 from qbench.results import store
 from qbench.run import generate, timing

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from qbench.pipelines import families, random_weights, specs
-from qbench.pipelines.base import Resolved, VideoPipeline
+from qbench.pipelines.base import VideoPipeline
+from qbench.pipelines.values import Resolved
 from qbench.recipe.schema import Generation
 
 PROMPTS = ["a cat runs", "a red star moves left"]

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from qbench.pipelines.base import Module, Resolved, VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
     from qbench.pipelines.capture import Inputs
+    from qbench.pipelines.values import Resolved
     from qbench.recipe.schema import Calibration
 
 
