@@ -13,13 +13,21 @@ from statistics import fmean, median
 
 from qbench.quality.metrics.trajectory import ErrorGrowth
 from qbench.quality.ratios import Ratio, paired_speed_up
-from qbench.quality.statistics import LEAST, Metric, Summary, median_limits, summarise
+from qbench.quality.statistics import (
+    LEAST,
+    Metric,
+    Summary,
+    mean_interval,
+    median_limits,
+    summarise,
+)
 from qbench.results.record import Record
 
 LARGEST = 1e30  # as `fields.Finite`
 WIDEST = 15  # standard errors that an interval of a mean may reach: t of two samples has 12.7
 ANEW = "derived anew, for the"
 CLOSE = 1e-6  # metrics are stored with seven digits
+ROUNDED = 1e-3  # of an interval, what those digits may make of it
 
 
 def derived(record: Record) -> Record:
@@ -108,6 +116,11 @@ def _bounds(summary: Summary, of: str, samples: Sequence[float]) -> bool:
     else:
         reach = WIDEST * (summary.sigma or 0.0) / math.sqrt(len(samples))
         least, most = value - reach, value + reach
+        if len(samples) >= LEAST and (low < least or high > most):  # Hall's of three skewed samples
+            own_low, own_high = mean_interval(samples)
+            if own_low is not None and own_high is not None:
+                edge += ROUNDED * (own_high - own_low)
+                least, most = min(least, own_low), max(most, own_high)
     return least - edge <= low <= value + edge and value - edge <= high <= most + edge
 
 

@@ -222,6 +222,25 @@ def test_intervals_of_few_samples_are_taken_as_they_were_written(good: dict[str,
     assert derive.derived(record.model_copy(update={"latency": widened})).latency == few
 
 
+def test_an_interval_of_three_skewed_videos_is_taken_as_it_was_written(
+    good: dict[str, Any],
+) -> None:
+    """Hall's reaches many times as far to the side of the skew as Student's."""
+    honest = store.parse(json.dumps(good).encode(), Path("x"))
+    samples = [44.08085, 45.32238, 48.84822]
+    few = summarise(samples)
+    assert few.high is not None
+    assert few.high > few.mean + 3.5 * 4.303 * (few.sigma or 0.0) / 3**0.5  # thrice Student's
+    written = honest.quality["psnr"].model_copy(
+        update={"value": few.mean, "samples": samples, "summary": few}
+    )
+    record = honest.model_copy(update={"quality": {"psnr": written}, "notes": []})
+    assert not derive.derived(record).notes
+    widened = written.model_copy(update={"summary": few.model_copy(update={"high": 1e4})})
+    again = derive.derived(record.model_copy(update={"quality": {"psnr": widened}}))
+    assert again.quality["psnr"].summary == few
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "", "null", "{}"])
 def test_what_is_no_record_is_named_in_a_line(tmp_path: Path, text: str) -> None:
     (tmp_path / store.FILE).write_text(text)
