@@ -120,7 +120,7 @@ def plan(
         named[floors[0]] = replace(item, notes=(*item.notes, note))
     everything = [*implied.values(), *named.values()]
     spelled = [replace(item, recipe=_one_spelling(item.recipe)) for item in everything]
-    return sorted(spelled, key=lambda item: not item.recipe.is_reference)
+    return _told_once(sorted(spelled, key=lambda item: not item.recipe.is_reference))
 
 
 def differing_settings(one: Recipe, other: Recipe) -> str:
@@ -147,6 +147,25 @@ def _reference(other: Loaded, recipe: Recipe) -> Recipe:
         itself |= {name: getattr(other.recipe, name) for name in (*OWN, "variant") - itself.keys()}
         return recipe.model_copy(update=itself)
     return other.recipe.model_copy(update=itself)
+
+
+def _told_once(made: list[Planned]) -> list[Planned]:
+    """The same with a note on each size that a model was not trained at, on its first recipe.
+
+    A run keeps the note in its record; whoever is to wait for the videos hears of it before.
+    """
+    told: set[str] = set()
+    found = []
+    for item in made:
+        recipe, notes = item.recipe, item.notes
+        model = specs.find(recipe.model)
+        size = specs.video_shape(model, recipe.generation) if model.trained else None
+        note = model.unlearned(*size) if size and recipe.weights != "random" else None
+        if note and note not in told:
+            told.add(note)
+            notes = (*notes, note)
+        found.append(replace(item, notes=notes))
+    return found
 
 
 def _apart(floors: list[Recipe], named: Mapping[str, Planned]) -> str:

@@ -200,6 +200,16 @@ def test_own_reference_that_is_measured_otherwise_is_told_of_before_it_runs(tmp_
     assert not any(item.notes for item in plan([other], {"generation.steps": "3"}))
 
 
+def test_a_size_that_the_model_never_learned_is_told_of_once_before_it_runs() -> None:
+    asked = {"generation__frames": "25", "generation__height": "96"}
+    notes = [note for item in _plan("bf16", "int8", **asked).values() for note in item.notes]
+    (told,) = notes
+    assert "not trained at 25x96x64" in told
+    learned = dict.fromkeys(("generation__height", "generation__width"), "128")
+    for quiet in (learned | {"generation__frames": "33"}, asked | {"weights": "random"}):
+        assert not any(item.notes for item in _plan("bf16", **quiet).values())
+
+
 def test_floors_of_another_model_are_told_of_before_they_run(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     floor = [RECIPES / "floor/seed.yaml", RECIPES / "floor/kernel.yaml"]
