@@ -63,6 +63,10 @@ def pick(
         typer.Option(help="Further records: cards simulated, verdicts of another model."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Where records are of several.")] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="Of several rankings: words of its title, 49x256x256 or '4 steps'."),
+    ] = None,
     vram: Annotated[str | None, typer.Option(help="The card: 16GB.")] = None,
     keep_free: Annotated[
         str | None, typer.Option(help="Of the card, for what was not measured: 9GiB.")
@@ -92,7 +96,7 @@ def pick(
     if not records:
         shared.records(None)  # what is missing is said before the machine is asked
         here = shared.hardware()
-    found = at_hand.evidence(records or [shared.RESULTS], evidence or [], model, here)
+    found = at_hand.evidence(records or [shared.RESULTS], evidence or [], model, here, at)
     made = picking.pick(question, found)
     if as_json:
         print(made.model_dump_json(indent=1))

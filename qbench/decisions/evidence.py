@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +26,16 @@ class Evidence:
 
 
 def evidence(
-    records: list[Path], besides: list[Path], model: str | None, here: dict[str, object] | None
+    records: list[Path],
+    besides: list[Path],
+    model: str | None,
+    here: dict[str, object] | None,
+    at: str | None = None,
 ) -> Evidence:
     """The ranking in which the question is asked, and all that may say something about it.
 
-    here: the hardware to which answers are promised; None for that of the records. Raises
-    InputError where no ranking fits, or several do.
+    here: the hardware to which answers are promised; None for that of the records. at: words of
+    the ranking's title, such as a size. Raises InputError where no ranking fits, or several do.
     """
     found, _ = places.read(records)
     if here is not None:  # a card of this name elsewhere is another card
@@ -54,11 +59,15 @@ def evidence(
     made = _newest(whole or made)
     if not made:
         raise InputError(f"{records[0]}: no timed run is there")
+    if at is not None:
+        words = re.compile(rf"(?<!\w){re.escape(at)}(?!\w)", re.IGNORECASE)
+        fitting = [r for r in made if words.search(r.title())]
+        if not fitting:
+            raise InputError(f"--at {at}: in no ranking's title: {_named(made)}")
+        made = fitting
     if len(made) > 1:
-        told = "; ".join(f"{r.title()} ({r.folders[0].parent})" for r in made[:NAMED])
         raise InputError(
-            f"{len(made)} rankings, name one with --records or --model: {told}"
-            + ("; ..." if len(made) > NAMED else "")
+            f"{len(made)} rankings, name one with --records, --model or --at: {_named(made)}"
         )
     more = places.read(besides)[0] if besides else []
     everything = list({record.run: (path, record) for path, record in [*found, *more]}.values())
@@ -67,6 +76,11 @@ def evidence(
         tuple(record for _, record in everything),
         tuple(rankings(everything)),
     )
+
+
+def _named(made: list[Ranking]) -> str:
+    told = [f"{r.title()} ({r.folders[0].parent})" for r in made[:NAMED]]
+    return "; ".join([*told, "..."] if len(made) > NAMED else told)
 
 
 def _machine(here: dict[str, object]) -> str:

@@ -296,5 +296,12 @@ def test_several_rankings_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="rankings, name one with --records") as error:
         evidence([H100], [], None, None)
     assert "4 steps" in str(error.value)
+    places = [H100 / "videos", H100 / "memory"]  # of one model, at 50 steps and at 4
+    with pytest.raises(InputError, match=r"model or --at: .*, 4 steps .*, 50 steps"):
+        evidence(places, [], "cogvideox-2b", None)
+    assert evidence(places, [], None, None, "4 STEPS").ranking.title().endswith(", 4 steps")
+    for words in ("0 steps", "4 step", "33x128x128"):  # parts of words are none
+        with pytest.raises(InputError, match=f"--at {words}: in no ranking's title: .*4 steps"):
+            evidence(places, [], None, None, words)
     with pytest.raises(InputError, match="nothing was measured on this machine"):
         evidence([H100 / "videos"], [], None, {"device": "cpu", "name": "mine", "threads": 1})
