@@ -30,7 +30,7 @@ class EngineDenoiser(ModelMixin):
     """Stands where the pipeline's denoiser stood: called the same, with the same `.config`.
 
     It takes every input that it was built with, by name. What the pipeline passes besides, an input
-    that it leaves out, and a size other than that of `inputs` are refused: the video would be
+    that it leaves out, and a size or dtype other than that of `inputs` are refused: the video would be
     another than the module's. It keeps nothing of the module itself, whose weights are freed where
     nobody else holds them.
 
@@ -75,7 +75,8 @@ class EngineDenoiser(ModelMixin):
     def forward(self, *args: object, return_dict: bool = True, **kwargs: object) -> object:
         tensors = self._signature.tensors(args, kwargs)
         for spec in self._inputs:
-            spec.check(tuple(tensors[spec.name].shape))
+            given = tensors[spec.name]
+            spec.check(tuple(given.shape), str(given.dtype).removeprefix("torch."))
         sample = self._run(tensors)
         if not return_dict:
             return (sample,)

@@ -49,8 +49,16 @@ class TensorSpec(_Strict):
     shape: list[int]
     free: list[int] = []  # axes whose size may differ from `shape`
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raise Unsupported for a shape that was not built for."""
+    def check(self, shape: tuple[int, ...], dtype: str) -> None:
+        """Raise Unsupported for a shape or a dtype that was not built for.
+
+        dtype: as torch names it. Runtimes are given addresses, and some read whatever lies there.
+        """
+        if dtype != self.dtype:
+            raise Unsupported(
+                f"engine: built for {self.name} in {self.dtype}, and the pipeline passes {dtype}: "
+                "load its parts in what the engine was built in (torch_dtype)"
+            )
         fits = len(shape) == len(self.shape) and all(
             axis in self.free or size == mine
             for axis, (size, mine) in enumerate(zip(shape, self.shape, strict=True))

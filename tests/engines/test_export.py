@@ -111,6 +111,16 @@ def test_callbacks_change_the_latents_that_an_engine_is_given(graph: export.Expo
         assert (ours - theirs).norm() / theirs.norm() < 1e-4
 
 
+def test_an_engine_refuses_another_dtype_in_a_line(graph: export.Exported) -> None:
+    """Without a dtype the text encoder, and with it the latents, are in FP16 as they are stored."""
+    from diffusers import CogVideoXPipeline
+
+    engine = loading.load_engine(graph.folder)
+    pipe = CogVideoXPipeline.from_pretrained(specs.BUNDLED / "tiny-cogvideox", transformer=engine)
+    with pytest.raises(Unsupported, match="built for hidden_states in float32, .* passes float16"):
+        pipe("a red star", max_sequence_length=24, num_inference_steps=1)
+
+
 def test_a_wrong_engine_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted scale; tests/test_proof.py plants a transpose."""
     plain = onnx.export
