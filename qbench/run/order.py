@@ -257,10 +257,10 @@ class Order:
         done = sum(other.work for other in known)
         return speed.prior * done / sum(other.prior * other.seconds for other in known)
 
-    def _remaining(self, run: _Running, now: float) -> float:
-        """Seconds that a run has still to go, about."""
+    def _remaining(self, run: _Running, now: float, start: float = 0.0) -> float:
+        """Seconds that a run has still to go, about. start: work that it took to start."""
         spent = now - run.began
-        return max(run.load.work / self._rate(run.kind) - spent, OVERDUE * spent)
+        return max((start + run.load.work) / self._rate(run.kind) - spent, OVERDUE * spent)
 
     # One run to its devices -------------------------------------------------------------------
 
@@ -285,7 +285,7 @@ class Order:
         kept: set[str] = set()  # nodes that a larger run waits for
         for group, _, load in ready:
             if site := self._place(kind, load.units, kept):
-                beside = self._beside(group, load.work) if load.reference else []
+                beside = self._beside(group, load.start + load.work) if load.reference else []
                 rivals = len(ready) + len(early) + len(beside)
                 parts = self._parts(load, kind, rivals, now)
                 return Start(self._parted(load, parts) if parts > 1 else load, site)
@@ -320,14 +320,14 @@ class Order:
     def _until_referred(self, group: _Group, now: float) -> float:
         """Work that a device does until the group's reference has ended; 0 if it does not run."""
         running = [
-            self._remaining(run, now) * self._rate(run.kind)
+            self._remaining(run, now, run.load.start) * self._rate(run.kind)
             for run in self._running.values()
             if run.load.reference and self._groups[run.load.group] is group
         ]
         if not running:
             return 0.0
         whole = [
-            split.load.work
+            split.load.start + split.load.work
             for split in self._split.values()
             if split.load.reference and self._groups[split.load.group] is group
         ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 # a reference holds up its whole ranking.
 LONGEST, LONGEST_REFERENCE = 0.3, 0.03
 WORTH = 4  # times what a part takes to start: as much is in each that could do without
+EARLY = 1  # times that start: what is saved by parts that a device makes which is idle else
 LUCK = 0.5  # of what ends last, for which the others are idle
 ROUNDING = 1e-9  # a run that is all that is left on three devices is three times each one's
 
@@ -102,6 +103,9 @@ def _safest(load: Load, places: int, each: float) -> int:
 def are_worth_it(load: Load, until: float) -> bool:
     """Whether to make its videos while it waits, though that takes a start more.
 
+    The device is idle else, so the start costs nothing; but it is kept if that takes longer.
+
     until: work that a device does before the run itself could begin.
     """
-    return load.shared >= load.least and min(load.shared, until) >= WORTH * load.start
+    saved = min(load.shared, until - load.start)
+    return load.shared >= load.least and saved > EARLY * load.start
