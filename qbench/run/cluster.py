@@ -11,7 +11,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from qbench.meters.environment import Environment, variables
 from qbench.quality.outputs import FOLDER as OUTPUTS
 from qbench.results import store
 from qbench.results.record import Record
-from qbench.run import reachable
+from qbench.run import processes, reachable
 from qbench.run.execution import Stopped
 from qbench.run.here import Listener, Task
 from qbench.run.nodes import Done, Heard, Message, Node, Noted, Piece, listed, pieces
@@ -90,7 +89,7 @@ class Cluster:
             # Ray's own would be written to the user's home, and is read when Ray is imported.
             os.environ[MODE], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex()
         ray = _ray()
-        self._folder = tempfile.mkdtemp(prefix="qbench-ray-")
+        self._folder = processes.own_folder()
         try:
             ray.init(
                 address="local",
@@ -150,11 +149,11 @@ class Cluster:
     # Seats ----------------------------------------------------------------------------------------
 
     def seat(
-        self, machine: Machine, device: str, units: int, waiting: Callable[[str], None]
+        self, machine: Machine, device: str, units: int, waiting: Callable[[str], None] | None
     ) -> Seat:
         """So many GPUs, or CPU threads, of this node. Raises NoSeat where it goes, or all ends.
 
-        waiting: called once if others hold them.
+        waiting: called once if others hold them. Without it NoSeat is raised then.
         """
         from ray.util.placement_group import placement_group
 
@@ -169,9 +168,9 @@ class Cluster:
         self._seats = [one for one in self._seats if not one.closed] + [seat]
         began, told = time.monotonic(), False
         while not group.wait(timeout_seconds=1):
-            if self._closing or machine.id not in self.machines():
+            if waiting is None or self._closing or machine.id not in self.machines():
                 seat.close()
-                raise NoSeat(f"{machine.name} is gone")
+                raise NoSeat(f"{machine.name} is {'in use' if waiting is None else 'gone'}")
             if not told and time.monotonic() - began > 10:
                 told = True
                 waiting(machine.name)

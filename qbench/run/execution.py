@@ -116,7 +116,7 @@ def execute(
             return _ended(draft, folder, "crashed", str(error), limits.stage)
         if record.status != "running":
             return record
-        how = _how(code)
+        how = how_it_ended(code)
         if job.ranks > 1:
             how = f"rank 0 of {job.ranks}: {how}"
         return _ended(draft, folder, "crashed", how, limits.stage)
@@ -185,7 +185,8 @@ def _ended(draft: Record, folder: Path, status: Status, reason: str, stage: str)
     return record
 
 
-def _how(code: int) -> str:
+def how_it_ended(code: int) -> str:
+    """A process that has left no record, by its exit code, negative for a signal."""
     if code >= 0:
         return f"the process ended with exit code {code} and left no record; see its log"
     name = signal.Signals(-code).name

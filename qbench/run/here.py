@@ -79,6 +79,7 @@ class Here:
     def run(self, task: Task, work: Path) -> Record:
         """Run in this folder, which is empty, once no timed run has the device."""
         draft, recipe = task.draft, task.draft.recipe
+        self._machines.know(recipe.device, draft.environment)
         parallel = recipe.variant.parallel
         with ExitStack() as held:
             for device in locks.of_devices(

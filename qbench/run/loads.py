@@ -56,3 +56,9 @@ def load_of(item: Planned, device: str) -> Load:
         # A CPU is one device, whose timed runs would wait for parts, and parts for them.
         early=device == "cuda" or not measure.timing,
     )
+
+
+def seats_of(load: Load) -> int:
+    """How many single devices the run, in as many parts as it can be, has a use for at once."""
+    alone = load.units > 1 or not load.early  # on a CPU timed runs wait for each other
+    return 0 if alone else max(1, int(load.shared / load.least))

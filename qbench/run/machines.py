@@ -27,6 +27,10 @@ class Machines:
             self._environments[device] = read_environment(device)
         return self._environments[device]
 
+    def know(self, device: str, environment: Environment) -> None:
+        """What another process of the sweep has read on this machine need not be read again."""
+        self._environments.setdefault(device, environment)
+
     def ceilings(self, device: str) -> Ceilings | None:
         if device not in self._ceilings:
             self._ceilings[device] = roofline.kept(

@@ -183,7 +183,7 @@ class Node:
         job = Job(draft=task.draft, folder=work, cache=cache, prompts=task.prompts, part=part)
         limits = Limits(recipe, specs.find(recipe.model).local)
         child = Child(worker.make_part, job.model_dump_json(), work / folders.LOG)
-        ended = ""
+        ended, code = "", None
         try:
             for event in child.events(limits.deadline):
                 if isinstance(event, StageEntered):
@@ -191,11 +191,17 @@ class Node:
                 elif isinstance(event, RunEnded):
                     ended = event.status
                 self._listener.event(recipe, event)
+            if not ended:
+                code = child.code()
         except TimeoutError:
             return Done(failed=limits.reason())
         finally:
             child.end()
-        return Done(failed="" if ended else f"stage {limits.stage}: {_last_line(work)}")
+        if ended:
+            return Done()
+        # What it said last is why it ended, unless a signal ended it.
+        why = execution.how_it_ended(code) if code and code < 0 else _last_line(work)
+        return Done(failed=f"stage {limits.stage}: {why}")
 
     def _followed(self, act: Callable[[], Done], folder: Path) -> Iterator[Message]:
         """What is heard while it acts, then what it left in the folder, then what came of it."""

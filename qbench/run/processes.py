@@ -29,7 +29,7 @@ PATIENCE_S = 5.0  # between asking a process to end and ending it
 SAFE = "PYTHONSAFEPATH"  # a user's statistics.py in the current folder is not Python's
 SEARCHED = "PYTHONPATH"
 LEAVING_S = 30.0  # that a process which has left its record may take to end
-SOCKETS = "qbench-"  # what the folders of the fork server's sockets begin with, then the process
+SOCKETS = "qbench-"  # what folders of sockets begin with, then the process
 
 Work = Callable[[str, Connection], None]
 
@@ -61,12 +61,17 @@ def _own_sockets() -> Path:
             shutil.rmtree(folder, ignore_errors=True)
     settings = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
     if settings.get("tempdir") is None:
-        own = tempfile.mkdtemp(prefix=f"{SOCKETS}{os.getpid()}-")
+        own = own_folder()
         settings["tempdir"] = own
         multiprocessing.util.Finalize(
             None, shutil.rmtree, args=(own,), kwargs={"ignore_errors": True}, exitpriority=-100
         )
     return Path(settings["tempdir"])
+
+
+def own_folder() -> str:
+    """A new folder that a later sweep removes if this process is killed before it does."""
+    return tempfile.mkdtemp(prefix=f"{SOCKETS}{os.getpid()}-")
 
 
 def _alive(pid: int) -> bool:

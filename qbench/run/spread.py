@@ -7,6 +7,7 @@ once. What arrives is written by this machine alone, and is in its place once it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -25,9 +26,10 @@ from qbench.results.record import Record
 from qbench.run.cluster import THREADS, Asked, Cluster, Lost, Machine, NoSeat, Seat
 from qbench.run.execution import Stopped
 from qbench.run.interrupts import Interrupts
-from qbench.run.loads import load_of
+from qbench.run.loads import load_of, seats_of
 from qbench.run.messages import Again, Ended, Failed, Joined, Message, PartEnded, Refused
 from qbench.run.order import Order, Site, Start
+from qbench.run.parts import Load
 from qbench.run.plan import Planned
 from qbench.run.sweep import Sweep, Swept, Watcher, ended_well
 from qbench.run.there import There
@@ -87,6 +89,7 @@ class _Spread:
         self._again: dict[str, str] = {}  # runs that were lost once, and why
         self._asked: set[str] = set()  # sites that were, whatever came of it
         self._asking = 0
+        self._useful: int | None = None  # seats that are worth starting before any run is placed
         self._refusals: list[str] = []
         self._places: dict[str, There] = {}  # of runs that have begun
         self._threads: list[threading.Thread] = []
@@ -142,6 +145,8 @@ class _Spread:
         self._looked = now
         machines = self._cluster.machines()
         self._device = self._device or self._auto(machines)
+        if self._useful is None:
+            self._useful = sum(map(seats_of, map(self._load, self._sweep.queue)))
         self._mixed = len({machine.kinds for machine in machines.values() if machine.gpus}) > 1
         for site in [site for site, node in self._nodes.items() if node.machine.id not in machines]:
             gone = self._nodes.pop(site)
@@ -155,7 +160,10 @@ class _Spread:
                 if total and site not in self._asked:
                     self._asked.add(site)
                     self._asking += 1
-                    self._in_thread(partial(self._probe, machine, device))
+                    units = _units(machine, device)
+                    seats = max(1, min(total // units, self._useful))
+                    self._useful -= seats
+                    self._in_thread(partial(self._probe, machine, device, units, seats))
 
     def _auto(self, machines: dict[str, Machine]) -> str:
         return "cuda" if any(machine.gpus for machine in machines.values()) else "cpu"
@@ -166,23 +174,32 @@ class _Spread:
     def _needed(self, recipe: Recipe) -> str:
         return self._device if recipe.device == "auto" else recipe.device
 
-    def _probe(self, machine: Machine, device: str) -> Message:
-        """Take a seat and ask for the environment of runs there. The seat then waits for a run."""
-        said = os.environ.get(THREADS, "")
-        units = 1 if device == "cuda" else min(int(said) if said.isdigit() else 10**6, machine.cpus)
+    def _probe(self, machine: Machine, device: str, units: int, number: int) -> Message:
+        """Take a seat and ask for the environment of runs there. The seat then waits for a run.
+
+        number: of seats to take, for a process needs some time until it can run anything; the
+        others only if they are free.
+        """
+        seats = list[Seat]()
         try:
-            seat = self._cluster.seat(machine, device, units, self._waits)
-            environment = seat.environment(device)
-            speed = seat.peak(device) if device == "cuda" and self._mixed else 1.0
+            seats.append(self._cluster.seat(machine, device, units, self._waits))
+            with contextlib.suppress(NoSeat):
+                while len(seats) < number:
+                    seats.append(self._cluster.seat(machine, device, units, None))
+            environment = seats[0].environment(device)
+            speed = seats[0].peak(device) if device == "cuda" and self._mixed else 1.0
         except (Lost, InputError) as error:
+            for seat in seats:
+                seat.close()
             return Refused(machine, str(error))
         name = f"{machine.id}/{device}"
         kind = f"{environment.machine()} {digest([environment.hardware(), environment.software()])}"
         node = _Node(machine, device, environment)
         if units == node.amount(1):
-            node.idle.append(seat)
+            node.idle += seats
         else:
-            seat.close()
+            for seat in seats:
+                seat.close()
         with self._lock:
             self._nodes[name] = node
         total = machine.gpus if device == "cuda" else max(1, machine.cpus // environment.threads)
@@ -232,12 +249,15 @@ class _Spread:
         for item in items:
             key = self._sweep.key(item.recipe)
             self._items[key] = item
-            load = load_of(item, self._needed(item.recipe))
+            load = self._load(item)
             group = self._sweep.key(item.recipe, load.group)
             # What no node has enough GPUs for is skipped on the largest, as it is without Ray.
             units = min(load.units, self._most[load.device])
             loads.append(dataclasses.replace(load, name=key, group=group, units=units))
         self._order.add(*loads)
+
+    def _load(self, item: Planned) -> Load:
+        return load_of(item, self._needed(item.recipe))
 
     def _hear(self) -> None:
         """What the threads say, for a moment."""
@@ -368,3 +388,11 @@ class _Spread:
             idle, node.idle = node.idle, []
         for seat in idle:
             seat.close()
+
+
+def _units(machine: Machine, device: str) -> int:
+    """What a run takes of the node, as far as is known before its environment is."""
+    if device == "cuda":
+        return 1
+    said = os.environ.get(THREADS, "")
+    return max(1, min(int(said), machine.cpus)) if said.isdigit() else machine.cpus

@@ -33,10 +33,12 @@ from qbench.run import (
     floors,
     folders,
     generate,
+    here,
     locks,
     machines,
     processes,
     recorder,
+    sweep,
 )
 from qbench.run.execution import Limits
 from qbench.run.interrupts import Interrupts
@@ -265,6 +267,19 @@ def test_what_is_forked_from_finds_a_qbench_that_is_not_installed(tmp_path: Path
     assert done.stdout.splitlines() == [
         str(tmp_path / "qbench" / "__init__.py"), f"{packages} None",
     ], done.stderr  # fmt: skip
+
+
+def test_environment_that_the_sweep_has_read_is_not_read_by_each_of_its_seats(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(device: str) -> environment.Environment:
+        raise AssertionError(device)
+
+    (path,) = finished.glob("*/tensorrt-*/record.json")
+    draft = recorder.changed(store.read(path), status="running", reason="")
+    monkeypatch.setattr(machines, "read_environment", refuse)
+    place = here.Here(sweep.Silent(), Interrupts())
+    assert place.run(here.Task(draft, ("a cat",)), tmp_path).status == "skipped"
 
 
 # What is compared with what ----------------------------------------------------------------------

@@ -9,11 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import RECIPES, ROOT, SMALL
 
@@ -22,9 +24,10 @@ from qbench.pipelines import specs
 from qbench.recipe.schema import Recipe
 from qbench.results import store
 from qbench.results.record import Record
-from qbench.run import cluster, reachable, spread, sweep
+from qbench.run import cluster, folders, nodes, processes, reachable, recorder, spread, sweep
 from qbench.run.cluster import Asked
 from qbench.run.events import StageEntered
+from qbench.run.here import Task
 from qbench.run.plan import plan
 
 SECONDS = "seconds"  # what differs from run to run, and says nothing about what was computed
@@ -106,8 +109,6 @@ class _Watcher(sweep.Silent):
 
 def _seats() -> list[int]:
     """Processes of seats on this module's cluster, which is a child of this process."""
-    import psutil
-
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -176,10 +177,11 @@ class _Early(sweep.Silent):
     """Notes what begins and ends, and may interrupt once a part has been made."""
 
     def __init__(self, interrupts: bool = False) -> None:
-        self.heard = list[str]()
+        self.heard, self.seats = list[str](), 0
         self._interrupts = interrupts
 
     def begin(self, recipe: Recipe, position: int, total: int) -> None:
+        self.seats = self.seats or len(_seats())
         self.heard.append(f"begins {recipe.name.split(', part')[0]}")
 
     def dropped(self, recipe: Recipe) -> None:
@@ -205,6 +207,7 @@ def test_videos_of_what_waits_for_its_reference_are_made_meanwhile(
     watcher = _Early()
     swept = spread.run(planned, tmp_path / "ray", watcher, Asked(address), fresh=True)
     assert [record.status for _, record in swept.finished] == ["ok", "ok"]
+    assert watcher.seats == 2  # both import what runs need while the first tells what it is
     order = ["begins fp32", "begins int8", "fp32 ok", "int8 ok"]
     assert sorted(order, key=watcher.heard.index) == order
     assert list(tmp_path.rglob("*.parts")) == []
@@ -216,6 +219,57 @@ def test_videos_of_what_waits_for_its_reference_are_made_meanwhile(
         assert _measured(record) == _measured(theirs[name])
     assert ours["int8"].reference is not None
     assert ours["int8"].reference.run == ours["fp32"].run
+
+
+@pytest.mark.slow
+def test_cluster_of_a_killed_sweep_leaves_a_folder_that_the_next_one_removes(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import os, signal; from qbench.run.cluster import Asked, Cluster\n"
+        "Cluster(Asked('local')); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    short = Path(tempfile.mkdtemp(prefix="r-"))  # Ray's sockets lie in it
+    variables = os.environ | {"TMPDIR": str(short)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables)
+    assert done.returncode == -signal.SIGKILL
+    assert list(short.glob("qbench-*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    for _ in range(100):
+        processes.prepare()
+        if not (
+            left := [one for one in short.glob("qbench-*") if str(os.getpid()) not in one.name]
+        ):
+            break
+        time.sleep(0.2)  # what is left of the cluster still writes
+    assert left == []
+
+
+@pytest.mark.slow
+def test_part_whose_process_is_killed_says_so_and_not_what_a_library_said_last(
+    finished: Path,
+) -> None:
+    (path,) = finished.glob("*/fp32-*/record.json")
+    draft = recorder.changed(store.read(path), status="running", reason="")
+    node = nodes.Node((), Path.cwd())
+    killed, last = 0, None
+    for last in node.part(Task(draft, ("a ball",) * 17), 0, 1):
+        if isinstance(last, nodes.Heard) and not killed:
+            stages = {event.stage for event in last.events if isinstance(event, StageEntered)}
+            if "more videos" in stages:
+                killed += sum(map(_killed, psutil.Process().children(recursive=True)))
+    assert killed
+    assert isinstance(last, nodes.Done)
+    assert last.failed.startswith("stage more videos: the process died of SIGKILL")
+
+
+def _killed(process: psutil.Process) -> bool:
+    """Whether the process was one of a run, which writes to its log."""
+    with contextlib.suppress(OSError, psutil.NoSuchProcess):
+        if os.readlink(f"/proc/{process.pid}/fd/1").endswith(folders.LOG):
+            process.kill()
+            return True
+    return False
 
 
 @pytest.mark.slow
