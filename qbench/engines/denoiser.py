@@ -30,9 +30,9 @@ class EngineDenoiser(ModelMixin):
     """Stands where the pipeline's denoiser stood: called the same, with the same `.config`.
 
     It takes every input that it was built with, by name. What the pipeline passes besides, an input
-    that it leaves out, and a size or dtype other than that of `inputs` are refused: the video would be
-    another than the module's. It keeps nothing of the module itself, whose weights are freed where
-    nobody else holds them.
+    that it leaves out, and a size or dtype other than that of `inputs` are refused: the video would
+    be another than the module's. It keeps nothing of the module itself, whose weights are freed
+    where nobody else holds them.
 
     A model of diffusers by type alone: a pipeline asks its models which device it is on, may hold
     no other, and `from_pretrained` gives it nothing else.
