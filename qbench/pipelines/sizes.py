@@ -28,6 +28,7 @@ class Grid:
     side: int
     made: Callable[[int], int]
     fixed: bool = False
+    even: int = 0  # only multiples of it and one have no frames that stand still; 0: all counts
 
     def check(self, wanted: Generation) -> None:
         """Refuse what cannot be made. Raises InputError with the nearest that can."""
@@ -42,7 +43,7 @@ class Grid:
         if frames and self.made(frames) != frames:
             raise InputError(
                 f"generation.frames: for {frames} this model makes {self.made(frames)}; "
-                f"the nearest that it makes as asked is {self.nearest_frames(frames)}"
+                f"the nearest to ask for is {self.nearest_frames(frames)}"
             )
         asked = (wanted.frames, wanted.height, wanted.width)
         if self.fixed and any(a not in (None, b) for a, b in zip(asked, self.own, strict=True)):
@@ -52,9 +53,13 @@ class Grid:
             )
 
     def nearest_frames(self, frames: int) -> int:
-        """The nearest count that comes out as it goes in; of two as near, the larger."""
+        """The nearest count that comes out as it goes in and moves; of two as near, the larger."""
         around = range(frames + SEARCHED, max(0, frames - SEARCHED), -1)
-        fitting = [count for count in around if self.made(count) == count]
+        fitting = [
+            count
+            for count in around
+            if self.made(count) == count and not (self.even and count % self.even != 1)
+        ]
         return min(fitting, key=lambda count: abs(count - frames))
 
     def resolve(

@@ -137,8 +137,8 @@ def test_numbers_of_steps_that_leave_noise_in_the_video_are_noted(pipeline: Vide
 @pytest.mark.parametrize(
     ("wanted", "hint"),
     [
-        ({"frames": 12}, "for 12 this model makes 9; the nearest that it makes as asked is 9"),
-        ({"frames": 13}, "for 13 this model makes 16; the nearest that it makes as asked is 16"),
+        ({"frames": 12}, "for 12 this model makes 9; the nearest to ask for is 9"),
+        ({"frames": 13}, "for 13 this model makes 16; the nearest to ask for is 17"),
         ({"height": 70}, "not a multiple of 16"),
     ],
 )
