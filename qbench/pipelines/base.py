@@ -233,8 +233,7 @@ class VideoPipeline(ABC):
         model = with_defaults(model, type(self), self.configs())
         frames, height, width = self.grid(self.configs()).resolve(generation, model.size)
         if name := generation.scheduler or model.scheduler:
-            wanted = schedulers.named(name, self.schedulers, self.pipeline_class)
-            self.pipe.scheduler = wanted.from_config(self.pipe.scheduler.config)
+            schedulers.put(self.pipe, name, self.schedulers)
         if generation.dynamic_cfg and not self.dynamic_cfg:
             raise InputError(
                 f"generation.dynamic_cfg: diffusers' {self.pipeline_class} has no dynamic guidance"

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qbench.errors import InputError, nearest
 
+if TYPE_CHECKING:
+    from qbench.pipelines.base import Pipe
 
-def named(name: str, known: Mapping[str, str], pipeline: str) -> Any:
-    """diffusers' class of a recipe's `generation.scheduler`. Raises InputError for another.
 
-    known: the names that this class of pipeline takes, with diffusers' own.
+def put(pipe: Pipe, name: str, known: Mapping[str, str]) -> None:
+    """Give the pipeline the scheduler that a recipe's `generation.scheduler` names.
+
+    known: the names that this class of pipeline takes, with diffusers' own. Raises InputError for
+    another.
     """
     import diffusers
 
     if name not in known:
         hint = nearest(name, known) or "; leave it out for the pipeline's own"
-        raise InputError(f"generation.scheduler: {pipeline} has no {name!r}{hint}")
-    return getattr(diffusers, known[name])
+        raise InputError(f"generation.scheduler: {type(pipe).__name__} has no {name!r}{hint}")
+    wanted = getattr(diffusers, known[name])
+    pipe.scheduler = wanted.from_config(pipe.scheduler.config)
 
 
-def uneven(scheduler: Any, steps: int) -> str | None:
-    """A sentence where diffusers' scheduler leaves noise in the video at this number of steps.
+def uneven(pipe: Pipe, steps: int) -> str | None:
+    """A sentence where the pipeline's scheduler leaves noise in the video at this number of steps.
 
     With 'trailing' spacing its timesteps lie total/steps apart, but each step goes down by the
     whole part of that: of 1000, 15 steps lie 66.7 apart, go down by 66, and the last ends above
     0.
     """
-    config = scheduler.config
+    config = pipe.scheduler.config
     total = config.num_train_timesteps
-    by_whole_parts = type(scheduler).__name__ in (
+    by_whole_parts = type(pipe.scheduler).__name__ in (
         "DDIMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
     )  # fmt: skip
     trailing = config.get("timestep_spacing") == "trailing"

@@ -131,7 +131,7 @@ def _load(job: Job, stages: Stages) -> Session:
             recorder.note(BY_CONTENT_NOTE.format(cache.kind))
     else:
         size = (generation.frames, generation.height, generation.width)
-        uneven = schedulers.uneven(pipeline.pipe.scheduler, generation.steps)
+        uneven = schedulers.uneven(pipeline.pipe, generation.steps)
         for note in (model.unlearned(*size), uneven):
             if note:
                 recorder.note(note)

@@ -129,7 +129,7 @@ def test_numbers_of_steps_that_leave_noise_in_the_video_are_noted(pipeline: Vide
             noise = (latents - signal * video) / spread
             latents = scheduler.step(signal * noise - spread * video, t, latents).prev_sample
         left = float((latents - video).std())
-        note = schedulers.uneven(pipeline.pipe.scheduler, steps)
+        note = schedulers.uneven(pipeline.pipe, steps)
         assert (note is not None) == (left > 1e-3)
         assert note is None or note.endswith("divides them is 20")
 
