@@ -84,6 +84,16 @@ def _tile(vae: Module, changes: Changes, pixels: int | None) -> None:
             changes.replace(vae, f"tile_overlap_factor_{side}", 1 / 4)
 
 
+def tiles_nothing(vae: Module, height: int, width: int) -> bool:
+    """Whether it is set to decode in tiles, and a picture of so many pixels is no larger than one.
+
+    The names are diffusers': a VAE of images has one side for both.
+    """
+    sides = ("tile_sample_min_height", "tile_sample_min_width")
+    high, wide = (getattr(vae, name, None) or vae.tile_sample_min_size for name in sides)
+    return bool(vae.use_tiling and height <= high and width <= wide)
+
+
 def _offload_groups(video: VideoPipeline, device: str) -> None:
     """Blocks of the denoiser and layers of the text encoder come ahead of their turn, on a stream.
 

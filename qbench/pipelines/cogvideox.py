@@ -77,7 +77,7 @@ class CogVideoX(VideoPipeline):
             side=spatial * _int(denoiser.get("patch_size", 2)),
             made=lambda frames: frames_made(frames, ratio),
             fixed=bool(denoiser.get("use_learned_positional_embeddings")),
-            even=2 * ratio,  # of even numbers of latent frames the first ones come out still
+            moving=2 * ratio,  # of even numbers of latent frames the first ones come out still
         )
 
     @classmethod

@@ -28,7 +28,7 @@ class Grid:
     side: int
     made: Callable[[int], int]
     fixed: bool = False
-    even: int = 0  # only multiples of it and one have no frames that stand still; 0: all counts
+    moving: int = 0  # of one more than its multiples no frame stands still; 0: of any count
 
     def check(self, wanted: Generation) -> None:
         """Refuse what cannot be made. Raises InputError with the nearest that can."""
@@ -58,7 +58,7 @@ class Grid:
         fitting = [
             count
             for count in around
-            if self.made(count) == count and not (self.even and count % self.even != 1)
+            if self.made(count) == count and not (self.moving and count % self.moving != 1)
         ]
         return min(fitting, key=lambda count: abs(count - frames))
 

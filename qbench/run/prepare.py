@@ -27,6 +27,7 @@ BY_CONTENT_NOTE = (
     "weights' own and says nothing about the model's"
 )
 NOT_FUSED_NOTE = "decode.fused is for CogVideoX's VAE; this model's decodes as without it"
+NOT_TILED_NOTE = "memory.vae_tiling: pictures of {}x{} are no larger than a tile: none was cut"
 NOT_SMOOTHED_NOTE = (
     "calibration: qbench knows no layers of this model that could scale the inputs of its linears, "
     "and FP8 linears take no scale: SmoothQuant changes nothing, and this is plain FP8"
@@ -230,7 +231,7 @@ def _quantize(session: Session, work: Work | None) -> Ranks | None:
     Returns the ranks that share the work, where there are several.
     """
     from qbench.engines import exported
-    from qbench.optimizations import axes, quantization
+    from qbench.optimizations import axes, memory, quantization
     from qbench.optimizations.calibration import Occasion
     from qbench.optimizations.vae import patch
 
@@ -258,6 +259,9 @@ def _quantize(session: Session, work: Work | None) -> Ranks | None:
         session.counted = applied.sparse.facts
     if variant.decode.fused and not patch.fuses(session.pipeline.pipe.vae):
         recorder.note(NOT_FUSED_NOTE)
+    size = session.generation.height, session.generation.width
+    if variant.memory.vae_tiling and memory.tiles_nothing(session.pipeline.pipe.vae, *size):
+        recorder.note(NOT_TILED_NOTE.format(*size))
     if applied.ranks:
         stages.traffic = applied.ranks.traffic
     gc.collect()

@@ -89,11 +89,31 @@ def test_tiles_are_as_large_as_asked_and_then_the_vaes_own_again() -> None:
         assert [max(sides) for sides in zip(*seen, strict=True)] == tiles
         assert made.shape == whole.shape
         assert torch.equal(made, whole) == (pixels == 96)
+        assert memory.tiles_nothing(vae, 96, 96) == (len(seen) == 1)
         changes.undo()
         assert vae.tile_sample_min_height == 32
         assert vae.tile_latent_min_width == 4
         assert not vae.use_tiling
+        assert not memory.tiles_nothing(vae, 8, 8)
     hook.remove()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(64, 64), (128, 64), (64, 128)])
+def test_a_picture_no_larger_than_a_tile_of_a_vae_of_images_is_not_cut(
+    size: tuple[int, int],
+) -> None:
+    vae = specs.load(specs.find("tiny-zeroscope"), "fp32", "cpu").pipe.vae.float()
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    own = vae.tile_sample_min_size
+    latents = torch.randn(
+        1, vae.config.latent_channels, *(side * own // 64 // scale for side in size)
+    )
+    memory.apply(SimpleNamespace(pipe=SimpleNamespace(vae=vae)), Memory(vae_tiling=True), "cpu")
+    seen: list[torch.Size] = []
+    vae.decoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    shape = vae.decode(latents).sample.shape
+    assert memory.tiles_nothing(vae, *shape[2:]) == (len(seen) == 1) == (size == (64, 64))
 
 
 def test_tiles_cannot_be_sized_where_there_are_none() -> None:
