@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -229,7 +230,7 @@ def test_cluster_of_a_killed_sweep_leaves_a_folder_that_the_next_one_removes(
         "import os, signal; from qbench.run.cluster import Asked, Cluster\n"
         "Cluster(Asked('local')); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    short = Path(tempfile.mkdtemp(prefix="r-"))  # Ray's sockets lie in it
+    short = Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))  # Ray's sockets lie in it
     variables = os.environ | {"TMPDIR": str(short)}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables)
     assert done.returncode == -signal.SIGKILL
@@ -243,6 +244,7 @@ def test_cluster_of_a_killed_sweep_leaves_a_folder_that_the_next_one_removes(
             break
         time.sleep(0.2)  # what is left of the cluster still writes
     assert left == []
+    shutil.rmtree(short)
 
 
 @pytest.mark.slow

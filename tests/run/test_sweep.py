@@ -229,7 +229,7 @@ def test_broken_weights_give_an_invalid_run(tmp_path: Path) -> None:
         (["run", "recipes/int8.yaml", "--prompts=word-v1"], "did you mean 'world-v1'?"),
         (["run", "recipes/int8.yaml", "--set=prompts.count=9999"], "the most is 256"),
         (["run", "recipes/int8.yaml", "--device=cuba"], "did you mean 'cuda'?"),
-        (["run", "recipes/int8.yaml", "--set=generation.frames=14"], "makes as asked is 16"),
+        (["run", "recipes/int8.yaml", "--set=generation.frames=14"], "to ask for is 17"),
         (["validate", "recipes", "--set=generation.height=70"], "the nearest is 64"),
         (["validate", "recipes", "--set=variant.dtype=fp61"], "did you mean 'fp16'?"),
         (["report", "nowhere"], "no such file or folder"),
