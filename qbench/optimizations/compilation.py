@@ -63,6 +63,7 @@ def apply(video: VideoPipeline, wanted: Compile, hooked: bool) -> Changes:
 
 
 def _set(changes: Changes, settings: object, name: str, value: object) -> None:
+    """As `Changes.replace`, which looks where torch's settings do not keep their values."""
     changes.on_undo(functools.partial(setattr, settings, name, getattr(settings, name)))
     setattr(settings, name, value)
 

@@ -28,7 +28,7 @@ class Grid:
     side: int
     made: Callable[[int], int]
     fixed: bool = False
-    moving: int = 0  # of one more than its multiples no frame stands still; 0: of any count
+    moving: int = 1  # of one more than its multiples no frame stands still
 
     def check(self, wanted: Generation) -> None:
         """Refuse what cannot be made. Raises InputError with the nearest that can."""
@@ -55,11 +55,8 @@ class Grid:
     def nearest_frames(self, frames: int) -> int:
         """The nearest count that comes out as it goes in and moves; of two as near, the larger."""
         around = range(frames + SEARCHED, max(0, frames - SEARCHED), -1)
-        fitting = [
-            count
-            for count in around
-            if self.made(count) == count and not (self.moving and count % self.moving != 1)
-        ]
+        moving = [count for count in around if (count - 1) % self.moving == 0]
+        fitting = [count for count in moving if self.made(count) == count]
         return min(fitting, key=lambda count: abs(count - frames))
 
     def resolve(
