@@ -217,8 +217,10 @@ def _commit() -> str | None:
 
 def main() -> None:
     """Print the environment as JSON: `python -m qbench.meters.environment cuda`."""
+    import gc
     import sys
 
+    gc.disable()  # all that this process does is import, and what is imported is no garbage
     import torch
 
     wanted = sys.argv[1]
