@@ -11,8 +11,8 @@ reference, all are kept, for the report pairs a variant with its own; of copies 
 To add runs to what is published already, name its folder among RUNS.
 
 Digits that say nothing are left out, for no compressor makes noise smaller. A video's value of a
-metric is kept to the decimal that is at most a thousandth of the middle half's spread (three for a
-PSNR), five significant digits at most: that moves a mean by less than a thousandth of its standard
+metric is kept to the decimal that is at most a hundredth of the middle half's spread (two for a
+PSNR), five significant digits at most: that moves a mean by less than a hundredth of its standard
 error. Every other figure that was measured has seven digits, as a clock of 100 ns has for a second.
 What was asked for (recipe, sizes) and where stays as it is. A verdict that this would change stops
 the program.
@@ -40,7 +40,7 @@ from qbench.run.generate import PROFILE
 
 UNFINISHED = ("running", "interrupted")
 DIGITS = 5  # of a video's value of a metric, at most
-LEVELS = 1000  # that the middle half of such values has at least
+LEVELS = 100  # that the middle half of such values has at least
 MEASURED_DIGITS = 7  # of a time, a rate, a mean ...
 # What is no measurement, and what others may take digests of.
 EXACT = {"recipe", "overrides", "environment", "fingerprints", "generation", "reference"}

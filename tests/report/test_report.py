@@ -252,7 +252,7 @@ def test_a_chart_saved_with_a_palette_keeps_the_colours_of_thin_lines(tmp_path: 
     import numpy as np
     from PIL import Image, ImageColor
 
-    found, _ = store.read_all(store.find([ROOT / "results/published/h100/quality"]))
+    found, _ = store.read_all(store.find([ROOT / "results/published/h200/quality"]))
     (ranking,) = _rank(*(record for _, record in found))
     (path,) = charts.draw(ranking, tmp_path, "", only="error-by-step")
     with Image.open(path) as picture:

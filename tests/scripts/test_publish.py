@@ -115,7 +115,7 @@ def test_a_rounding_that_changes_a_verdict_is_refused(
 
 
 @pytest.mark.parametrize("spread", [3.0, 0.04, 1.01e-3, 700.0])
-def test_a_videos_value_has_a_thousand_levels_and_a_mean_that_stays(spread: float) -> None:
+def test_a_videos_value_has_a_hundred_levels_and_a_mean_that_stays(spread: float) -> None:
     draw = np.random.default_rng(1)
     for values in (
         46 + spread * draw.standard_normal(256),
@@ -124,12 +124,12 @@ def test_a_videos_value_has_a_thousand_levels_and_a_mean_that_stays(spread: floa
     ):
         kept = publish._levelled(values.tolist())
         error = values.std() / 16
-        assert abs(np.mean(kept) - values.mean()) < max(1e-3 * error, 46e-5 / 16)
+        assert abs(np.mean(kept) - values.mean()) < max(1e-2 * error, 46e-5 / 16)
         low, high = np.quantile(values, [0.25, 0.75])
         steps = np.unique(np.round(np.diff(np.unique(kept)), 12))
-        assert steps.min() <= max((high - low) / 1000, 1e-4 * abs(values).max())
+        assert steps.min() <= max((high - low) / 100, 1e-4 * abs(values).max())
         assert publish._levelled(kept) == kept
-    assert publish._levelled([46.51234, 43.51239, 49.51231]) == [46.512, 43.512, 49.512]
-    assert publish._levelled([1.0, 1.0, 0.123456789]) == [1.0, 1.0, 0.1235]
-    assert publish._levelled([0.0, 0.0, 0.0, 0.0, 123.456789]) == [0.0] * 4 + [123.46]
+    assert publish._levelled([46.51234, 43.51239, 49.51231]) == [46.51, 43.51, 49.51]
+    assert publish._levelled([1.0, 1.0, 0.123456789]) == [1.0, 1.0, 0.123]
+    assert publish._levelled([0.0, 0.0, 0.0, 0.0, 123.456789]) == [0.0] * 4 + [123.5]
     assert publish._levelled([0.123456789]) == [0.12346]
