@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes"
-# A quarter of the bundled model's size in each frame, and half of its frames: what a test of the
-# program is about, rather than of videos, is there at any size.
-SIZE = {"generation.frames": "9", "generation.height": "32", "generation.width": "32"}
 # Two videos of two steps: everything runs, nothing takes long.
 SMALL = [
-    *(f"--set={name}={value}" for name, value in SIZE.items()),
     "--set=generation.steps=2",
     "--set=prompts.count=2",
     "--set=measure.repeats=1",

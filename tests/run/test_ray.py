@@ -162,7 +162,7 @@ def test_videos_made_in_parts_are_those_of_one_device_though_a_part_is_lost(
     monkeypatch.chdir(tmp_path)
     Path("network").symlink_to(specs.BUNDLED / "tiny-clip")
     network = {"quality.metrics": "[clip_score]", "quality.clip": "network"}
-    many = QUICK | network | {"prompts.count": "17"}
+    many = QUICK | network | {"prompts.count": "17", "generation.frames": "9"}
     watcher = _Watcher("fp32, part 2/2", "more videos")
     swept = spread.run(_planned("fp32", **many), Path("ray"), watcher, Asked(address))
     assert watcher.killed
