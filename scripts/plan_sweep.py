@@ -95,7 +95,7 @@ def simulate(seed: int, known: bool = False, together: bool = False) -> Outcome:
     gpus = sum(nodes * each for nodes, each in NODES.values())
     power = sum(nodes * each * SPEEDS[kind] for kind, (nodes, each) in NODES.items())
     bound = sum((x.work * real[x.name] + START_S) * x.units for x in loads) / power
-    events: list[tuple[float, str]] = []  # when each of what runs ends
+    events: list[tuple[float, bool, str]] = []  # when each of what runs has started, and ended
     now = busy = 0.0
     most = running = waited = 0
     ended: set[str] = set()
@@ -108,12 +108,16 @@ def simulate(seed: int, known: bool = False, together: bool = False) -> Outcome:
             waited += early and load.part is None
             used.setdefault(load.group, set()).add(kind)
             seconds = START_S + load.work * real[load.whole or load.name] / SPEEDS[kind]
-            heapq.heappush(events, (now + seconds, load.name))
+            heapq.heappush(events, (now + START_S, False, load.name))
+            heapq.heappush(events, (now + seconds, True, load.name))
             started[load.name] = load
             running += load.units
             busy += load.units * seconds
             most = max(most, running)
-        now, name = heapq.heappop(events)
+        now, over, name = heapq.heappop(events)
+        if not over:
+            order.working(name, now)
+            continue
         running -= started[name].units
         order.ended(name, now)
         if started[name].part is None:

@@ -36,6 +36,13 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Working:
+    """A run, or a part of one, has started and begins its videos."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Again:
     """A seat is gone, and the run, or the part of one, is to start once more."""
 
@@ -58,4 +65,4 @@ class Failed:
     error: BaseException
 
 
-Message = Joined | Refused | Ended | Again | PartEnded | Failed
+Message = Joined | Refused | Working | Ended | Again | PartEnded | Failed

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from qbench.run.parts import Load, are_worth_it, how_many, parted
+from qbench.run.speeds import Speeds
 
 OVERDUE = 0.1  # of its time so far: how much longer a run takes that should have ended
 
@@ -46,6 +47,7 @@ class _Running:
     kind: str
     site: str
     began: float
+    starting: float | None = None  # seconds until it did any of its work, once it has told
 
 
 @dataclass
@@ -57,24 +59,12 @@ class _Split:
 
 
 @dataclass
-class _Speed:
-    """Work that a device of a kind does in a second, from what has ended there."""
-
-    prior: float  # beside other kinds, by what its hardware can do at most
-    work: float = 0.0
-    seconds: float = 0.0
-
-
-@dataclass
 class _Group:
     waiting: list[Load] = field(default_factory=list)
     kind: str = ""
     opened: bool = False  # something of it has started, so it stays with its kind
     resumed: bool = False  # its reference was complete before, so it is soon over
     referred: bool = False  # its reference has ended
-
-    def work(self) -> float:
-        return sum(load.work * load.units for load in self.waiting)
 
     def ready(self) -> list[Load]:
         if self.referred:
@@ -90,14 +80,14 @@ class Order:
         self._groups: dict[str, _Group] = {}
         self._running: dict[str, _Running] = {}
         self._split: dict[str, _Split] = {}
-        self._speeds: dict[str, _Speed] = {}
+        self._speeds = Speeds()
 
     # What happens -----------------------------------------------------------------------------
 
     def join(self, site: Site, speed: float = 1.0) -> None:
         """A node. speed: of its kind beside others, as far as is known before anything has run."""
         self.sites[site.name] = site
-        self._speeds.setdefault(site.kind, _Speed(speed))
+        self._speeds.expect(site.kind, speed)
 
     def leave(self, name: str) -> None:
         """A node is gone; what ran there is told by `ended` or `again`."""
@@ -124,6 +114,15 @@ class Order:
         if found is not None and not found.opened:
             found.kind, found.opened, found.resumed = kind, True, True
 
+    def working(self, name: str, now: float) -> None:
+        """A run, or a part of one, has started, and begins what it was started for."""
+        run = self._running.get(name)
+        if run is None or run.starting is not None:
+            return
+        run.starting = now - run.began
+        if run.load.start:
+            self._speeds.saw_start(run.kind, run.load.start, run.starting)
+
     def ended(self, name: str, now: float, measured: bool = True) -> None:
         """A run, or a part of one, has ended.
 
@@ -139,9 +138,9 @@ class Order:
         else:
             load = self._free(name).load
             if measured:
-                speed = self._speeds[run.kind]
-                speed.seconds += now - run.began
-                speed.work += load.work
+                told = run.starting is not None
+                work = load.work if told else load.start + load.work
+                self._speeds.saw_work(run.kind, work, now - run.began - (run.starting or 0.0))
         if load.part is None:
             self._groups[load.group].referred |= load.reference
         elif split := self._split.get(load.whole):
@@ -218,49 +217,54 @@ class Order:
             return
         behind = self._behind(now, opened=True)
         power = {kind: self._power(kind) for kind in behind}
-        for group in sorted(unopened, key=lambda g: -g.work()):
+        for group in sorted(unopened, key=lambda g: -sum(x.work * x.units for x in g.waiting)):
             kinds = [kind for kind in self._kinds(group) if power[kind]]
             if kinds:
-                work = group.work()
-                kind = min(kinds, key=lambda k: ((behind[k] + work) / power[k], k))
+                work = {kind: self._work(group, kind) for kind in kinds}
+                kind = min(kinds, key=lambda k: ((behind[k] + work[k]) / power[k], k))
                 group.kind = kind
-                behind[kind] += work
+                behind[kind] += work[kind]
 
     def _behind(self, now: float, opened: bool) -> dict[str, float]:
         """Work that each kind has to do: of rankings that have started there, or of all it has."""
-        behind = dict.fromkeys(self._speeds, 0.0)
+        behind = dict.fromkeys(self._speeds.kinds(), 0.0)
         for group in self._groups.values():
             if group.kind in behind and (group.opened or not opened):
-                behind[group.kind] += group.work()
+                behind[group.kind] += self._work(group, group.kind)
         for split in self._split.values():
-            behind[self._groups[split.load.group].kind] += split.load.work * split.load.units
+            kind, load = self._groups[split.load.group].kind, split.load
+            behind[kind] += self._whole(load, kind) * load.units
         for run in self._running.values():
-            left = self._remaining(run, now) * self._rate(run.kind)
+            left = self._remaining(run, now) * self._speeds.rate(run.kind)
             behind[run.kind] += left * run.load.units
         return behind
 
+    def _work(self, group: _Group, kind: str) -> float:
+        """Of what waits, with what it takes to start each."""
+        return sum(self._whole(load, kind) * load.units for load in group.waiting)
+
+    def _whole(self, load: Load, kind: str) -> float:
+        """What a device does from its start on."""
+        return self._speeds.starting(kind, load.start) + load.work
+
     def _power(self, kind: str) -> float:
         """Work a second of all its devices."""
-        return self._rate(kind) * self._devices(kind)
+        return self._speeds.rate(kind) * self._devices(kind)
 
     def _devices(self, kind: str) -> int:
         return sum(site.total for site in self.sites.values() if site.kind == kind)
 
-    def _rate(self, kind: str) -> float:
-        """Work that a device does in a second; by its prior before anything has ended there."""
-        speed = self._speeds[kind]
-        if speed.seconds:
-            return speed.work / speed.seconds
-        known = [other for other in self._speeds.values() if other.seconds]
-        if not known:
-            return speed.prior
-        done = sum(other.work for other in known)
-        return speed.prior * done / sum(other.prior * other.seconds for other in known)
+    def _known(self, load: Load, kind: str) -> Load:
+        """The load with the work that a device does while it starts, as starts have taken."""
+        return load.starting(self._speeds.starting(kind, load.start))
 
-    def _remaining(self, run: _Running, now: float, start: float = 0.0) -> float:
-        """Seconds that a run has still to go, about. start: work that it took to start."""
-        spent = now - run.began
-        return max((start + run.load.work) / self._rate(run.kind) - spent, OVERDUE * spent)
+    def _remaining(self, run: _Running, now: float) -> float:
+        """Seconds that a run has still to go, about."""
+        spent, rate = now - run.began, self._speeds.rate(run.kind)
+        start = run.starting
+        if start is None:
+            start = self._speeds.starting(run.kind, run.load.start) / rate
+        return max(start + run.load.work / rate - spent, OVERDUE * spent)
 
     # One run to its devices -------------------------------------------------------------------
 
@@ -270,7 +274,8 @@ class Order:
         Rankings that have begun come before others, which can still be given to another kind.
         """
         groups = [g for g in self._groups.values() if g.waiting and g.kind == kind]
-        ready = [(group, group.work(), load) for group in groups for load in group.ready()]
+        works = [(group, self._work(group, kind)) for group in groups]
+        ready = [(group, work, load) for group, work in works for load in group.ready()]
         ready.sort(
             key=lambda one: (
                 not one[0].opened,
@@ -285,9 +290,9 @@ class Order:
         kept: set[str] = set()  # nodes that a larger run waits for
         for group, _, load in ready:
             if site := self._place(kind, load.units, kept):
-                beside = self._beside(group, load.start + load.work) if load.reference else []
+                beside = self._beside(group, self._whole(load, kind)) if load.reference else []
                 rivals = len(ready) + len(early) + len(beside)
-                parts = self._parts(load, kind, rivals, now)
+                parts = self._parts(load, kind, rivals, now, len(beside))
                 return Start(self._parted(load, parts) if parts > 1 else load, site)
             if site := self._fullest(kind, load.units, kept):
                 kept.add(site)
@@ -315,19 +320,20 @@ class Order:
         if group.resumed:
             return []
         runs = [load for load in group.waiting if load.part is None and not load.reference]
-        return [load for load in runs if load.early and are_worth_it(load, until)]
+        runs = [load for load in runs if load.early]
+        return [load for load in runs if are_worth_it(self._known(load, group.kind), until)]
 
     def _until_referred(self, group: _Group, now: float) -> float:
         """Work that a device does until the group's reference has ended; 0 if it does not run."""
         running = [
-            self._remaining(run, now, run.load.start) * self._rate(run.kind)
+            self._remaining(run, now) * self._speeds.rate(run.kind)
             for run in self._running.values()
             if run.load.reference and self._groups[run.load.group] is group
         ]
         if not running:
             return 0.0
         whole = [
-            split.load.start + split.load.work
+            self._whole(split.load, group.kind)
             for split in self._split.values()
             if split.load.reference and self._groups[split.load.group] is group
         ]
@@ -345,13 +351,17 @@ class Order:
         large = [s for s in sites if s.total >= units]
         return max(large, key=lambda s: (s.free, s.name)).name if large else ""
 
-    def _parts(self, load: Load, kind: str, rivals: int, now: float) -> int:
-        """How many parts it is made in. rivals: how many could start now, it included."""
+    def _parts(self, load: Load, kind: str, rivals: int, now: float, beside: int = 0) -> int:
+        """How many parts it is made in.
+
+        rivals: how many could start now, it included. beside: of those, what can while it runs.
+        """
         sites = [site for site in self.sites.values() if site.kind == kind]
         free = sum(site.free // load.units for site in sites)
         places = sum(site.total // load.units for site in sites)
         each = self._behind(now, opened=False)[kind] / self._devices(kind)
-        return how_many(load, places, free // rivals, each)
+        holds_up = load.reference and beside < places - 1  # else no device is idle meanwhile
+        return how_many(self._known(load, kind), places, free // rivals, each, holds_up)
 
     def _parted(self, load: Load, parts: int) -> Load:
         """Have the run wait for so many parts of it; the first of them."""

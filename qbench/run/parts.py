@@ -35,6 +35,12 @@ class Load:
     def work(self) -> float:
         return self.fixed + self.shared
 
+    def starting(self, work: float) -> Load:
+        """As it is where a device does so much work while a part starts."""
+        if work == self.start:
+            return self
+        return replace(self, start=work, least=max(self.least, work))
+
 
 def parted(load: Load, parts: int) -> list[Load]:
     """So many parts, each with as much of what can be shared; what cannot stays with the run."""
@@ -52,17 +58,17 @@ def parted(load: Load, parts: int) -> list[Load]:
     ]
 
 
-def how_many(load: Load, places: int, free: int, each: float) -> int:
+def how_many(load: Load, places: int, free: int, each: float, holds_up: bool) -> int:
     """As many as leave no device idle, and as end it well before everything else has ended.
 
     places: for it at once, if nothing else ran. free: of those, its own now if all that can start
-    has as many. each: work that every device has still to do.
+    has as many. each: work that every device has still to do. holds_up: others, until it has ended.
     """
     most = int(load.shared / load.least)
     if most < 2 or places < 2:
         return 1
     soonest = _soonest(load, min(most, places), places, each)
-    return min(most, max(free, soonest, _safest(load, places, each)))
+    return min(most, max(free, soonest, _safest(load, places, each, holds_up)))
 
 
 def _soonest(load: Load, most: int, places: int, each: float) -> int:
@@ -70,11 +76,12 @@ def _soonest(load: Load, most: int, places: int, each: float) -> int:
 
     One of the others is free after another, until all that they have to do is done.
     """
-    others = max(0.0, each - load.work / places)
+    alone = load.start + load.work
+    others = max(0.0, each - alone / places)
 
     def ends(parts: int) -> float:
         if parts == 1:
-            return max(each, load.work)
+            return max(each, alone)
         spread = each + ((parts - 1) * load.start - load.fixed) / places
         last = others * (parts - 1) / (places - 1) + load.start + load.shared / parts
         return max(spread, last) + load.start + load.fixed
@@ -82,12 +89,12 @@ def _soonest(load: Load, most: int, places: int, each: float) -> int:
     return min(range(1, most + 1), key=ends)
 
 
-def _safest(load: Load, places: int, each: float) -> int:
+def _safest(load: Load, places: int, each: float, holds_up: bool) -> int:
     """The number with which it should not end last by bad luck, where that is worth the starts.
 
     All devices share what starts take, and all but one what the last run keeps them waiting.
     """
-    longest = LONGEST_REFERENCE if load.reference else LONGEST
+    longest = LONGEST_REFERENCE if holds_up else LONGEST
     wished = math.ceil(load.work / (longest * each) - ROUNDING)
     if not load.start:
         return wished

@@ -27,7 +27,7 @@ from qbench.run.cluster import THREADS, Asked, Cluster, Lost, Machine, NoSeat, S
 from qbench.run.execution import Stopped
 from qbench.run.interrupts import Interrupts
 from qbench.run.loads import load_of, seats_of
-from qbench.run.messages import Again, Ended, Failed, Joined, Message, PartEnded, Refused
+from qbench.run.messages import Again, Ended, Failed, Joined, Message, PartEnded, Refused, Working
 from qbench.run.order import Order, Site, Start
 from qbench.run.parts import Load
 from qbench.run.plan import Planned
@@ -275,6 +275,8 @@ class _Spread:
         elif isinstance(message, Refused):
             self._refusals.append(f"{message.machine.name}: {one_line(message.why)}")
             self.watcher.note(f"not used: {self._refusals[-1]}")
+        elif isinstance(message, Working):
+            self._order.working(message.name, time.monotonic())
         elif isinstance(message, PartEnded):
             if message.why:
                 text = f"{message.name}: {message.why}; the run makes its videos itself"
@@ -378,6 +380,9 @@ class _Spread:
                 node.idle.append(seat)
                 return
         seat.close()
+
+    def tell(self, message: Message) -> None:
+        self._inbox.put(message)
 
     def lost_before(self, name: str) -> str | None:
         """Why this run, or part of one, is run again, if it is."""

@@ -15,9 +15,9 @@ from qbench.recipe.schema import Recipe
 from qbench.results.record import Record, Status
 from qbench.run import execution, folders, recorder
 from qbench.run.cluster import Lost, NoSeat, Seat
-from qbench.run.events import Event, Placed, StageEntered
+from qbench.run.events import Event, Placed, StageEntered, WorkPlanned
 from qbench.run.here import Task
-from qbench.run.messages import Again, Message, PartEnded
+from qbench.run.messages import Again, Message, PartEnded, Working
 from qbench.run.order import Start
 from qbench.run.plan import Planned
 from qbench.run.sweep import Sweep, Watcher
@@ -34,6 +34,10 @@ class Seats(Protocol):
         ...
 
     def give_back(self, site: str, seat: Seat) -> None: ...
+
+    def tell(self, message: Message) -> None:
+        """Something that the order of the sweep depends on."""
+        ...
 
     def lost_before(self, name: str) -> str | None:
         """Why this run, or part of one, is run again, if it is."""
@@ -79,7 +83,7 @@ class There:
 
     def run(self, task: Task, work: Path) -> Record:
         """Raises Lost where it is to be run once more."""
-        heard = Heard(self._seats.watcher)
+        heard = Heard(self._seats, self._name)
         execution.keep(task.draft, work)
         if (why := self._seats.lost_before(self._name)) is not None:
             draft = recorder.changed(task.draft, notes=[*task.draft.notes, f"run again: {why}"])
@@ -114,7 +118,7 @@ class There:
             return PartEnded(name, needed=False)
         assert start.load.part is not None
         seats.watcher.begin(label, 0, 0)
-        heard = Heard(seats.watcher, label)
+        heard = Heard(seats, name, label)
         seat: Seat | None = None
         try:
             seat = seats.seat(start.site, start.load.units)
@@ -160,19 +164,23 @@ class There:
 
 
 class Heard:
-    """Passes on what a run says, and knows in which stage it is."""
+    """Passes on what a run, or a part of one, says, and knows in which stage it is."""
 
-    def __init__(self, watcher: Watcher, label: Recipe | None = None) -> None:
-        self._watcher, self._label = watcher, label
+    def __init__(self, seats: Seats, name: str, label: Recipe | None = None) -> None:
+        self._seats, self._name, self._label = seats, name, label
         self.stage = "start"
+        self._works = False
 
     def event(self, recipe: Recipe, event: Event) -> None:
         if isinstance(event, StageEntered):
             self.stage = event.stage
-        self._watcher.event(self._label or recipe, event)
+        elif isinstance(event, WorkPlanned) and not self._works:  # it has started
+            self._works = True
+            self._seats.tell(Working(self._name))
+        self._seats.watcher.event(self._label or recipe, event)
 
     def note(self, text: str) -> None:
-        self._watcher.note(text)
+        self._seats.watcher.note(text)
 
 
 def _ended(task: Task, work: Path, status: Status, reason: str, stage: str) -> Record:
