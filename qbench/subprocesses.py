@@ -1,7 +1,8 @@
-"""Starting a module of qbench's own as a program."""
+"""Running a module of qbench's own as a program."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +14,8 @@ _START = (
 )
 
 
-def command(module: str, *words: str) -> list[str]:
-    """What starts this module, of qbench's, in a process of its own with these arguments."""
+def run(module: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run this module, of qbench's, in a process of its own with these arguments, to its end."""
     root = str(Path(__file__).parent.parent)
-    return [sys.executable, "-P", "-c", _START.format(root=root), module, *words]
+    command = [sys.executable, "-P", "-c", _START.format(root=root), module, *words]
+    return subprocess.run(command, capture_output=True, text=True)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import programs
 import pytest
 
+from qbench import subprocesses
+
 if TYPE_CHECKING:
     from qbench.engines.export import Exported
 
@@ -43,6 +45,11 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
     # A suite in the background, or under nohup, is to ignore these; what is tested here is not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+# What qbench starts of its own beside a test's process, to read the machine or to export a graph,
+# is forked like its program.
+subprocesses.run = programs.apart
 
 
 # These take a minute or more each: one that begins last has the other workers wait for it.

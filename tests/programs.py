@@ -93,6 +93,11 @@ def run(
     return subprocess.CompletedProcess(words, program.returncode, out, err)
 
 
+def apart(module: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """`qbench.subprocesses.run` for what a test calls in its own process."""
+    return run(module, *words, cwd=Path.cwd())
+
+
 @functools.cache
 def _server() -> socket.socket:
     """The line to the process that is forked from. It ends with this one."""
@@ -185,20 +190,20 @@ def _start_nothing_anew() -> None:
     """What this program would start to import the same again is forked from it."""
     from multiprocessing import util
 
-    from qbench.run import machines
+    from qbench import subprocesses
 
-    plain_spawn, plain_run = util.spawnv_passfds, subprocess.run
+    plain_spawn, plain_run = util.spawnv_passfds, subprocesses.run
 
     def spawn(path: bytes, words: Sequence[str], passed: Sequence[int]) -> int:
         if not words[-1].startswith(FORK_SERVER):
             return plain_spawn(path, words, passed)
         return os.fork() or _as_process(lambda: _be_fork_server(words[-1], set(passed)))
 
-    def read_machine(words: list[str], **how: bool) -> subprocess.CompletedProcess[str]:
-        if words[-2] != "qbench.meters.environment":
-            return plain_run(words, **how)
+    def read_machine(module: str, *words: str) -> subprocess.CompletedProcess[str]:
+        if module != "qbench.meters.environment":
+            return plain_run(module, *words)
         pipes = [os.pipe() for _ in range(2)]
-        process = os.fork() or _as_process(lambda: _be_reader(words[-1], [w for _, w in pipes]))
+        process = os.fork() or _as_process(lambda: _be_reader(words[0], [w for _, w in pipes]))
         for _, writing in pipes:
             os.close(writing)
         out, err = (os.fdopen(reading).read() for reading, _ in pipes)
@@ -206,8 +211,7 @@ def _start_nothing_anew() -> None:
         return subprocess.CompletedProcess(words, code, out, err)
 
     util.spawnv_passfds = spawn
-    machines.subprocess = type(sys)("subprocess")
-    machines.subprocess.run = read_machine
+    subprocesses.run = read_machine
 
 
 def _be_fork_server(code: str, passed: set[int]) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -110,7 +109,7 @@ def made_apart(
         job = graph.with_suffix(".job")
         try:
             torch.save((module, signature, dict(example), graph, kept), job)
-            done = subprocess.run(subprocesses.command(__name__, str(job)), capture_output=True)
+            done = subprocesses.run(__name__, str(job))
         finally:
             job.unlink(missing_ok=True)
         if done.returncode == 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,9 +12,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qbench import textfile
+from qbench import subprocesses, textfile
 from qbench.fields import Positive, Word
-from qbench.subprocesses import command
 
 FILE = "ceilings.json"
 SLOW_S = 0.05  # a GEMM that takes longer is not tried at the next size
@@ -115,7 +113,7 @@ def kept(folder: Path, device: str, again: bool = False) -> Ceilings | None:
         known = Ceilings.model_validate_json(path.read_text())
     if known is not None and not again:
         return known
-    done = subprocess.run(command("qbench.meters.roofline", device), capture_output=True, text=True)
+    done = subprocesses.run("qbench.meters.roofline", device)
     if done.returncode:
         return known
     found = Ceilings.model_validate_json(done.stdout.strip().splitlines()[-1])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-from qbench import cache
+from qbench import cache, subprocesses
 from qbench.errors import InputError
 from qbench.meters import roofline
 from qbench.meters.environment import Environment
 from qbench.meters.roofline import Ceilings
 from qbench.recipe.schema import digest
 from qbench.results.record import Record
-from qbench.subprocesses import command
 
 
 class Machines:
@@ -53,9 +51,7 @@ class Machines:
 
 def read_environment(device: str) -> Environment:
     """Read in a process of its own, so that this one never holds a GPU's memory."""
-    done = subprocess.run(
-        command("qbench.meters.environment", device), capture_output=True, text=True
-    )
+    done = subprocesses.run("qbench.meters.environment", device)
     if done.returncode == 2:
         raise InputError(done.stderr.strip().splitlines()[-1])
     if done.returncode:
