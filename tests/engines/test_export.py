@@ -9,15 +9,17 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from conftest import RECIPES
 from conftest import qbench as program
-from exporting import SHORT, exported
+from exporting import SHORT, append, damage_graphs, exported
+from onnx.numpy_helper import from_array
 from pipelines import tiny
 
 import qbench
-from qbench.engines import aoti, evidence, export, folder, formats, loading, manifest, onnx
+from qbench.engines import aoti, evidence, export, folder, formats, loading, manifest
 from qbench.engines.manifest import Manifest
 from qbench.engines.verify import verify
 from qbench.errors import InputError, Unsupported
@@ -123,16 +125,8 @@ def test_an_engine_refuses_another_dtype_in_a_line(graph: export.Exported) -> No
 
 def test_a_wrong_engine_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted scale; tests/test_proof.py plants a transpose."""
-    plain = onnx.export
-
-    def damaged(module, *rest):  # type: ignore[no-untyped-def]
-        last = module.proj_out.register_forward_hook(lambda *a: 1.1 * a[2])
-        try:
-            return plain(module, *rest)
-        finally:
-            last.remove()
-
-    monkeypatch.setattr(onnx, "export", damaged)
+    scale = from_array(np.float32(1.1), "scale")
+    damage_graphs(monkeypatch, lambda graph: append(graph, "Mul", scale))
     with pytest.raises(export.Differs, match="something else: relative L2"):
         exported("onnx", tmp_path / "engine")
     assert not (tmp_path / "engine").exists()
