@@ -71,6 +71,8 @@ def test_out_of_memory_becomes_a_record_with_its_stage(tmp_path: Path) -> None:
         "run",
         str(RECIPES / "fp32.yaml"),
         *SMALL,
+        "--set=prompts.count=1",
+        "--set=generation.frames=33",
         "--set=generation.height=8192",
         "--set=generation.width=8192",
         "--device=cpu",
