@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -99,20 +101,23 @@ def build_in_cache() -> None:
     """Have optimum-quanto build its extensions in the cache folder, not inside its own package.
 
     That may be one that nobody may write to, or that other environments share. What is built there
-    for this torch is used as it is.
+    for this torch is used as it is. Each environment has a folder of its own: a build names where
+    its sources and torch lie, and is made anew, which takes a minute, where they lie elsewhere.
     """
     import torch
     from optimum.quanto.library.extensions.extension import _extensions
 
     from qbench import cache
 
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    built = cache.folder() / "quanto" / f"{torch.__version__}-{environment}"
     for extension in _extensions.values():
         stamp = Path(extension.build_directory) / "pytorch_version.txt"
         if stamp.is_file() and stamp.read_text().strip() == torch.__version__:
             continue
-        folder = cache.folder() / "quanto" / torch.__version__ / extension.name
+        folder = built / extension.name
         folder.mkdir(parents=True, exist_ok=True)
-        forget_stale_locks(folder.parent)
+        forget_stale_locks(built)
         extension.build_directory = str(folder)
 
 

@@ -359,7 +359,10 @@ def test_lock_of_a_killed_build_is_forgotten_and_that_of_a_running_one_is_kept(
 def test_quantos_extensions_are_built_in_the_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not in site-packages; what is built there for this torch is used."""
+    """Not in site-packages; what is built there for this torch is used.
+
+    Two environments do not build in one place: each would build anew after the other.
+    """
     extension = pytest.importorskip("optimum.quanto.library.extensions.extension")
     from qbench import cache
 
@@ -376,6 +379,11 @@ def test_quantos_extensions_are_built_in_the_cache_folder(
     assert built.build_directory == str(stamp.parent)
     assert Path(missing.build_directory).is_relative_to(tmp_path / "cache")
     assert Path(missing.build_directory).is_dir()
+    ours = missing.build_directory
+    monkeypatch.setattr(sys, "prefix", "/another")
+    builds.build_in_cache()
+    assert built.build_directory == str(stamp.parent)
+    assert missing.build_directory != ours
 
 
 def test_convolutions_are_quantized_where_the_recipe_says_so_and_over_time_never() -> None:
