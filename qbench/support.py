@@ -30,7 +30,7 @@ from qbench.optimizations.vae import patch
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
-    from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.base import Module, VideoPipeline
 
 __all__ = ["PACKAGES", "RULES", "Machine", "ModelFacts", "Rule", "refusing", "why_not"]
 
@@ -109,20 +109,31 @@ def model_facts(video: VideoPipeline, guided: bool) -> ModelFacts:
 
     module = video.denoiser
     head_dim = getattr(module.config, "attention_head_dim", None)
+    linears = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, torch.nn.Linear) and layer.weight.dtype == module.dtype
+    }
+    compiled = _compiled(video)
     return ModelFacts(
         pipeline=video.pipeline_class,
-        linears={
-            name: layer.in_features
-            for name, layer in module.named_modules()
-            if isinstance(layer, torch.nn.Linear) and layer.weight.dtype == module.dtype
-        },
+        linears={name: layer.in_features for name, layer in linears.items()},
         head_dim=head_dim if isinstance(head_dim, int) else None,
         blocks=hasattr(module, "enable_cache"),
         guided=guided,
         causal_vae=patch.fuses(video.pipe.vae),
         exports=video.exports,
         separate_guidance=video.separate_guidance,
+        in_blocks=frozenset(name for name, layer in linears.items() if layer in compiled),
     )
+
+
+def _compiled(video: VideoPipeline) -> set[Module]:
+    """The layers of the parts that regional compilation compiles; none where a model has none."""
+    try:
+        return {layer for part in video.compiled_parts() for layer in part.modules()}
+    except Unsupported:
+        return set()
 
 
 def _installed(name: str) -> bool:

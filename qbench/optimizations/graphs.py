@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qbench.optimizations import schemes
 from qbench.optimizations.changes import Changes, Forward
-from qbench.optimizations.rules import Rule, clash
+from qbench.optimizations.rules import ModelFacts, Rule, always, clash
+from qbench.recipe.choices import AS_IT_IS
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
@@ -142,6 +144,38 @@ def _is_packed_by_quanto(variant: Variant) -> bool:
     )
 
 
+def _reads_inputs(variant: Variant) -> bool:
+    """Whether GEMMs that nothing compiles read their inputs' values on the host.
+
+    torchao's of INT8 inputs do: `safe_int_mm` (torchao/kernel/intmm.py, 0.18) has an input printed
+    to find out whether it is one of the compiler's.
+    """
+    wanted = variant.quantize
+    return (
+        variant.cuda_graph
+        and wanted is not None
+        and wanted.backend == "torchao"
+        and any(one.activations == "int8" for one in schemes.of_layers(wanted))
+    )
+
+
+def _compiles_all_that_read(variant: Variant, model: ModelFacts) -> bool:
+    wanted = variant.quantize
+    assert wanted is not None
+    return all(
+        name in model.in_blocks
+        for name in model.linears
+        if schemes.picks(wanted, name)
+        and (scheme := wanted.layers.get(name, wanted.scheme)) != AS_IT_IS
+        and schemes.SCHEMES[wanted.backend, scheme].activations == "int8"
+    )
+
+
+_NOT_COMPILED = (
+    "torchao's INT8 GEMMs read their inputs on the host where they are not compiled, which no "
+    "graph captures: compile the blocks and quantize nothing else (compile: {}, quantize.include: "
+    "[block], exclude: [time_embedding, norm]), choose int8_weight_only, or leave out cuda_graph"
+)
 RULES: tuple[Rule, ...] = (
     Rule(
         "CUDA graphs",
@@ -188,5 +222,18 @@ RULES: tuple[Rule, ...] = (
         "optimum-quanto launches kernels for INT4 and INT2 weights on the default stream, which no "
         "graph captures, so that a replay computes something else: choose one of the two, or "
         "another backend",
+    ),
+    Rule(
+        "CUDA graphs and torchao's INT8 GEMMs",
+        lambda v: _reads_inputs(v) and v.compile is None,
+        lambda _: False,
+        _NOT_COMPILED,
+    ),
+    Rule(
+        "CUDA graphs and torchao's INT8 GEMMs outside of compiled blocks",
+        lambda v: _reads_inputs(v) and v.compile is not None,
+        always,
+        _NOT_COMPILED,
+        fits=_compiles_all_that_read,
     ),
 )

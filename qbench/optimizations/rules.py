@@ -20,6 +20,7 @@ class ModelFacts:
     head_dim: channels of one attention head, where all blocks have the same.
     blocks: whether diffusers' cache hooks know the denoiser's blocks.
     guided: whether each step also denoises the unconditional half (guidance above 1).
+    in_blocks: those of the linears that `compile` with scope blocks compiles.
     """
 
     pipeline: str
@@ -30,6 +31,7 @@ class ModelFacts:
     causal_vae: bool = True  # CogVideoX's, which the decode in strips is written for
     exports: bool = True  # to ONNX, for engines
     separate_guidance: bool = False  # both halves of guidance in calls of their own
+    in_blocks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pipelines import tiny
 from pydantic import ValidationError
 
 from qbench import support
-from qbench.optimizations import axes
+from qbench.optimizations import axes, builds, schemes
 from qbench.optimizations.parallel import tokens
 from qbench.optimizations.parallel.groups import Traffic
 from qbench.pipelines import specs
-from qbench.recipe.schema import Generation, Recipe, Variant
+from qbench.recipe.schema import Generation, Quantize, Recipe, Variant
 
 FULL = support.Machine("cuda", (9, 0), frozenset(support.PACKAGES), devices=8)
 GRAPH = {"dtype": "bf16", "cuda_graph": True}
@@ -57,6 +59,75 @@ RANGED = {"method": "smoothquant", "ranges": 2}
 def test_what_decides_on_the_host_is_refused(fields: dict[str, Any], said: str) -> None:
     assert said in _why_not(fields)
     assert _why_not(fields | {"cuda_graph": False}) == ""
+
+
+_TORCHAO = [one for one in schemes.SCHEMES.values() if isinstance(one.build, builds.Torchao)]
+_LIKE_CAPTURED = {"include": ["block"], "exclude": ["time_embedding", "norm"]}
+
+
+def _wanted(scheme: schemes.Scheme) -> dict[str, Any]:
+    calibration = {"calibration": {"method": "smoothquant"}} if scheme.static else {}
+    return {"backend": "torchao", "scheme": scheme.name, **calibration}
+
+
+def _quantized(scheme: schemes.Scheme) -> torch.nn.Module:
+    """One linear, quantized by torchao."""
+    from torchao.quantization import PerTensor
+    from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
+
+    module = torch.nn.Sequential(torch.nn.Linear(64, 64, dtype=torch.bfloat16))
+    assert scheme.build is not None
+    scheme.build(module, Quantize.model_validate(_wanted(scheme)), {"0"})
+    if scheme.static:
+        weight: Any = module[0].weight
+        weight.act_quant_kwargs = QuantizeTensorToInt8Kwargs(PerTensor())
+        weight.act_quant_scale = torch.full((1, 1), 0.1)
+    return module.requires_grad_(False)
+
+
+@pytest.mark.parametrize("scheme", _TORCHAO, ids=lambda scheme: scheme.name)
+def test_schemes_whose_gemms_read_their_inputs_on_the_host_are_refused_uncompiled(
+    scheme: schemes.Scheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of torchao's, on the way that it takes on a GPU."""
+    if scheme.activations == "fp8":
+        pytest.skip("torchao multiplies FP8 on a GPU alone")
+    from torchao.kernel import intmm
+
+    monkeypatch.setattr(intmm, "_is_device", lambda *_: False)
+    module, x = _quantized(scheme), torch.randn(32, 64, dtype=torch.bfloat16)
+    with torch.profiler.profile() as profile:  # no mode sees what is printed
+        module(x)
+    # A copy of one value to the host, which waits for the GPU and breaks off a capture.
+    reads = any(event.name == "aten::_local_scalar_dense" for event in profile.events())
+    assert reads == ("on the host" in _why_not({"quantize": _wanted(scheme)}))
+    torch.compile(module, backend="eager", fullgraph=True)(x)  # which a read would break
+    assert _why_not({"quantize": _wanted(scheme) | _LIKE_CAPTURED, "compile": {}}) == ""
+
+
+@pytest.mark.parametrize("family", ["cogvideox", "unet", "wan"])
+def test_what_is_quantized_beside_compiled_blocks_is_refused_and_what_is_said_instead_is_not(
+    family: str, tmp_path: Path
+) -> None:
+    video = tiny.build(family, tmp_path, torch.bfloat16)
+    model = support.model_facts(video, guided=True)
+    machine = dataclasses.replace(FULL, model=model)
+    whole = {"backend": "torchao", "scheme": "int8_dynamic", "exclude": ["time_embedding", "norm"]}
+
+    def why_not(**wanted: Any) -> str:
+        return _why_not({"quantize": whole | wanted, "compile": {}}, machine)
+
+    assert why_not(**_LIKE_CAPTURED) == ""
+    beside = [
+        name
+        for name in model.linears.keys() - model.in_blocks
+        if not any(part in name for part in whole["exclude"])
+    ]
+    assert bool(beside) == (family != "unet")
+    assert ("on the host" in why_not()) == bool(beside)
+    for name in beside:
+        assert "on the host" in why_not(scheme="int8_weight_only", layers={name: "int8_dynamic"})
+        assert why_not(layers=dict.fromkeys(beside, "none")) == ""
 
 
 def test_an_engine_has_no_call_to_capture() -> None:

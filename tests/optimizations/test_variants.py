@@ -251,6 +251,7 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
             graph | {"cache": {"kind": "mag", "threshold": 0.1}},
             graph | {"memory": {"offload": "group"}},
             graph | {"quantize": int4},
+            graph | {"quantize": int8, "compile": {}},
             graph | {"quantize": int8 | {"calibration": {"method": "smoothquant", "ranges": 2}}},
         )
     ]
