@@ -66,6 +66,7 @@ def apply(pipe: Pipe, recipe: Recipe) -> Pipe:
         raise InputError("a recipe is in effect on this pipeline: call qbench.restore(pipe) first")
     video = families.wrap(pipe)
     _check_dtype(video, recipe.variant.dtype)
+    _check_offload(video, recipe)
     model, variant = model_of(video), recipe.variant
     device = str(pipe._execution_device.type)
     changes = Changes("pipeline")
@@ -379,6 +380,15 @@ def _check_dtype(video: VideoPipeline, dtype: Dtype) -> None:
         raise InputError(
             f"the denoiser was loaded in {now}, and its weights are rounded: load the pipeline "
             f"with torch_dtype float32, or in {dtype}, for this recipe"
+        )
+
+
+def _check_offload(video: VideoPipeline, recipe: Recipe) -> None:
+    """An engine is built for the device where the module lies between calls."""
+    if recipe.variant.engine and memory.is_offloaded(video.denoiser):
+        raise InputError(
+            "variant.engine: this pipeline's denoiser is offloaded, and an engine is built where it "
+            "lies: call qbench.apply first, and offload the pipeline then"
         )
 
 

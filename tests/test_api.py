@@ -205,6 +205,20 @@ def test_what_cannot_run_leaves_the_pipeline_as_it_was() -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+@pytest.mark.parametrize("how", ["model", "group"])
+def test_no_engine_is_built_of_a_denoiser_that_is_offloaded(how: str, tmp_path: Path) -> None:
+    """Between calls it lies on the CPU, for which the engine would be built."""
+    pipe = tiny.build("cogvideox", tmp_path).pipe
+    if how == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    else:
+        pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    with pytest.raises(qbench.InputError, match=r"qbench\.apply first, and offload .* then"):
+        qbench.apply(pipe, _recipe(dtype="fp32", engine="onnxruntime"))
+    assert type(pipe).__name__ == type(_plain()).__name__
+    qbench.apply(pipe, _recipe(dtype="bf16", attention="math"))
+
+
 def test_recipes_are_found_by_name_path_and_as_they_are(tmp_path: Path) -> None:
     fast = qbench.load_recipe("fast")
     assert fast.variant.attention == "fp8"

@@ -35,7 +35,8 @@ class EngineDenoiser(ModelMixin):
     where nobody else holds them.
 
     A model of diffusers by type alone: a pipeline asks its models which device it is on, may hold
-    no other, and `from_pretrained` gives it nothing else.
+    no other, and `from_pretrained` gives it nothing else. Where a pipeline is offloaded, its engine
+    stays on its device.
     """
 
     dtype = torch.float32  # in place of diffusers' properties, which ask parameters
@@ -52,6 +53,9 @@ class EngineDenoiser(ModelMixin):
         super().__init__()
         self.config = original.config
         self.dtype, self.device = original.dtype, original.device
+        # Offload of a pipeline's other models asks each model where its parameters are.
+        nothing = torch.empty(0, dtype=self.dtype, device=self.device)
+        self._place = torch.nn.Parameter(nothing, requires_grad=False)
         self.stored_bytes = stored_bytes
         self._signature, self._run, self._inputs = signature, run, tuple(inputs)
 

@@ -84,6 +84,14 @@ def _tile(vae: Module, changes: Changes, pixels: int | None) -> None:
             changes.replace(vae, f"tile_overlap_factor_{side}", 1 / 4)
 
 
+def is_offloaded(module: Module) -> bool:
+    """Whether a pipeline's own call brings this module, or parts of it, to a device and back."""
+    from diffusers.hooks.group_offloading import _is_group_offload_enabled
+
+    by_accelerate = any(hasattr(layer, "_hf_hook") for layer in module.modules())
+    return by_accelerate or _is_group_offload_enabled(module)
+
+
 def tiles_nothing(vae: Module, height: int, width: int) -> bool:
     """Whether it is set to decode in tiles, and a picture of so many pixels is no larger than one.
 

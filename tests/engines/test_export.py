@@ -113,6 +113,33 @@ def test_callbacks_change_the_latents_that_an_engine_is_given(graph: export.Expo
         assert (ours - theirs).norm() / theirs.norm() < 1e-4
 
 
+def test_a_pipeline_with_an_engine_offloads_its_other_models(graph: export.Exported) -> None:
+    """As a deployment does it, call after call; the hooks that bring models are accelerate's."""
+    from accelerate import cpu_offload
+    from diffusers import CogVideoXPipeline
+
+    engine = loading.load_engine(graph.folder)
+    model = specs.BUNDLED / "tiny-cogvideox"
+    pipe = CogVideoXPipeline.from_pretrained(model, torch_dtype=torch.float32, transformer=engine)
+
+    def latents() -> Tensor:
+        found: Tensor = pipe(
+            "a red star", max_sequence_length=24, num_inference_steps=2, output_type="latent",
+            num_frames=17, height=64, width=64, generator=torch.manual_seed(1),
+        ).frames  # fmt: skip
+        return found
+
+    plain = latents()
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(latents(), plain)
+    pipe("a red star", max_sequence_length=24, num_inference_steps=1)  # the decoder comes after it
+    assert torch.equal(latents(), plain)
+    pipe.remove_all_hooks()
+    cpu_offload(engine, "cpu", offload_buffers=True)  # as sequential offload does it
+    assert torch.equal(latents(), plain)
+    assert engine.stored_bytes == loading.load_engine(graph.folder).stored_bytes
+
+
 def test_an_engine_refuses_another_dtype_in_a_line(graph: export.Exported) -> None:
     """Without a dtype the text encoder, and with it the latents, are in FP16 as they are stored."""
     from diffusers import CogVideoXPipeline
