@@ -16,10 +16,11 @@ from qbench.engines import evidence, formats, loading, manifest
 from qbench.engines.base import run_of
 from qbench.engines.manifest import Elsewhere, Manifest, Wrong
 from qbench.errors import InputError, LoadError, Unsupported
+from qbench.pipelines import specs
 from qbench.recipe import files
-from qbench.recipe.choices import ExportFormat
+from qbench.recipe.choices import AS_MODULE, ExportFormat
 from qbench.recipe.files import Loaded
-from qbench.recipe.schema import Exported, Recipe, Variant
+from qbench.recipe.schema import Exported, Generation, Recipe, Variant
 
 if TYPE_CHECKING:
     from qbench.pipelines.base import Module, VideoPipeline
@@ -73,9 +74,10 @@ def recipe_of(folder: Path, overrides: Mapping[str, str], options: Mapping[str, 
 
 
 def check(recipe: Recipe, trust: bool, expect: Sequence[str]) -> None:
-    """Raise InputError where nobody vouched for machine code, or the manifest is another.
+    """Raise InputError for what no run of the folder could succeed with, told by its manifest.
 
-    expect: SHA-256 of manifests that the user vouches for.
+    Machine code that nobody vouched for, another manifest, another model or another size than it
+    was exported for. expect: SHA-256 of manifests that the user vouches for.
     """
     held = recipe.variant.exported
     if held is None:
@@ -87,8 +89,26 @@ def check(recipe: Recipe, trust: bool, expect: Sequence[str]) -> None:
             raise Wrong(f"{folder / manifest.FILE}: its SHA-256 is {digest}, not {held.sha256}")
         wanted = next((one for one in expect if one.lower() == digest), next(iter(expect), None))
         loading.check_trust(folder, written, digest, trust, wanted)
+        model = specs.find(recipe.model)
+        _check_base(written, recipe, model)
     except (Wrong, Elsewhere) as error:
         raise InputError(str(error)) from None
+    if written.format not in AS_MODULE:
+        _check_size(folder, model, written.recipe.generation, recipe.generation)
+
+
+def _check_size(folder: Path, model: Model, built: Generation, asked: Generation) -> None:
+    """What an engine computes is laid out for the frames, height and width of one video."""
+    sizes = [
+        specs.video_shape(model, one) or (one.frames, one.height, one.width)
+        for one in (built, asked)
+    ]
+    if any(None not in pair and len(set(pair)) > 1 for pair in zip(*sizes, strict=True)):
+        of, wanted = ("x".join(str(n or "?") for n in size) for size in sizes)
+        raise InputError(
+            f"{folder}: generation: exported for videos of {of} (frames, height, width), and these "
+            f"are of {wanted}: export the recipe at that size"
+        )
 
 
 def outside(variant: Variant, form: ExportFormat | None = None) -> Variant:
@@ -144,7 +164,9 @@ def install(video: VideoPipeline, recipe: Recipe, model: Model, device: str) -> 
             raise Wrong(f"{folder / manifest.FILE}: changed since the run was planned")
         manifest.check_files(folder, written)
         loading.check_machine(written)
-        _check_base(written, recipe, model, device)
+        if written.target.device != device:
+            raise Elsewhere(f"built for {written.target.device}, and this run is on {device}")
+        _check_base(written, recipe, model)
         # Its weights are freed before the engine's are loaded.
         setattr(video.pipe, video.part, None)
         gc.collect()
@@ -175,9 +197,7 @@ def install(video: VideoPipeline, recipe: Recipe, model: Model, device: str) -> 
     }
 
 
-def _check_base(written: Manifest, recipe: Recipe, model: Model, device: str) -> None:
-    if written.target.device != device:
-        raise Elsewhere(f"built for {written.target.device}, and this run is on {device}")
+def _check_base(written: Manifest, recipe: Recipe, model: Model) -> None:
     base = written.base_model
     if recipe.weights != base.weights or model.digest(base.weights) != base.digest:
         raise Wrong(f"model {model.source} is not the one of which {base.source} was exported")

@@ -288,6 +288,16 @@ def test_an_engine_is_not_put_into_a_pipeline_of_another_model(
     assert video.denoiser is before
 
 
+def test_a_pipeline_with_an_engine_in_effect_refuses_another_size(graph: export.Exported) -> None:
+    """Told of the video, before anything is computed, and not of the latents at the first step."""
+    pipe = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").pipe
+    qbench.apply(pipe, graph.folder)
+    said = r"engine is for videos of 17x64x64, and this call asks for 33x64x128"
+    with pytest.raises(InputError, match=said):
+        pipe("a red star", num_frames=33, width=128)
+    assert pipe("a red star", num_frames=17, num_inference_steps=1, output_type="latent")
+
+
 @pytest.mark.parametrize("form", ["onnx", "qbench"])
 def test_an_engine_of_wan_makes_the_videos_of_its_pipeline(
     form: manifest.Format, tmp_path: Path

@@ -69,6 +69,24 @@ def test_a_choice_that_the_folder_holds_cannot_be_made_again(
     assert _recipe(graph).fingerprint() != _recipe(checkpoint).fingerprint()
 
 
+def test_an_engine_at_another_size_or_of_another_model_is_refused_before_anything_runs(
+    checkpoint: Exported, graph: Exported, tmp_path: Path
+) -> None:
+    larger = {"generation.frames": "33", "generation.height": "128", "generation.width": "128"}
+    changes = [f"--set={key}={value}" for key, value in larger.items()]
+    done = qbench("run", str(graph.folder), *SMALL, *changes, f"--out={tmp_path / 'runs'}")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"qbench: {graph.folder}: generation: ")
+    assert "of 17x64x64 (frames, height, width), and these are of 33x128x128" in line
+    assert not (tmp_path / "runs").exists()
+    same = {"generation.frames": "17", "generation.height": "64"}  # what it has without a word
+    assert plan([graph.folder], same)[-1].recipe.generation.frames == 17
+    assert plan([checkpoint.folder], larger)[-1].recipe.generation.frames == 33  # torch's module
+    with pytest.raises(InputError, match="is not the one of which"):
+        plan([graph.folder], {"model": "tiny-zeroscope"})
+
+
 def test_where_a_folder_lies_is_no_part_of_what_is_measured(
     graph: Exported, tmp_path: Path
 ) -> None:
