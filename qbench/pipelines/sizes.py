@@ -31,26 +31,29 @@ class Grid:
     moving: int = 1  # of one more than its multiples no frame stands still
 
     def check(self, wanted: Generation) -> None:
-        """Refuse what cannot be made. Raises InputError with the nearest that can."""
-        for name, value in (("height", wanted.height), ("width", wanted.width)):
-            if value and value % self.side:
-                near = max(self.side, round(value / self.side) * self.side)
-                raise InputError(
-                    f"generation.{name}: {value} is not a multiple of {self.side}; "
-                    f"the nearest is {near}"
-                )
-        frames = wanted.frames
-        if frames and self.made(frames) != frames:
-            raise InputError(
-                f"generation.frames: for {frames} this model makes {self.made(frames)}; "
-                f"the nearest to ask for is {self.nearest_frames(frames)}"
-            )
+        """Refuse what cannot be made. Raises InputError with all that cannot, and the nearest."""
         asked = (wanted.frames, wanted.height, wanted.width)
         if self.fixed and any(a not in (None, b) for a, b in zip(asked, self.own, strict=True)):
             raise InputError(
                 f"generation: this model's position table is for {'x'.join(map(str, self.own))} "
                 "(frames, height, width) alone"
             )
+        wrong = []
+        frames = wanted.frames
+        if frames and self.made(frames) != frames:
+            wrong.append(
+                f"generation.frames: for {frames} this model makes {self.made(frames)}; "
+                f"the nearest to ask for is {self.nearest_frames(frames)}"
+            )
+        for name, value in (("height", wanted.height), ("width", wanted.width)):
+            if value and value % self.side:
+                near = max(self.side, round(value / self.side) * self.side)
+                wrong.append(
+                    f"generation.{name}: {value} is not a multiple of {self.side}; "
+                    f"the nearest is {near}"
+                )
+        if wrong:
+            raise InputError(", and ".join(wrong))
 
     def nearest_frames(self, frames: int) -> int:
         """The nearest count that comes out as it goes in and moves; of two as near, the larger."""

@@ -241,30 +241,33 @@ def with_defaults(model: Model, family: type[VideoPipeline], configs: Configs) -
 
 
 def check(model: Model, wanted: Generation) -> None:
-    """Refuse what this model cannot generate, where its folder can tell before it is loaded.
+    """Refuse what this model cannot generate, where that is known before it is loaded.
 
     Raises InputError. A folder that cannot be loaded at all passes: its run fails, with a record.
     """
-    if not model.local:
-        return
-    try:
-        found = folders.read(Path(model.source))
-    except LoadError:
-        return
-    known = with_defaults(model, found.family, found.configs)
-    found.family.grid(found.configs).resolve(wanted, known.size)
+    if _is_sized(model):
+        _resolved(model, wanted)
 
 
 def video_shape(model: Model, wanted: Generation) -> tuple[int, int, int] | None:
     """Frames, height and width of a video, where they are known before the model is loaded."""
-    if not model.local and model.name not in KNOWN:
-        return None  # its configuration is on the hub
+    try:
+        return _resolved(model, wanted) if _is_sized(model) else None
+    except InputError:
+        return None  # `check` has more to say about it
+
+
+def _is_sized(model: Model) -> bool:
+    """Whether its configuration is here; that of an unknown model may be on the hub."""
+    return model.local or model.name in KNOWN
+
+
+def _resolved(model: Model, wanted: Generation) -> tuple[int, int, int] | None:
     try:
         family, configs = _sizes(model)
-        known = with_defaults(model, family, configs)
-        return family.grid(configs).resolve(wanted, known.size)
-    except (InputError, LoadError):
+    except LoadError:
         return None  # loading will have more to say about it
+    return family.grid(configs).resolve(wanted, with_defaults(model, family, configs).size)
 
 
 def load(

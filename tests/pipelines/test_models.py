@@ -14,6 +14,7 @@ from qbench import prompts, world
 from qbench.errors import InputError
 from qbench.pipelines import base, families, schedulers, specs
 from qbench.pipelines.base import VideoPipeline
+from qbench.pipelines.sizes import Grid
 from qbench.quality.metrics import fidelity
 from qbench.quality.metrics.probe import load_probe
 from qbench.recipe import schema
@@ -140,11 +141,29 @@ def test_numbers_of_steps_that_leave_noise_in_the_video_are_noted(pipeline: Vide
         ({"frames": 12}, "for 12 this model makes 9; the nearest to ask for is 9"),
         ({"frames": 13}, "for 13 this model makes 16; the nearest to ask for is 17"),
         ({"height": 70}, "not a multiple of 16"),
+        (
+            {"frames": 12, "height": 70, "width": 90},
+            r"^generation.frames: .* is 9, and generation.height: .* is 64, and generation.width: "
+            r"90 is not a multiple of 16; the nearest is 96$",
+        ),
     ],
 )
 def test_impossible_shapes_are_refused(pipeline: VideoPipeline, wanted: dict, hint: str) -> None:
     with pytest.raises(InputError, match=hint):
         pipeline.resolve(specs.find("tiny-cogvideox"), schema.Generation(**wanted))
+
+
+def test_a_model_of_one_size_names_that_one_and_no_other_that_it_cannot_make() -> None:
+    grid = Grid((49, 480, 720), 16, lambda frames: frames // 8 * 8 + 1, fixed=True)
+    with pytest.raises(InputError, match=r"position table is for 49x480x720 .* alone"):
+        grid.check(schema.Generation(height=490))
+    grid.check(schema.Generation(frames=49, width=720))
+
+
+def test_sizes_of_a_known_model_are_refused_before_it_comes_from_the_hub() -> None:
+    with pytest.raises(InputError, match="height: 70 is not a multiple of 16"):
+        specs.check(specs.find("cogvideox-2b"), schema.Generation(height=70))
+    specs.check(specs.Model("own", "somebody/own"), schema.Generation(height=70))  # who knows
 
 
 def test_a_size_that_was_not_learned_is_told_with_the_nearest_that_was() -> None:
