@@ -7,6 +7,7 @@ what happens as it happens, then the run's files, then its record. Imports no Ra
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import shutil
@@ -235,15 +236,13 @@ class Node:
                 return
 
 
-def _clean_up_after_this_process(folder: Path) -> None:
+@functools.cache  # which holds what it gives: where that goes, the folder does
+def _clean_up_after_this_process(folder: Path) -> subprocess.Popen[bytes]:
+    """Removes the folder once its end of the pipe closes, as it does with this process."""
     command = [sys.executable, "-I", "-S", "-c", _CLEANER, str(folder)]
     cleaner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     cleaner.wait()  # what remains is its child
-    global _held
-    _held = cleaner  # its end of the pipe closes with this process
-
-
-_held: subprocess.Popen[bytes] | None = None
+    return cleaner
 
 
 def _seen(folder: Path, files: dict[str, tuple[int, int]]) -> bool:

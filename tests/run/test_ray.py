@@ -234,6 +234,7 @@ def test_cluster_of_a_killed_sweep_leaves_a_folder_that_the_next_one_removes(
         "import os, signal; from qbench.run.cluster import Asked, Cluster\n"
         "Cluster(Asked('local')); os.kill(os.getpid(), signal.SIGKILL)"
     )
+    processes.prepare()  # this process has its own folder, or its first would lie in that one
     short = Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))  # Ray's sockets lie in it
     variables = os.environ | {"TMPDIR": str(short)}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables)
@@ -267,6 +268,26 @@ def test_part_whose_process_is_killed_says_so_and_not_what_a_library_said_last(
     assert killed
     assert isinstance(last, nodes.Done)
     assert last.failed.startswith("stage more videos: the process died of SIGKILL")
+
+
+def test_folder_of_a_process_stays_when_it_takes_another_seat(tmp_path: Path) -> None:
+    code = (
+        "import time; from pathlib import Path; from qbench.run import nodes\n"
+        "first, second = (nodes.Node((), Path.cwd()) for _ in range(2))\n"
+        "time.sleep(1)  # what removes folders of processes that are gone looks at once\n"
+        "print(first._scratch.is_dir(), second._scratch.is_dir(), second._scratch)"
+    )
+    variables = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True
+    )
+    *there, folder = done.stdout.split()
+    assert there == ["True", "True"], done.stderr
+    for _ in range(50):
+        if not Path(folder).exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("a process that is gone has left its folder")
 
 
 def _killed(process: psutil.Process) -> bool:
