@@ -169,13 +169,11 @@ class Heard:
     def __init__(self, seats: Seats, name: str, label: Recipe | None = None) -> None:
         self._seats, self._name, self._label = seats, name, label
         self.stage = "start"
-        self._works = False
 
     def event(self, recipe: Recipe, event: Event) -> None:
         if isinstance(event, StageEntered):
             self.stage = event.stage
-        elif isinstance(event, WorkPlanned) and not self._works:  # it has started
-            self._works = True
+        elif isinstance(event, WorkPlanned):  # it has started
             self._seats.tell(Working(self._name))
         self._seats.watcher.event(self._label or recipe, event)
 

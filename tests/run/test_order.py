@@ -297,6 +297,20 @@ def test_runs_share_two_devices_well_though_a_start_is_not_what_it_was_thought_t
         assert alone / both > gain
 
 
+def test_start_is_what_a_run_took_until_it_first_told_that_it_works() -> None:
+    """It tells at each of the stages that make videos; a run that is not there tells nothing."""
+    taken = []
+    for told in ((20.0,), (20.0, 90.0)):
+        order = _order(_load("fp32", shared=1000.0, least=10.0, start=10.0), node=1)
+        _started(order)
+        for now in told:
+            order.working("fp32", now)
+        order.working("int8", 5.0)
+        order.ended("fp32", 120.0)
+        taken.append((order._speeds.rate("node"), order._speeds.starting("node", 10.0)))
+    assert taken[0] == taken[1]
+
+
 def test_single_device_makes_no_parts() -> None:
     order = _order(_load("fp32", shared=1000.0, least=10.0), _load("int8", work=1), node=1)
     assert _names(_started(order)) == ["fp32"]
