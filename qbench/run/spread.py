@@ -1,29 +1,25 @@
 """A sweep spread over a Ray cluster: every run as without it, on whichever node is free.
 
 The records, their folders and their order of dependence are those of `sweep`; what runs next is
-`order`'s to say, and `cluster` has the places. A run whose node or process is lost is run again,
+`order`'s to say, and `sites` has the places. A run whose node or process is lost is run again,
 once. What arrives is written by this machine alone, and is in its place once its record is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from qbench.errors import InputError, one_line
-from qbench.meters.environment import Environment
-from qbench.recipe.schema import Recipe, digest
+from qbench.recipe.schema import Recipe
 from qbench.results.record import Record
-from qbench.run.cluster import THREADS, Asked, Cluster, Lost, Machine, NoSeat, Seat
+from qbench.run.cluster import Asked, Cluster, Lost, Machine, NoSeat
 from qbench.run.execution import Stopped
 from qbench.run.interrupts import Interrupts
 from qbench.run.loads import load_of, seats_of
@@ -31,6 +27,7 @@ from qbench.run.messages import Again, Ended, Failed, Joined, Message, PartEnded
 from qbench.run.order import Order, Site, Start
 from qbench.run.parts import Load
 from qbench.run.plan import Planned
+from qbench.run.sites import Sites, site_of, units_of
 from qbench.run.sweep import Sweep, Swept, Watcher, ended_well
 from qbench.run.there import There
 
@@ -61,29 +58,13 @@ def run(
             return ended_well(sweep, interrupts, spread.all, spread.close)
 
 
-@dataclass
-class _Node:
-    """What the sweep knows of a site."""
-
-    machine: Machine
-    device: str
-    environment: Environment
-    idle: list[Seat] = field(default_factory=list)  # seats that wait for their next run
-
-    def amount(self, units: int) -> int:
-        """What Ray is asked for: GPUs, or CPUs for the threads of a run."""
-        if self.device == "cuda":
-            return units
-        return min(units * self.environment.threads, self.machine.cpus)
-
-
 class _Spread:
     """The runs of a sweep on a cluster. One thread a run; this object's methods decide."""
 
     def __init__(self, sweep: Sweep, cluster: Cluster, watcher: Watcher, fresh: bool) -> None:
         self._sweep, self._cluster, self.watcher, self._fresh = sweep, cluster, watcher, fresh
         self._order = Order()
-        self._nodes: dict[str, _Node] = {}
+        self._sites = Sites(cluster, self._waits)
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._items = {sweep.key(item.recipe): item for item in sweep.queue}
         self._again: dict[str, str] = {}  # runs that were lost once, and why
@@ -93,7 +74,6 @@ class _Spread:
         self._refusals: list[str] = []
         self._places: dict[str, There] = {}  # of runs that have begun
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()  # of the seats that wait
         self._position = itertools.count(1)
         self._looked = 0.0
         self._useless: float | None = None  # since when no node can do what is left
@@ -107,9 +87,9 @@ class _Spread:
         self._look()
         self._check_devices()
         began = time.monotonic()
-        while self._asking and not (self._nodes and time.monotonic() > began + BUSY_S):
+        while self._asking and not (self._sites and time.monotonic() > began + BUSY_S):
             self._hear()
-        if not self._nodes:
+        if not self._sites:
             raise InputError(f"--ray: no node can be used: {self._refusals[0]}")
         self._sweep.out.mkdir(parents=True, exist_ok=True)
         self._add(self._sweep.queue)
@@ -126,6 +106,7 @@ class _Spread:
     def close(self) -> None:
         """End whatever runs; its record says that it was interrupted."""
         self.stopping = True
+        self._sites.close()
         self._cluster.closing()
         for place in self._places.values():
             place.give(None)
@@ -148,22 +129,21 @@ class _Spread:
         if self._useful is None:
             self._useful = sum(map(seats_of, map(self._load, self._sweep.queue)))
         self._mixed = len({machine.kinds for machine in machines.values() if machine.gpus}) > 1
-        for site in [site for site, node in self._nodes.items() if node.machine.id not in machines]:
-            gone = self._nodes.pop(site)
+        for site, machine in self._sites.leave(machines.keys()).items():
             self._order.leave(site)
-            self.watcher.note(f"{gone.machine.name} is gone")
-            self._end_idle(gone)
+            self.watcher.note(f"{machine.name} is gone")
         for machine in machines.values():
             for device in self._devices():
-                site = f"{machine.id}/{device}"
+                site = site_of(machine, device)
                 total = machine.gpus if device == "cuda" else machine.cpus
                 if total and site not in self._asked:
                     self._asked.add(site)
                     self._asking += 1
-                    units = _units(machine, device)
+                    units = units_of(machine, device)
                     seats = max(1, min(total // units, self._useful))
                     self._useful -= seats
-                    self._in_thread(partial(self._probe, machine, device, units, seats))
+                    join = partial(self._sites.join, machine, device, units, seats, self._mixed)
+                    self._in_thread(join)
 
     def _auto(self, machines: dict[str, Machine]) -> str:
         return "cuda" if any(machine.gpus for machine in machines.values()) else "cpu"
@@ -174,37 +154,6 @@ class _Spread:
     def _needed(self, recipe: Recipe) -> str:
         return self._device if recipe.device == "auto" else recipe.device
 
-    def _probe(self, machine: Machine, device: str, units: int, number: int) -> Message:
-        """Take a seat and ask for the environment of runs there. The seat then waits for a run.
-
-        number: of seats to take, for a process needs some time until it can run anything; the
-        others only if they are free.
-        """
-        seats = list[Seat]()
-        try:
-            seats.append(self._cluster.seat(machine, device, units, self._waits))
-            with contextlib.suppress(NoSeat):
-                while len(seats) < number:
-                    seats.append(self._cluster.seat(machine, device, units, None))
-            environment = seats[0].environment(device)
-            speed = seats[0].peak(device) if device == "cuda" and self._mixed else 1.0
-        except (Lost, InputError) as error:
-            for seat in seats:
-                seat.close()
-            return Refused(machine, str(error))
-        name = f"{machine.id}/{device}"
-        kind = f"{environment.machine()} {digest([environment.hardware(), environment.software()])}"
-        node = _Node(machine, device, environment)
-        if units == node.amount(1):
-            node.idle += seats
-        else:
-            for seat in seats:
-                seat.close()
-        with self._lock:
-            self._nodes[name] = node
-        total = machine.gpus if device == "cuda" else max(1, machine.cpus // environment.threads)
-        return Joined(Site(name, kind, device, total, total), speed)
-
     def _waits(self, name: str) -> None:
         self.watcher.note(f"waiting for devices of {name}")
 
@@ -212,7 +161,7 @@ class _Spread:
         """A ranking that has finished runs of this kind of device goes on there."""
         if self._fresh:
             return
-        environment = self._nodes[site.name].environment
+        environment = self._sites.environment(site.name)
         for item in self._items.values():
             if item.recipe.is_reference and self._sweep.complete(item, environment):
                 self._order.prefer(self._sweep.key(item.recipe), site.kind)
@@ -268,7 +217,7 @@ class _Spread:
         if isinstance(message, (Joined, Refused)):
             self._asking -= 1
         if isinstance(message, Joined):
-            if message.site.name in self._nodes:  # else it has gone again
+            if message.site.name in self._sites:  # else it has gone again
                 self._order.join(message.site, message.speed)
                 if self._order.left():  # else the rankings are not in it yet
                     self._stay_with_kind(message.site)
@@ -310,7 +259,7 @@ class _Spread:
         name = load.whole or load.name
         item, place = self._items[name], self._places.get(name)
         if place is None:
-            place = There(self, name, self._nodes[start.site].environment)
+            place = There(self, self._sites, name, self._sites.environment(start.site))
             self._places[name] = place
             if start.early:
                 place.ahead = True
@@ -333,7 +282,7 @@ class _Spread:
             except BaseException as error:  # raised in the thread that decides
                 message = Failed(error)
             if message is not None:
-                self._inbox.put(message)
+                self.tell(message)
 
         thread = threading.Thread(target=acting, daemon=True)
         self._threads = [one for one in self._threads if one.is_alive()] + [thread]
@@ -342,62 +291,21 @@ class _Spread:
     def _run(self, item: Planned, place: There) -> None:
         place.begin()
         try:
-            self._inbox.put(Ended(item, self._sweep.one(item, place)))
+            self.tell(Ended(item, self._sweep.one(item, place)))
         except Lost as lost:
             self.watcher.dropped(item.recipe)
             if not self.stopping:
                 begun = not isinstance(lost, NoSeat)
-                self._inbox.put(Again(self._sweep.key(item.recipe), str(lost), begun))
+                self.tell(Again(self._sweep.key(item.recipe), str(lost), begun))
         finally:
             place.over()  # after it is said what came of it: parts that wait end after the run
 
-    # Seats ----------------------------------------------------------------------------------------
-
-    def seat(self, site: str, units: int) -> Seat:
-        """One that waits there, or a new one. Raises Lost."""
-        while True:
-            with self._lock:
-                node = self._nodes.get(site)
-                if node is None:
-                    raise NoSeat("its node is gone")
-                amount = node.amount(units)
-                waiting = next((seat for seat in node.idle if seat.units == amount), None)
-                if waiting is None:
-                    others, node.idle = node.idle, []  # they hold what this one needs
-                    break
-                node.idle.remove(waiting)
-            if waiting.answers():
-                return waiting
-            waiting.close()  # it died while it waited, which is no loss of the run that comes now
-        for seat in others:
-            seat.close()
-        return self._cluster.seat(node.machine, node.device, amount, self._waits)
-
-    def give_back(self, site: str, seat: Seat) -> None:
-        with self._lock:
-            node = self._nodes.get(site)
-            if node is not None and not seat.closed and not self.stopping:
-                node.idle.append(seat)
-                return
-        seat.close()
+    # What threads ask and tell --------------------------------------------------------------------
 
     def tell(self, message: Message) -> None:
+        """Something that the order of the sweep depends on."""
         self._inbox.put(message)
 
     def lost_before(self, name: str) -> str | None:
         """Why this run, or part of one, is run again, if it is."""
         return self._again.get(name)
-
-    def _end_idle(self, node: _Node) -> None:
-        with self._lock:
-            idle, node.idle = node.idle, []
-        for seat in idle:
-            seat.close()
-
-
-def _units(machine: Machine, device: str) -> int:
-    """What a run takes of the node, as far as is known before its environment is."""
-    if device == "cuda":
-        return 1
-    said = os.environ.get(THREADS, "")
-    return max(1, min(int(said), machine.cpus)) if said.isdigit() else machine.cpus

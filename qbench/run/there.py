@@ -20,20 +20,15 @@ from qbench.run.here import Task
 from qbench.run.messages import Again, Message, PartEnded, Working
 from qbench.run.order import Start
 from qbench.run.plan import Planned
+from qbench.run.sites import Sites
 from qbench.run.sweep import Sweep, Watcher
 
 
-class Seats(Protocol):
-    """Who gives seats to the runs of a sweep."""
+class Head(Protocol):
+    """The sweep that runs are spread by."""
 
     watcher: Watcher
     stopping: bool  # the sweep ends
-
-    def seat(self, site: str, units: int) -> Seat:
-        """Raises NoSeat."""
-        ...
-
-    def give_back(self, site: str, seat: Seat) -> None: ...
 
     def tell(self, message: Message) -> None:
         """Something that the order of the sweep depends on."""
@@ -47,8 +42,8 @@ class Seats(Protocol):
 class There:
     """A place for one run: a site that it is given once its parts are made, if it has any."""
 
-    def __init__(self, seats: Seats, name: str, environment: Environment) -> None:
-        self._seats, self._name, self._environment = seats, name, environment
+    def __init__(self, head: Head, sites: Sites, name: str, environment: Environment) -> None:
+        self._head, self._sites, self._name, self._environment = head, sites, name, environment
         self._starts: queue.SimpleQueue[Start | None] = queue.SimpleQueue()
         self._known = threading.Event()
         self.begun = False
@@ -83,9 +78,9 @@ class There:
 
     def run(self, task: Task, work: Path) -> Record:
         """Raises Lost where it is to be run once more."""
-        heard = Heard(self._seats, self._name)
+        heard = Heard(self._head, self._name)
         execution.keep(task.draft, work)
-        if (why := self._seats.lost_before(self._name)) is not None:
+        if (why := self._head.lost_before(self._name)) is not None:
             draft = recorder.changed(task.draft, notes=[*task.draft.notes, f"run again: {why}"])
             task = replace(task, draft=draft)
         if self._made is None:  # else it is run again, or its parts came first: they are there
@@ -111,39 +106,39 @@ class There:
 
     def part(self, start: Start, label: Recipe) -> Message:
         """Make a part of its videos. What comes to nothing twice is left to the run itself."""
-        seats, name = self._seats, start.load.name
+        head, name = self._head, start.load.name
         self._known.wait()
         task, made = self._task, self._made
         if task is None or made is None:  # the run was complete
             return PartEnded(name, needed=False)
         assert start.load.part is not None
-        seats.watcher.begin(label, 0, 0)
-        heard = Heard(seats, name, label)
+        head.watcher.begin(label, 0, 0)
+        heard = Heard(head, name, label)
         seat: Seat | None = None
         try:
-            seat = seats.seat(start.site, start.load.units)
+            seat = self._sites.seat(start.site, start.load.units)
             heard.event(label, Placed(seat.machine.name))
             why = seat.part(task, *start.load.part, made, heard)
-            seats.give_back(start.site, seat)
+            self._sites.give_back(start.site, seat)
             return PartEnded(name, why)
         except (Lost, OSError) as error:
             if seat is not None:
                 seat.close()
             if isinstance(error, NoSeat):
                 return Again(name, str(error), begun=False)
-            if isinstance(error, Lost) and seats.lost_before(name) is None:
+            if isinstance(error, Lost) and head.lost_before(name) is None:
                 return Again(name, str(error))
             return PartEnded(name, str(error))
         finally:
             if self._made is None:  # all has ended meanwhile
                 shutil.rmtree(made, ignore_errors=True)
-            seats.watcher.dropped(label)
+            head.watcher.dropped(label)
 
     def _whole(self, task: Task, work: Path, heard: Heard) -> Record:
         start = self._starts.get()
         if start is None:
             raise Lost("the sweep ends")
-        seat = self._seats.seat(start.site, start.load.units)
+        seat = self._sites.seat(start.site, start.load.units)
         heard.event(task.draft.recipe, Placed(seat.machine.name))
         made = self._made if self._made and self._made.is_dir() else None
         try:
@@ -151,13 +146,13 @@ class There:
         except BaseException:
             seat.close()
             raise
-        self._seats.give_back(start.site, seat)
+        self._sites.give_back(start.site, seat)
         return record
 
     def _lost(self, task: Task, work: Path, heard: Heard, lost: Lost) -> Record:
-        if self._seats.stopping:
+        if self._head.stopping:
             return _ended(task, work, "interrupted", "stopped by the user", heard.stage)
-        if isinstance(lost, NoSeat) or self._seats.lost_before(self._name) is None:
+        if isinstance(lost, NoSeat) or self._head.lost_before(self._name) is None:
             raise lost
         status: Status = "oom" if "memory" in str(lost).lower() else "crashed"
         return _ended(task, work, status, f"lost twice: {lost}", heard.stage)
@@ -166,19 +161,19 @@ class There:
 class Heard:
     """Passes on what a run, or a part of one, says, and knows in which stage it is."""
 
-    def __init__(self, seats: Seats, name: str, label: Recipe | None = None) -> None:
-        self._seats, self._name, self._label = seats, name, label
+    def __init__(self, head: Head, name: str, label: Recipe | None = None) -> None:
+        self._head, self._name, self._label = head, name, label
         self.stage = "start"
 
     def event(self, recipe: Recipe, event: Event) -> None:
         if isinstance(event, StageEntered):
             self.stage = event.stage
         elif isinstance(event, WorkPlanned):  # it has started
-            self._seats.tell(Working(self._name))
-        self._seats.watcher.event(self._label or recipe, event)
+            self._head.tell(Working(self._name))
+        self._head.watcher.event(self._label or recipe, event)
 
     def note(self, text: str) -> None:
-        self._seats.watcher.note(text)
+        self._head.watcher.note(text)
 
 
 def _ended(task: Task, work: Path, status: Status, reason: str, stage: str) -> Record:
