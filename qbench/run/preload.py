@@ -21,10 +21,8 @@ os.close(_nothing)
 gc.disable()
 
 MODULES = (
-    "pandas",
     "scipy.stats",
     "torchao.quantization",
-    "torchmetrics.functional.image",
     "diffusers.pipelines.cogvideo.pipeline_cogvideox",
     "transformers.models.clip.modeling_clip",
     "transformers.models.t5.modeling_t5",

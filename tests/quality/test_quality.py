@@ -71,6 +71,21 @@ def test_ssim_against_a_direct_computation() -> None:
     assert fidelity.ssim(a, b).item() == pytest.approx(expected, abs=1e-4)
 
 
+def test_ssim_against_torchmetrics() -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    generator = torch.Generator().manual_seed(0)
+    videos = torch.rand(2, 3, 3, 24, 40, generator=generator)
+    for spread in (0.3, 0.01, 0.0):
+        noise = spread * torch.randn(videos.shape, generator=generator)
+        others = (videos + noise).clamp(0, 1)
+        theirs = structural_similarity_index_measure(
+            others.flatten(0, 1), videos.flatten(0, 1), data_range=1.0, reduction="none"
+        )
+        found = fidelity.ssim(others, videos)
+        assert torch.allclose(found, theirs.view(2, 3).mean(1), atol=1e-6, rtol=0)
+
+
 def test_latent_error_is_relative() -> None:
     latents = torch.randn(3, 5, 16, 8, 8)
     assert fidelity.latent_error(1.01 * latents, latents).tolist() == pytest.approx(
