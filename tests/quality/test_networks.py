@@ -65,10 +65,11 @@ def clip(name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_i3d_names_real_clips(name: str) -> None:
+    """By 32 frames, with which colours in reverse, half the brightness or other padding fail."""
     need("i3d")
     wanted, least = CLASSES[name]
     extract = features.load(Fvd(network="i3d", resize="bilinear-antialias"), MODEL, "cpu")
-    found = extract(clip(name)[None]).softmax(1)[0]
+    found = extract(clip(name)[None, :32]).softmax(1)[0]
     assert found.argmax() == wanted
     assert found[wanted] >= least
 
