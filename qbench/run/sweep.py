@@ -267,7 +267,7 @@ class Sweep:
             else:
                 notes.append(_incomparable(recipe, fingerprints, theirs))
         return Record(
-            run=f"{recipe.plain_name}-{now:%Y%m%dT%H%M%S}-{os.getpid()}",
+            run=f"{recipe.plain_name}-{now:%Y%m%dT%H%M%S.%f}-{os.getpid()}",
             recipe=recipe,
             overrides=item.overrides,
             started=now.isoformat(timespec="seconds"),

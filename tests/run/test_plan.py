@@ -282,7 +282,9 @@ def test_each_recipe_of_a_sweep_is_compared_with_the_reference_of_its_model(tmp_
     with Interrupts() as interrupts:
         one = sweep.Sweep(planned, tmp_path, sweep.Silent(), False, True, interrupts)
         records = [one.one(item, _Device())[1] for item in planned]
+        drafts = [one._draft(planned[0], records[0].environment, None) for _ in range(9)]
     assert len({record.run for record in records}) == len(records) == 4
+    assert len({draft.run for draft in drafts}) == len(drafts)  # that begin in one second
     runs = {record.recipe.model: record.run for record in records[:2]}
     for record in records[2:]:
         assert record.reference
