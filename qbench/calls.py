@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from qbench.pipelines.base import VideoPipeline
-    from qbench.pipelines.specs import Model
+    from qbench.pipelines.known import Model
     from qbench.pipelines.values import Conditioning, Resolved
 
 Arguments = Mapping[str, Any]  # of a call of diffusers' pipelines, by name

@@ -20,7 +20,7 @@ DEVICES = ("auto", "cpu", "cuda")
 def show(console: Console, folder: Path | None = None, why: bool = False) -> None:
     """Recipes of `folder` or the shipped ones, models, schemes, metrics, prompts: and why not."""
     from qbench import prompts, support
-    from qbench.pipelines import specs
+    from qbench.pipelines import known
     from qbench.quality.evaluate import available
     from qbench.quality.metrics.catalogue import METRICS
     from qbench.recipe import files, schema, shipped
@@ -45,7 +45,7 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
         for rule in support.RULES:
             _line(console, rule.about, "", "" if rule.holds(machine) else rule.reason)
     _head(console, "models (or any hub id or folder of such a pipeline)")
-    for name, model in specs.KNOWN.items():
+    for name, model in known.KNOWN.items():
         _line(console, name, model.about, "" if model.local else _hub(model.source))
     _head(console, "quantization schemes")
     for backend, schemes in schema.SCHEMES.items():
@@ -54,7 +54,7 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
             how = f"calibrated by {', '.join(methods)}" if methods else ""
             _line(console, f"{backend} {scheme}", how, _scheme_why(backend, scheme, machine))
     _head(console, "metrics")
-    bundled, other = specs.KNOWN["tiny-cogvideox"], specs.Model("any", "any")
+    bundled, other = known.KNOWN["tiny-cogvideox"], known.Model("any", "any")
     plain = schema.Quality()
     ours, others = available(bundled, plain), available(other, plain)
     for name, about in METRICS.items():

@@ -17,14 +17,14 @@ from qbench.errors import InputError, Unsupported, brief
 from qbench.optimizations import axes, memory
 from qbench.optimizations.calibration import Occasion
 from qbench.optimizations.changes import Changes
-from qbench.pipelines import families, specs
+from qbench.pipelines import families, known, specs
 from qbench.recipe.choices import AS_MODULE
 from qbench.recipe.schema import Dtype, Recipe
 
 if TYPE_CHECKING:
     from qbench.engines.manifest import Manifest
     from qbench.pipelines.base import Denoiser, Pipe, VideoPipeline
-    from qbench.pipelines.specs import Model
+    from qbench.pipelines.known import Model
     from qbench.pipelines.values import Resolved
 
 _DTYPES: dict[str, Dtype] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -143,7 +143,7 @@ def model_of(video: VideoPipeline) -> Model:
     try:
         found = specs.find(source)
     except InputError:  # made in Python, or its folder is gone
-        found = specs.Model(name="pipeline", source=source)
+        found = known.Model(name="pipeline", source=source)
     return specs.with_defaults(found, type(video), video.configs())
 
 

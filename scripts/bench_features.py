@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from qbench.pipelines import specs
+from qbench.pipelines import known
 from qbench.quality import evaluate
 from qbench.quality.metrics import features, fvd
 from qbench.quality.outputs import Outputs
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    extractor = features.load(Fvd(network="i3d"), specs.Model("any", "any"), args.device)
+    extractor = features.load(Fvd(network="i3d"), known.Model("any", "any"), args.device)
     with tempfile.TemporaryDirectory() as folder:
         outputs = Outputs(Path(folder))
         shape = (args.batch, args.frames, 3, args.height, args.width)

@@ -13,7 +13,7 @@ from conftest import RECIPES, ROOT, qbench
 from safetensors.torch import load_file
 
 from qbench.optimizations import faults
-from qbench.pipelines import specs
+from qbench.pipelines import known, specs
 from qbench.recipe import files
 from qbench.report import tables
 from qbench.results import store
@@ -154,7 +154,7 @@ def test_power_plans_from_these_records(planted: tuple[Path, Ranking]) -> None:
 
 
 def test_faults_do_what_their_names_say() -> None:
-    pipeline = specs.load(specs.KNOWN["tiny-cogvideox"], "fp32", "cpu")
+    pipeline = specs.load(known.KNOWN["tiny-cogvideox"], "fp32", "cpu")
     blocks = pipeline.repeated_blocks()
     before = blocks[4].ff.net[2].weight.clone()
     faults.apply(pipeline, "scale_doubled")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qbench.engines.inputs import Signature
     from qbench.engines.manifest import Bound, Description, Format
     from qbench.pipelines.base import VideoPipeline
-    from qbench.pipelines.specs import Model
+    from qbench.pipelines.known import Model
     from qbench.recipe.schema import Recipe, Variant
 
 CARD_BYTES = 10_000  # of a model's card, in which its licence is looked for

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from qbench.engines.inputs import Signature
     from qbench.engines.manifest import Format, Manifest
     from qbench.pipelines.base import Module, VideoPipeline
-    from qbench.pipelines.specs import Model
+    from qbench.pipelines.known import Model
     from qbench.pipelines.values import Resolved
     from qbench.recipe.schema import Dtype, Recipe, Variant
 

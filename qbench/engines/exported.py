@@ -24,7 +24,7 @@ from qbench.recipe.schema import Exported, Generation, Recipe, Variant
 
 if TYPE_CHECKING:
     from qbench.pipelines.base import Module, VideoPipeline
-    from qbench.pipelines.specs import Model
+    from qbench.pipelines.known import Model
 
 # Of a variant, what is chosen where a denoiser is used; the rest was chosen as it was written.
 FREE = ("decode", "memory", "seed_offset", "step_share")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qbench.pipelines.base import Module, VideoPipeline
-    from qbench.pipelines.specs import Model
+    from qbench.pipelines.known import Model
     from qbench.pipelines.values import Resolved
     from qbench.recipe.schema import Quantize, Recipe
 

@@ -24,8 +24,8 @@ from qbench.pipelines.values import Conditioning, Resolved
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from qbench.pipelines.known import Model
     from qbench.pipelines.rescaling import Rescaling
-    from qbench.pipelines.specs import Model
     from qbench.recipe.schema import Generation
 
 # diffusers' pipelines and modules, whose parts and configurations are attributes without types.

@@ -18,7 +18,7 @@ from qbench.prompts.files import read
 from qbench.recipe.schema import SET_COUNT
 
 if TYPE_CHECKING:
-    from qbench.pipelines.specs import Model
+    from qbench.pipelines.known import Model
     from qbench.recipe.schema import Prompts
 
 FOLDER = Path(__file__).parent

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qbench.pipelines.specs import Model
+from qbench.pipelines.known import Model
 from qbench.quality.metrics import catalogue, validity
 from qbench.quality.metrics.base import Batch, Context, Meter, MetricSpec, Shape
 from qbench.quality.outputs import Outputs, decoded

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qbench import cache, textfile
 from qbench.errors import InputError, brief, nearest
-from qbench.pipelines.specs import BUNDLED, Model
+from qbench.pipelines.known import BUNDLED, Model
 from qbench.quality import weights
 from qbench.quality.metrics import catalogue
 from qbench.quality.metrics.base import Network

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qbench.meters.flops import Work
     from qbench.optimizations.parallel.groups import Ranks
     from qbench.optimizations.rules import Machine
-    from qbench.pipelines.specs import Model
+    from qbench.pipelines.known import Model
 
 RANDOM_NOTE = (
     "weights: random: latency and memory only, which hardly depend on the values of weights (1 % "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from qbench.pipelines.base import VideoPipeline
-    from qbench.pipelines.specs import Model
+    from qbench.pipelines.known import Model
     from qbench.pipelines.values import Conditioning, Resolved
     from qbench.run.together import Lead
 

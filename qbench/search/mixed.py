@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from qbench.optimizations.calibration.observe import Call
     from qbench.pipelines.base import VideoPipeline
-    from qbench.pipelines.specs import Model
+    from qbench.pipelines.known import Model
     from qbench.pipelines.values import Resolved
     from qbench.recipe.schema import Quantize, Recipe
 

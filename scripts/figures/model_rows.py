@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qbench.models import Basis, Cell, Found, Row
-from qbench.pipelines import specs
+from qbench.pipelines.known import KNOWN
 from qbench.report.tables import bytes_text, time_text
 from qbench.results import archive, store
 from qbench.results.record import Record
@@ -97,7 +97,7 @@ def _architecture() -> Row:
         note="Three points of the log's sketch are worth a correction, none of which the model's "
         "name gives away: the VAE of CogVideoX compresses time as well as space, 4 x 8 x 8; its "
         "patches are 1 x 2 x 2, so tokens never span two latent frames; and a video is not made "
-        f"in one pass but in {specs.KNOWN[COG].steps} denoise steps, {guided}.",
+        f"in one pass but in {KNOWN[COG].steps} denoise steps, {guided}.",
         cog=(_dit(COG, "joint attention over text and video"), []),
         zero=(_unet(), []),
         wan=(_dit(WAN, "self-attention, then cross-attention to the text"), []),
@@ -114,7 +114,7 @@ def _dit(model: str, attends: str) -> str:
     return (
         f"{config.num_layers} blocks, {config.num_attention_heads} heads of "
         f"{config.attention_head_dim} ({wide} wide), {attends}; VAE 4 x 8 x 8 in time, height and "
-        f"width; patches {spatial}; {specs.KNOWN[model].steps} steps; sides in multiples of "
+        f"width; patches {spatial}; {KNOWN[model].steps} steps; sides in multiples of "
         f"{grid.side}"
     )
 
@@ -125,7 +125,7 @@ def _unet() -> str:
     return (
         f"UNet of {channels} channels, convolutions and attention over space, over time and to "
         "the prompt; VAE 1 x 8 x 8, every frame by itself; "
-        f"{specs.KNOWN[ZERO].steps} steps"
+        f"{KNOWN[ZERO].steps} steps"
     )
 
 
@@ -295,7 +295,7 @@ def _cpu() -> Row:
     ):  # fmt: skip
         work = next(r.work for r in records(source) if r.recipe.name == "bf16")
         assert work is not None
-        flop = work.flop * specs.KNOWN[model].steps
+        flop = work.flop * KNOWN[model].steps
         hours = flop / rate / HOURS
         cells[word] = (
             f"runs, and would take about {hours:,.0f} hours a video on two cores",
@@ -418,7 +418,7 @@ def _speed() -> Row:
 
 
 def _step_only(model: str, folder: str, best: str, *more: Found) -> tuple[str, list[Found]]:
-    steps = specs.KNOWN[model].steps
+    steps = KNOWN[model].steps
     plain, fast = evaluate(f"{folder} bf16 step"), evaluate(f"{folder} {best} step")
     assert plain.value is not None
     assert fast.value is not None

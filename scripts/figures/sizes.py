@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from qbench.pipelines import families, specs
+from qbench.pipelines import families, known
 from scripts.figures.values import Fault
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def family_of(model: str) -> tuple[type[VideoPipeline], Configs]:
     """The family that drives a known model, and its parts' configurations."""
     for name in families.known():
         family = families.of_class(name)
-        configs = family.random_configs(specs.KNOWN[model].name)
+        configs = family.random_configs(known.KNOWN[model].name)
         if configs is not None:
             return family, configs
     raise Fault(f"no family knows the size of {model}")

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from qbench import cache, world
-from qbench.pipelines.specs import BUNDLED
+from qbench.pipelines.known import BUNDLED
 from scripts.train.denoiser import latent_bank
 from scripts.train.denoising import caption_ids, training_scenes, v_loss
 from scripts.train.loop import Ranks, fit, join, resumed_at

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from qbench import world
-from qbench.pipelines.specs import BUNDLED
+from qbench.pipelines.known import BUNDLED
 from qbench.quality.metrics.probe import Probe, load_probe
 from scripts.train.metrics import random_clips
 from scripts.train.mixture import Length, length

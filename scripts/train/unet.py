@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qbench import world
-from qbench.pipelines.specs import BUNDLED
+from qbench.pipelines.known import BUNDLED
 from qbench.quality.metrics.probe import load_probe
 from scripts.train.denoising import caption_ids, training_scenes, v_loss
 from scripts.train.evaluate import following, generate, test_scenes

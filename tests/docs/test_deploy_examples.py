@@ -15,11 +15,11 @@ from conftest import RECIPES
 
 from qbench.engines import export
 from qbench.engines.verify import verify
-from qbench.pipelines import specs
+from qbench.pipelines import known, specs
 from qbench.recipe.files import load
 
 PAGES = Path(__file__).parent.parent.parent / "docs" / "deploy"
-MODEL = specs.BUNDLED / "tiny-cogvideox"
+MODEL = known.BUNDLED / "tiny-cogvideox"
 
 
 def example(name: str) -> str:

@@ -23,7 +23,7 @@ from qbench.engines import aoti, evidence, export, folder, formats, loading, man
 from qbench.engines.manifest import Manifest
 from qbench.engines.verify import verify
 from qbench.errors import InputError, Unsupported
-from qbench.pipelines import specs
+from qbench.pipelines import known, specs
 from qbench.recipe.files import load
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def test_callbacks_change_the_latents_that_an_engine_is_given(graph: export.Expo
     }  # fmt: skip
     made: list[Tensor] = []
     for engine in (False, True):
-        model = specs.BUNDLED / "tiny-cogvideox"
+        model = known.BUNDLED / "tiny-cogvideox"
         more = {"transformer": loading.load_engine(graph.folder)} if engine else {}
         pipe = CogVideoXPipeline.from_pretrained(model, torch_dtype=torch.float32, **more)
         for guidance in (6.0, 1.0):
@@ -119,7 +119,7 @@ def test_a_pipeline_with_an_engine_offloads_its_other_models(graph: export.Expor
     from diffusers import CogVideoXPipeline
 
     engine = loading.load_engine(graph.folder)
-    model = specs.BUNDLED / "tiny-cogvideox"
+    model = known.BUNDLED / "tiny-cogvideox"
     pipe = CogVideoXPipeline.from_pretrained(model, torch_dtype=torch.float32, transformer=engine)
 
     def latents() -> Tensor:
@@ -145,7 +145,7 @@ def test_an_engine_refuses_another_dtype_in_a_line(graph: export.Exported) -> No
     from diffusers import CogVideoXPipeline
 
     engine = loading.load_engine(graph.folder)
-    pipe = CogVideoXPipeline.from_pretrained(specs.BUNDLED / "tiny-cogvideox", transformer=engine)
+    pipe = CogVideoXPipeline.from_pretrained(known.BUNDLED / "tiny-cogvideox", transformer=engine)
     with pytest.raises(Unsupported, match=r"hidden_states in float32, .* passes float16"):
         pipe("a red star", max_sequence_length=24, num_inference_steps=1)
 

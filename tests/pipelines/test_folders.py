@@ -17,6 +17,7 @@ from tiny import TINY, build
 from qbench.errors import InputError, LoadError
 from qbench.pipelines import folders, specs
 from qbench.pipelines.cogvideox import frames_made
+from qbench.pipelines.known import KNOWN
 from qbench.recipe.schema import Generation
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -203,17 +204,17 @@ def test_however_a_model_is_spelled_it_is_one(
     words = [str(folder), f"{folder}/", ".", "../model", "../model/../model", str(link)]
     assert len({specs.find(word).spelling for word in words}) == 1
     assert len({specs.find(word) for word in words}) == 1
-    for name, known in specs.KNOWN.items():
+    for name, known in KNOWN.items():
         assert specs.find(known.source) is known
         assert specs.find(name).spelling == name
-    assert specs.find("THUDM/CogVideoX-2b") is specs.KNOWN["cogvideox-2b"]
+    assert specs.find("THUDM/CogVideoX-2b") is KNOWN["cogvideox-2b"]
     assert specs.find("someone/their-model").spelling == "someone/their-model"
 
 
 @pytest.mark.parametrize("name", ["cogvideox-2b", "cogvideox-5b", "cogvideox1.5-5b", "wan2.1-1.3b"])
 def test_a_folder_of_a_known_model_has_its_defaults(name: str, tmp_path: Path) -> None:
     """CogVideoX1.5's configuration says 300, which times 8 is 2400 pixels."""
-    known = specs.KNOWN[name]
+    known = KNOWN[name]
     family, configs = specs._sizes(known)
     index = {"_class_name": family.pipeline_class}
     for part, class_name in family.parts.items():

@@ -12,14 +12,14 @@ import torch
 
 from qbench import prompts, world
 from qbench.errors import InputError
-from qbench.pipelines import base, families, schedulers, specs
+from qbench.pipelines import base, families, known, schedulers, specs
 from qbench.pipelines.base import VideoPipeline
 from qbench.pipelines.sizes import Grid
 from qbench.quality.metrics import fidelity
 from qbench.quality.metrics.probe import load_probe
 from qbench.recipe import schema
 
-TINY = specs.BUNDLED / "tiny-cogvideox"
+TINY = known.BUNDLED / "tiny-cogvideox"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_bundled_folders_keep_to_their_size() -> None:
         return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
 
     assert megabytes(TINY) <= 30
-    assert megabytes(specs.BUNDLED) <= 39
+    assert megabytes(known.BUNDLED) <= 39
 
 
 def test_loads_and_runs_with_plain_diffusers_and_none_of_our_code() -> None:
@@ -76,7 +76,7 @@ def test_generations_follow_prompts_held_out_ones_too(pipeline: VideoPipeline) -
     latents = pipeline.denoise(
         run, embeddings, noise, lambda _: None, generators=pipeline.generators(range(len(noise)))
     )
-    answers = load_probe(specs.BUNDLED / "probe")(pipeline.decode(run, latents))
+    answers = load_probe(known.BUNDLED / "probe")(pipeline.decode(run, latents))
     truth = torch.tensor([scene.indices() for scene in scenes])
     for i, (name, logits) in enumerate(answers.items()):
         assert (logits.argmax(1) == truth[:, i]).float().mean() >= 0.85, name
@@ -163,7 +163,7 @@ def test_a_model_of_one_size_names_that_one_and_no_other_that_it_cannot_make() -
 def test_sizes_of_a_known_model_are_refused_before_it_comes_from_the_hub() -> None:
     with pytest.raises(InputError, match="height: 70 is not a multiple of 16"):
         specs.check(specs.find("cogvideox-2b"), schema.Generation(height=70))
-    specs.check(specs.Model("own", "somebody/own"), schema.Generation(height=70))  # who knows
+    specs.check(known.Model("own", "somebody/own"), schema.Generation(height=70))  # who knows
 
 
 def test_a_size_that_was_not_learned_is_told_with_the_nearest_that_was() -> None:

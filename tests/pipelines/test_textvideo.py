@@ -15,7 +15,7 @@ from qbench.errors import InputError, Unsupported
 from qbench.meters import flops
 from qbench.optimizations import axes
 from qbench.optimizations.kernels.fp8_linear import Fp8FeedForward
-from qbench.pipelines import specs
+from qbench.pipelines import known, specs
 from qbench.pipelines.base import VideoPipeline
 from qbench.pipelines.values import Resolved
 from qbench.recipe.schema import Cache, Compile, Generation, Quantize, Recipe, Variant
@@ -65,7 +65,7 @@ def load(folder: Path, dtype: str = "fp32") -> VideoPipeline:
 
 def run_of(pipeline: VideoPipeline, **wanted: int) -> Resolved:
     asked = Generation(frames=5, height=64, width=64, steps=3, **wanted)
-    return pipeline.resolve(specs.Model("small", "small"), asked)
+    return pipeline.resolve(known.Model("small", "small"), asked)
 
 
 def inputs_of(pipeline: VideoPipeline, run: Resolved) -> tuple[Any, torch.Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qbench import world
-from qbench.pipelines import specs
+from qbench.pipelines import known, specs
 from qbench.pipelines.base import VideoPipeline
 from qbench.quality.metrics import fidelity
 from qbench.quality.metrics.probe import load_probe
@@ -24,7 +24,7 @@ def pipeline() -> VideoPipeline:
 
 
 def test_its_folder_keeps_to_its_size() -> None:
-    files = (specs.BUNDLED / "tiny-zeroscope").rglob("*")
+    files = (known.BUNDLED / "tiny-zeroscope").rglob("*")
     assert sum(p.stat().st_size for p in files if p.is_file()) <= 5.5e6
 
 
@@ -64,7 +64,7 @@ def test_generations_follow_prompts_that_were_held_out(pipeline: VideoPipeline) 
     latents = pipeline.denoise(
         run, embeddings, noise, lambda _: None, generators=pipeline.generators(range(len(noise)))
     )
-    answers = load_probe(specs.BUNDLED / "probe")(pipeline.decode(run, latents))
+    answers = load_probe(known.BUNDLED / "probe")(pipeline.decode(run, latents))
     truth = torch.tensor([scene.indices() for scene in scenes])
     right = [logits.argmax(1) == truth[:, i] for i, logits in enumerate(answers.values())]
     assert torch.stack(right).float().mean() >= 0.9

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from qbench.pipelines import families, random_weights, specs
+from qbench.pipelines import families, known, random_weights
 from qbench.pipelines.base import VideoPipeline
 from qbench.pipelines.values import Resolved
 from qbench.recipe.schema import Generation
@@ -22,7 +22,7 @@ def _t5(folder: Path, width: int, umt5: bool = False) -> tuple[Any, Any]:
     """A T5 or UMT5 encoder with the bundled model's tokenizer."""
     from transformers import AutoTokenizer, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-    tokenizer = AutoTokenizer.from_pretrained(specs.BUNDLED / "tiny-cogvideox" / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(known.BUNDLED / "tiny-cogvideox" / "tokenizer")
     sizes = {
         "d_model": width, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 1,
         "vocab_size": len(tokenizer),
@@ -131,7 +131,7 @@ def build(
 
 def settings(video: VideoPipeline, **wanted: Any) -> Resolved:
     asked = {"frames": FRAMES, "height": HEIGHT, "width": WIDTH, "steps": STEPS} | wanted
-    return video.resolve(specs.Model("tiny", "tiny", guidance=5.0), Generation(**asked))
+    return video.resolve(known.Model("tiny", "tiny", guidance=5.0), Generation(**asked))
 
 
 def inputs(video: VideoPipeline, run: Resolved, seeds: list[int]) -> tuple[Any, torch.Tensor]:

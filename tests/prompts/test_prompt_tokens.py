@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoTokenizer
 
-from qbench.pipelines.specs import BUNDLED
+from qbench.pipelines.known import BUNDLED
 from qbench.prompts import load, tokens
 
 

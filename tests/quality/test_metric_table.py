@@ -11,14 +11,14 @@ import pytest
 from conftest import RECIPES
 
 from qbench.errors import InputError
-from qbench.pipelines import specs
+from qbench.pipelines import known, specs
 from qbench.quality import networks
 from qbench.quality.metrics import catalogue
 from qbench.quality.metrics.base import MetricSpec
 from qbench.recipe.schema import Fvd, Margin, Quality
 from qbench.run.plan import plan
 
-TINY, OTHER = specs.find("tiny-cogvideox"), specs.Model("any", "any/any")
+TINY, OTHER = specs.find("tiny-cogvideox"), known.Model("any", "any/any")
 
 
 def test_every_metric_is_whole_and_its_module_makes_a_meter() -> None:
@@ -69,7 +69,7 @@ def test_another_package_adds_a_metric_by_an_entry_point(
         ({"clip": "a" * 5000}, "quality.clip: .*neither a folder nor"),
         ({"clip": "/no/such/folder"}, "quality.clip: .*neither a folder nor"),
         ({"clip": "no/model-of-that-name"}, "quality.clip: .*is no folder here"),
-        ({"clip": str(specs.BUNDLED / "probe")}, "quality.clip: .* has no config.json"),
+        ({"clip": str(known.BUNDLED / "probe")}, "quality.clip: .* has no config.json"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_sweep(
@@ -98,7 +98,7 @@ def test_weights_asked_for_by_name_and_a_damaged_cache_are_errors(
 
 
 def test_other_weights_of_a_metric_network_are_another_digest(tmp_path: Path) -> None:
-    folder = shutil.copytree(specs.BUNDLED / "tiny-clip", tmp_path / "clip")
+    folder = shutil.copytree(known.BUNDLED / "tiny-clip", tmp_path / "clip")
     wanted = Quality(metrics=["clip_score", "psnr"], clip=str(folder))
     before = networks.digest_of(wanted, TINY)
     assert set(networks.digests(wanted, TINY)) == {"clip"}

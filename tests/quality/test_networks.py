@@ -12,12 +12,12 @@ import torch
 from conftest import ROOT
 
 from qbench.errors import InputError
-from qbench.pipelines import specs
+from qbench.pipelines import known
 from qbench.quality import networks, weights
 from qbench.quality.metrics import features, i3d, lpips
 from qbench.recipe.schema import Fvd, Quality
 
-MODEL = specs.Model("any", "any")
+MODEL = known.Model("any", "any")
 CLIPS = ROOT.parent / "shared" / "clips"
 # Places in the alphabetical list of Kinetics-400's classes, as the authors' label map has them.
 CLASSES = {

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from qbench import world
 from qbench.errors import InputError
-from qbench.pipelines import specs
+from qbench.pipelines import known, specs
 from qbench.pipelines.base import frames_of
 from qbench.quality import evaluate
 from qbench.quality.metrics import (
@@ -31,7 +31,7 @@ from qbench.quality.metrics.probe import load_probe
 from qbench.quality.outputs import Outputs, decoded, encoded
 from qbench.recipe.schema import Quality
 
-BUNDLED = specs.BUNDLED
+BUNDLED = known.BUNDLED
 
 
 def clips(count: int, seed: int = 0) -> tuple[torch.Tensor, list[world.Scene]]:

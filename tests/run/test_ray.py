@@ -21,7 +21,7 @@ import pytest
 from conftest import RECIPES, ROOT, SMALL
 
 from qbench.errors import InputError
-from qbench.pipelines import specs
+from qbench.pipelines import known
 from qbench.recipe.schema import Recipe
 from qbench.results import store
 from qbench.results.record import Record
@@ -199,7 +199,7 @@ def test_videos_made_in_parts_and_ahead_are_those_of_one_device_though_a_part_is
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loads, "FEWEST", 2)  # the two batches past the timed video are two parts
-    Path("network").symlink_to(specs.BUNDLED / "tiny-clip")
+    Path("network").symlink_to(known.BUNDLED / "tiny-clip")
     many = QUICK | {"prompts.count": "5", "quality.batch": "2", "generation.frames": "9"}
     many |= {"quality.metrics": "[psnr, clip_score]", "quality.clip": "network"}
     planned, out = _planned("fp32", "int8", **many, **{"measure.timing": "false"}), Path("ray")

@@ -15,7 +15,7 @@ import pytest
 from conftest import RECIPES, SMALL, qbench
 from programs import Program
 
-from qbench.pipelines import specs
+from qbench.pipelines import known
 from qbench.results import store
 from qbench.results.record import Record
 from qbench.run.plan import plan
@@ -203,7 +203,7 @@ def test_broken_weights_give_an_invalid_run(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "nan-model"
-    shutil.copytree(specs.BUNDLED / "tiny-cogvideox", folder)
+    shutil.copytree(known.BUNDLED / "tiny-cogvideox", folder)
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
     state["proj_out.bias"][:] = float("nan")

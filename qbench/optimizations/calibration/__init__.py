@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from qbench.optimizations.calibration.numbers import Activations, Weights
     from qbench.optimizations.calibration.observe import Call, Seen
     from qbench.pipelines.base import VideoPipeline
+    from qbench.pipelines.known import Model
     from qbench.pipelines.rescaling import Rescaling
-    from qbench.pipelines.specs import Model
     from qbench.pipelines.values import Resolved
     from qbench.recipe.schema import Calibration, Quantize
 

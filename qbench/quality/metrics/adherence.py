@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from qbench import world
-from qbench.pipelines.specs import BUNDLED, Model
+from qbench.pipelines.known import BUNDLED, Model
 from qbench.quality.metrics import probe
 from qbench.quality.metrics.base import Batch, Context, MetricSpec, Shape
 from qbench.quality.metrics.catalogue import SMALL_WORLD

@@ -17,7 +17,7 @@ from qbench.recipe.schema import Margin, Quality
 if TYPE_CHECKING:
     import torch
 
-    from qbench.pipelines.specs import Model
+    from qbench.pipelines.known import Model
     from qbench.quality.outputs import Outputs
 
 Aspect = Literal["content", "picture", "motion"]  # what a loss of would be seen by this metric

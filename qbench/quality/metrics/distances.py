@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from qbench import world
-from qbench.pipelines.specs import Model
+from qbench.pipelines.known import Model
 from qbench.quality.metrics import features, fvd
 from qbench.quality.metrics.base import Batch, Context, MetricSpec, Shape
 from qbench.quality.metrics.catalogue import FEW, SMALL_WORLD

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from qbench import cache, textfile, world
 from qbench.errors import InputError
-from qbench.pipelines.specs import BUNDLED, Model
+from qbench.pipelines.known import BUNDLED, Model
 from qbench.quality import networks, weights
 from qbench.quality.metrics import i3d, probe
 from qbench.quality.networks import I3D, PROBE

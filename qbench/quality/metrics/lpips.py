@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qbench.pipelines.specs import Model
+from qbench.pipelines.known import Model
 from qbench.quality import weights
 from qbench.quality.metrics.base import Context, MetricSpec, PerVideo, Shape
 from qbench.quality.metrics.fidelity import same_shape

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from qbench import escape, media, prompts
 from qbench.errors import InputError
-from qbench.pipelines import specs
+from qbench.pipelines import known
 from qbench.report.page import model
 from qbench.results import store
 
@@ -300,10 +300,10 @@ def _prompts(ranking: Ranking) -> Sequence[str]:
     recipe = ranking.records[0].recipe
     if recipe.prompts.set is not None and recipe.prompts.set not in prompts.names():
         return ()  # a file, which a record is not asked to have read
-    if recipe.model not in specs.KNOWN:
+    if recipe.model not in known.KNOWN:
         return ()
     try:
-        chosen = prompts.chosen(recipe.prompts, specs.KNOWN[recipe.model])
+        chosen = prompts.chosen(recipe.prompts, known.KNOWN[recipe.model])
     except InputError:
         return ()
     same = chosen.digest() == ranking.records[0].fingerprints.prompts
