@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from qbench import cache
+from qbench import cache, subprocesses
 from qbench.meters import roofline
 
 
@@ -68,7 +68,7 @@ def test_damaged_ceilings_are_measured_anew(
         device_name="cpu", torch="2", product_flop_per_s={"fp32": 1e9}, copy_bytes_per_s=1e9
     )
     answer = subprocess.CompletedProcess([], 0, made.model_dump_json(), "")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr(subprocesses, "run", lambda *_: answer)
     (tmp_path / roofline.FILE).write_bytes(damaged.encode("latin-1"))
     assert roofline.kept(tmp_path, "cpu") == made
     assert roofline.Ceilings.model_validate_json((tmp_path / roofline.FILE).read_text()) == made
