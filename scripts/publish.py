@@ -11,11 +11,12 @@ reference, all are kept, for the report pairs a variant with its own; of copies 
 To add runs to what is published already, name its folder among RUNS.
 
 Digits that say nothing are left out, for no compressor makes noise smaller. A video's value of a
-metric is kept to the decimal that is at most a hundredth of the middle half's spread (two for a
-PSNR), five significant digits at most: that moves a mean by less than a hundredth of its standard
-error. Every other figure that was measured has seven digits, as a clock of 100 ns has for a second.
-What was asked for (recipe, sizes) and where stays as it is. A verdict that this would change stops
-the program.
+metric is kept to the largest step of 1 or 5 in some decimal that is at most a 25th of the middle
+half's spread (0.1 dB for a PSNR), five significant digits at most: that moves a mean by less than
+a fiftieth of its standard error. Where a verdict would change by it, steps of a 50th and then of a
+100th are taken; one that still does stops the program. Every other figure that was measured has
+seven digits, as a clock of 100 ns has for a second. What was asked for (recipe, sizes) and where
+stays as it is.
 
 `--rewrite` writes the reports of all published matrices anew from their records, or of those named.
 """
@@ -40,7 +41,8 @@ from qbench.run.generate import PROFILE
 
 UNFINISHED = ("running", "interrupted")
 DIGITS = 5  # of a video's value of a metric, at most
-LEVELS = 100  # that the middle half of such values has at least
+LEVELS = (25, 50, 100)  # that the middle half of such values has at least
+STEPS = (5, 1)  # of the last decimal; one in the other, or rounding again could go to and fro
 MEASURED_DIGITS = 7  # of a time, a rate, a mean ...
 # What is no measurement, and what others may take digests of.
 EXACT = {"recipe", "overrides", "environment", "fingerprints", "generation", "reference"}
@@ -71,9 +73,13 @@ def main() -> None:
         print(f"left out: {line}")
     once = {record.run: (path, record) for path, record in reversed(found)}
     kept = [one for one in reversed(once.values()) if one[1].status not in UNFINISHED]
-    texts = [(path, _rounded(store.read_text(path), path)) for path, _ in kept]
-    rounded = [(path, store.parse(text, path)) for path, text in texts]
-    if changed := _verdicts(kept).items() ^ _verdicts(rounded).items():
+    verdicts = _verdicts(kept).items()
+    for levels in LEVELS:
+        texts = [(path, _rounded(store.read_text(path), path, levels)) for path, _ in kept]
+        rounded = [(path, store.parse(text, path)) for path, text in texts]
+        if not (changed := verdicts ^ _verdicts(rounded).items()):
+            break
+    else:
         parser.error(f"rounding would change verdicts: {sorted(changed)}")
     made = archive.write(list(_entries(texts)), target / archive.FILE)
     # The sheets are drawn from the runs' own; without them they would be missing from the report.
@@ -94,7 +100,7 @@ def _entries(texts: list[tuple[Path, bytes]]) -> Iterator[tuple[str, bytes]]:
             yield f"{folder}/{PROFILE}", json.dumps(_shortened(json.loads(profile))).encode()
 
 
-def _rounded(text: bytes, path: Path) -> bytes:
+def _rounded(text: bytes, path: Path, levels: int) -> bytes:
     """A record with its samples to fewer digits, and what follows of them."""
     record = json.loads(text)
     for name in record.keys() - EXACT:
@@ -102,7 +108,7 @@ def _rounded(text: bytes, path: Path) -> bytes:
     for metric in (record.get("quality") or {}).values():
         samples = metric.get("samples") or []
         if samples and all(math.isfinite(value) for value in samples):
-            metric["samples"] = _levelled(samples)
+            metric["samples"] = _levelled(samples, levels)
             summary = summarise(metric["samples"])
             metric["value"] = _shortened(summary.mean)
             metric["summary"] = _shortened(summary.model_dump())
@@ -111,15 +117,18 @@ def _rounded(text: bytes, path: Path) -> bytes:
     return json.dumps(record).encode()
 
 
-def _levelled(samples: list[float]) -> list[float]:
-    """The same to the decimal that leaves LEVELS between the quartiles, and to DIGITS at most."""
+def _levelled(samples: list[float], levels: int) -> list[float]:
+    """The same in steps that leave so many between the quartiles, and to DIGITS at most."""
     before: list[float] = []
     while samples != before:  # to what stays as it is when it is published again
         before, samples = samples, [_significant(value, DIGITS) for value in samples]
         low, _, high = quantiles(samples, n=4) if len(samples) > 1 else (0.0, 0.0, 0.0)
         if high > low:
-            decimal = -math.floor(math.log10((high - low) / LEVELS))
-            samples = [_significant(round(value, decimal), DIGITS) for value in samples]
+            largest = (high - low) / levels
+            decimal = -math.floor(math.log10(largest))
+            step = next(step for step in STEPS if step * 10.0**-decimal <= largest or step == 1)
+            whole = [step * round(value / step * 10.0**decimal) for value in samples]
+            samples = [_significant(round(n * 10.0**-decimal, decimal), DIGITS) for n in whole]
     return samples
 
 

@@ -25,7 +25,7 @@ An expression names a folder below results/published, a recipe, and a figure (`F
 may narrow the records down by a field of the recipe (`measure.memory_limit_gib=12`), and divide,
 add or subtract figures: `h200/peers diffusers-torchao step / fast step`, where what comes later
 takes over the folder and, with one word, the recipe; `0.7GiB` is a constant.
-`amd-epyc-1t/peers peers/sea-20 psnr against peers/steps-20` is the difference of a metric from
+`h200/peers-caches peers/sea-20 psnr against peers/steps-20` is the difference of a metric from
 another recipe's, paired by video, with its interval, in bold where that leaves out zero. Of a JSON
 file it names the path, a dotted path inside, and the form:
 `h100/text_encoder.json rows[scheme=int8].peak.allocated_bytes GiB`.

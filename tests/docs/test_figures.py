@@ -68,13 +68,13 @@ def test_expressions_relate_figures_and_choose_by_field() -> None:
     assert ratio.text == "1.86"
     fragments = values.evaluate("h100/cards bf16 measure.memory_limit_gib=12 fragments")
     assert fragments.value == pytest.approx(1138166333.44)
-    folder = "amd-epyc-1t/peers peers"
+    folder = "h200/peers-caches peers"
     by_means = values.evaluate(f"{folder}/sea-20 psnr - peers/steps-20 psnr")
     clear = values.evaluate(f"{folder}/sea-20 psnr against peers/steps-20")
     assert clear.value == pytest.approx(by_means.value, abs=1e-5)  # two means of seven digits
-    assert clear.text.startswith("**+4.9 [+")
-    unclear = values.evaluate(f"{folder}/first-block-20 psnr against peers/steps-20")
-    assert unclear.text.startswith("-0.9 [-")  # up to above zero
+    assert clear.text.startswith("**+5.3 [+")
+    unclear = values.evaluate(f"{folder}/mag-25 psnr against cache/half-steps")
+    assert unclear.text.startswith("-0.3 [-")  # up to above zero
 
 
 @pytest.mark.parametrize(

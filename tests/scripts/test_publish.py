@@ -114,22 +114,42 @@ def test_a_rounding_that_changes_a_verdict_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_finer_steps_are_taken_where_a_verdict_hangs_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _publish(FP8, tmp_path / "made", monkeypatch)
+    monkeypatch.setattr(publish, "LEVELS", (0.01, *publish.LEVELS))  # too coarse
+    refined = _publish(FP8, tmp_path / "refined", monkeypatch)
+    for run, record in made.items():
+        assert record.quality == refined[run].quality
+
+
+@pytest.mark.parametrize("levels", publish.LEVELS)
 @pytest.mark.parametrize("spread", [3.0, 0.04, 1.01e-3, 700.0])
-def test_a_videos_value_has_a_hundred_levels_and_a_mean_that_stays(spread: float) -> None:
+def test_a_videos_value_has_so_many_levels_and_a_mean_that_stays(
+    spread: float, levels: int
+) -> None:
     draw = np.random.default_rng(1)
     for values in (
         46 + spread * draw.standard_normal(256),
         spread * draw.lognormal(0, 1, 256),
         spread * draw.standard_t(3, 256),
     ):
-        kept = publish._levelled(values.tolist())
+        kept = publish._levelled(values.tolist(), levels)
         error = values.std() / 16
-        assert abs(np.mean(kept) - values.mean()) < max(1e-2 * error, 46e-5 / 16)
+        assert abs(np.mean(kept) - values.mean()) < max(0.5 / levels * error, 46e-5 / 16)
         low, high = np.quantile(values, [0.25, 0.75])
-        steps = np.unique(np.round(np.diff(np.unique(kept)), 12))
-        assert steps.min() <= max((high - low) / 100, 1e-4 * abs(values).max())
-        assert publish._levelled(kept) == kept
-    assert publish._levelled([46.51234, 43.51239, 49.51231]) == [46.51, 43.51, 49.51]
-    assert publish._levelled([1.0, 1.0, 0.123456789]) == [1.0, 1.0, 0.123]
-    assert publish._levelled([0.0, 0.0, 0.0, 0.0, 123.456789]) == [0.0] * 4 + [123.5]
-    assert publish._levelled([0.123456789]) == [0.12346]
+        finest = np.diff(np.unique(kept)).min()
+        five_digits = 1e-4 * abs(values).max()
+        assert finest <= max((high - low) / levels, five_digits)
+        assert finest > min((high - low) / levels / 5.2, five_digits) - 1e-12  # not for nothing
+        assert publish._levelled(kept, levels) == kept
+
+
+def test_a_video_is_kept_in_steps_of_one_or_five() -> None:
+    assert publish._levelled([46.51234, 43.51239, 49.51231], 25) == [46.5, 43.5, 49.5]
+    assert publish._levelled([46.51234, 43.51239, 49.51231], 100) == [46.5, 43.5, 49.5]
+    assert publish._levelled([46.53234, 43.51239, 49.51231], 100) == [46.55, 43.5, 49.5]
+    assert publish._levelled([1.0, 1.0, 0.123456789], 50) == [1.0, 1.0, 0.12]
+    assert publish._levelled([0.0, 0.0, 0.0, 0.0, 123.456789], 50) == [0.0] * 4 + [123.0]
+    assert publish._levelled([0.123456789], 25) == [0.12346]
