@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 from qbench.errors import InputError, nearest
 from qbench.quality.comparison import loss_tail, pairs_needed
 from qbench.quality.floor import FEW
+from qbench.quality.means import ALPHA, LEAST, ManyMoments, student
 from qbench.quality.metrics.catalogue import METRICS
-from qbench.quality.statistics import ALPHA, LEAST, ManyMoments, student
 from qbench.quality.verdict import Judged
 from qbench.results.ranking import Ranking, label, rankings
 from qbench.results.record import Record

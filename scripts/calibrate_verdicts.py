@@ -15,9 +15,10 @@ import numpy as np
 
 from qbench.quality.comparison import compare
 from qbench.quality.floor import Floor, Quality
+from qbench.quality.means import mean_interval
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.ratios import paired_speed_up, speed_words
-from qbench.quality.statistics import Metric, mean_interval, summarise
+from qbench.quality.statistics import Metric, summarise
 from qbench.quality.verdict import Candidate, Judged, judge
 
 Array = np.ndarray

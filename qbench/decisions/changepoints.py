@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qbench.quality.statistics import ALPHA
+from qbench.quality.means import ALPHA
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,8 @@ from qbench.decisions.compared import Check, Pair, Row
 from qbench.decisions.differences import over_reference, samples_pair
 from qbench.decisions.figures import Figure
 from qbench.decisions.limits import Limit
+from qbench.quality.means import LEAST
 from qbench.quality.ratios import speed_up
-from qbench.quality.statistics import LEAST
 
 
 def checks(pairs: Sequence[Pair], rows: Sequence[Row], asked: Sequence[Limit]) -> tuple[Check, ...]:

@@ -10,10 +10,11 @@ from qbench.decisions import figures, limits
 from qbench.decisions.changes import REFUSED
 from qbench.decisions.compared import How, MetricWord, Pair, Quality, Time, TimeWord
 from qbench.quality.comparison import Comparison
+from qbench.quality.means import ALPHA, LEAST
 from qbench.quality.metrics import catalogue
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.ratios import Ratio, SpeedWord, speed_up, speed_words
-from qbench.quality.statistics import ALPHA, LEAST, holm
+from qbench.quality.statistics import holm
 from qbench.quality.verdict import SET_SHARE
 from qbench.results.record import Record
 from qbench.results.speed import unpaired

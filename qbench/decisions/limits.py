@@ -18,9 +18,9 @@ from qbench.decisions import figures
 from qbench.decisions.figures import Figure
 from qbench.errors import InputError
 from qbench.quality.comparison import Comparison, compare, compare_unpaired, pairs_needed
+from qbench.quality.means import ALPHA, LEAST, difference, moments, student_quantile
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.ratios import Ratio
-from qbench.quality.statistics import ALPHA, LEAST, difference, moments, student_quantile
 
 Result = Literal["passes", "FAILS", "undecided", "not measured"]
 MOST = 1_000_000  # samples; what would need more is said to need more

@@ -18,7 +18,8 @@ from qbench.decisions.picked import Asked, Candidate, Criterion, Objective, Pick
 from qbench.decisions.tradeoff import gains_and_losses
 from qbench.errors import InputError, nearest
 from qbench.pipelines import specs
-from qbench.quality.statistics import LEAST, median_interval
+from qbench.quality.means import LEAST
+from qbench.quality.statistics import median_interval
 from qbench.quality.verdict import ORDER
 from qbench.results.ranking import Ranking, label
 from qbench.results.record import Record

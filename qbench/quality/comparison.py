@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from qbench.quality.statistics import (
+from qbench.quality.means import (
     CONFIDENCE,
     ManyMoments,
     difference,

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qbench.quality.statistics import ALPHA, Metric, moments
+from qbench.quality.means import ALPHA, moments
+from qbench.quality.statistics import Metric
 from qbench.recipe.schema import Verdict
 
 FEW = 8  # videos below which no verdict of no loss goes without a question mark

@@ -12,10 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from qbench.quality.means import ALPHA, CONFIDENCE, LEAST, student, student_quantile
 from qbench.quality.statistics import (
-    ALPHA,
-    CONFIDENCE,
-    LEAST,
     NORMAL,
     central,
     effective_n,
@@ -23,8 +21,6 @@ from qbench.quality.statistics import (
     holm,
     resampled_medians,
     stretch_of,
-    student,
-    student_quantile,
 )
 
 INDEPENDENT = 3.0  # effective samples below which no speed-up is claimed

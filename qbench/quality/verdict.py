@@ -25,8 +25,9 @@ from typing import Literal
 
 from qbench.quality.comparison import Asked, Comparison, compare_all
 from qbench.quality.floor import FEW, NEAR, Distance, Floor, Quality, Word, closeness, distance_of
+from qbench.quality.means import ALPHA, LEAST
 from qbench.quality.metrics.catalogue import METRICS
-from qbench.quality.statistics import ALPHA, LEAST, holm
+from qbench.quality.statistics import holm
 from qbench.recipe.schema import Verdict
 
 # Of the spread of the reference's own features. On the bundled model a skipped block is 2 % away,

@@ -11,16 +11,10 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
+from qbench.quality.means import LEAST, mean_interval
 from qbench.quality.metrics.trajectory import ErrorGrowth
 from qbench.quality.ratios import Ratio, paired_speed_up
-from qbench.quality.statistics import (
-    LEAST,
-    Metric,
-    Summary,
-    mean_interval,
-    median_limits,
-    summarise,
-)
+from qbench.quality.statistics import Metric, Summary, median_limits, summarise
 from qbench.results.record import Record
 
 LARGEST = 1e30  # as `fields.Finite`

@@ -19,8 +19,8 @@ from qbench.decisions.compare import compare
 from qbench.decisions.compared import Compared
 from qbench.decisions.limits import parsed
 from qbench.errors import InputError
+from qbench.quality.means import difference, moments
 from qbench.quality.ratios import Ratio, paired_speed_up, speed_up
-from qbench.quality.statistics import difference, moments
 
 PUBLISHED = ROOT / "results/published"
 Latencies = list[float]

@@ -17,7 +17,7 @@ from qbench.quality.comparison import (
     pairs_to_settle,
     unseen_share,
 )
-from qbench.quality.statistics import interval_of, moments
+from qbench.quality.means import interval_of, moments
 
 
 def test_comparison_against_scipys_paired_tests() -> None:

@@ -6,14 +6,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from qbench.quality.means import mean_interval, moments
 from qbench.quality.ratios import Ratio, paired_speed_up, speed_up, speed_words
 from qbench.quality.statistics import (
     RESAMPLES,
     effective_n,
     holm,
-    mean_interval,
     median_interval,
-    moments,
     paired_difference,
     resampled_medians,
     summarise,

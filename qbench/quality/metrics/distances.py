@@ -12,10 +12,11 @@ import torch
 
 from qbench import world
 from qbench.pipelines.known import Model
+from qbench.quality.means import LEAST
 from qbench.quality.metrics import features, fvd
 from qbench.quality.metrics.base import Batch, Context, MetricSpec, Shape
 from qbench.quality.metrics.catalogue import FEW, SMALL_WORLD
-from qbench.quality.statistics import LEAST, Metric
+from qbench.quality.statistics import Metric
 from qbench.recipe.schema import Quality, digest
 
 RENDER_SEED = 4242

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from qbench.quality.statistics import CONFIDENCE
+from qbench.quality.means import CONFIDENCE
 
 RESAMPLES = 200  # enough for a standard error; each costs a Fréchet distance
 
