@@ -62,11 +62,10 @@ def test_no_rule_refuses_what_ran_and_every_choice_ran() -> None:
         made = [Variant.model_validate({"dtype": "bf16", **fields}) for fields in rows]
         variants[facts["machine"]["device"]] += made
     # No machine ran a recipe by TensorRT or had kernels in FP8 of FlashAttention 3's own package.
-    # ONNX Runtime's INT8 is for CPUs; the newest caches and other packed bits than four ran on a
-    # CPU alone.
+    # ONNX Runtime's INT8 is for CPUs; other packed bits than four ran on a CPU alone.
     never = ("tensorrt", "flash-3-fp8", "torchao-fp8")
     not_on_a_gpu = (
-        *never, '"backend": "onnxruntime"', "fp8-reference", '"mag"', '"sea"', '"dbcache"',
+        *never, '"backend": "onnxruntime"', "fp8-reference",
         *(f'"backend": "qbench", "scheme": "int{bits}_' for bits in (2, 3, 5, 6, 8)),
     )  # fmt: skip
     for those, but in (
