@@ -3,11 +3,51 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+MOST_MISTAKES = 20  # lines; a file with more is no recipe
 
 
 class InputError(Exception):
-    """Bad input: what is wrong, where, and the nearest valid choice. Exit code 2."""
+    """Bad input: what is wrong, where, and the nearest valid choice. Exit code 2.
+
+    A line for each mistake.
+    """
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The mistakes, one each."""
+        return tuple(map(str, self.args))
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+class Mistakes:
+    """Keeps what is wrong until all was looked at: who mends a file mends it once."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, None] = {}  # in order, each once: recipes share bases and options
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """An InputError of what stands below is kept and not raised."""
+        try:
+            yield
+        except InputError as error:
+            self.add(*error.lines)
+
+    def add(self, *lines: str) -> None:
+        self._lines |= dict.fromkeys(lines)
+
+    def tell(self) -> None:
+        """Raises InputError with all that was kept, if anything was."""
+        lines = list(self._lines)
+        if len(lines) > MOST_MISTAKES:
+            lines[MOST_MISTAKES:] = [f"and {len(lines) - MOST_MISTAKES} more"]
+        if lines:
+            raise InputError(*lines)
 
 
 class LoadError(Exception):

@@ -39,7 +39,7 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
             reason = support.why_not(found.variant, machine) or ""
             _line(console, found.name, found.about, reason)
         except InputError as error:
-            _line(console, path.stem, "", str(error))
+            _line(console, path.stem, "", ", and ".join(error.lines))
     if why:
         _head(console, "rules (+ holds here; else the reason that a skipped row shows)")
         for rule in support.RULES:

@@ -181,7 +181,8 @@ def _recipe(dice: random.Random, folder: Path) -> None:
 
 
 def _override(dice: random.Random, folder: Path) -> None:
-    from qbench.recipe.files import all_fields, overrides
+    from qbench.recipe.files import overrides
+    from qbench.recipe.mistakes import all_fields
     from qbench.run.plan import plan
 
     fields = [*all_fields(), "steps", "extends", "", "a.b", ".", "variant..dtype"]
@@ -258,7 +259,7 @@ def attempt(kind: str, seed: int) -> Outcome:
             word, detail = "ok", ""
         except InputError as error:
             word, detail = "refused", str(error)
-            if "\n" in detail or len(detail) > LONG:
+            if any("\n" in line or len(line) > LONG for line in error.lines):
                 word = "long message"
         except Exception:
             word, detail = "traceback", traceback.format_exc()

@@ -47,11 +47,12 @@ def _version(wanted: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: what the user or this machine cannot have is one line and exit code 2."""
+    """Entry point: what the user or this machine cannot have is one line each and exit code 2."""
     try:
         app()
     except (InputError, Unsupported) as error:
-        print(f"qbench: {one_line(error)}", file=sys.stderr)
+        for line in error.lines if isinstance(error, InputError) else (error,):
+            print(f"qbench: {one_line(line)}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:
         raise SystemExit(141) from None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qbench import textfile
-from qbench.errors import InputError, one_line
+from qbench.errors import InputError, Mistakes, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +60,12 @@ def planned(
     options = {
         key: f"--{key.partition('.')[0]} {one_line(value, 80)}" for key, value in given.items()
     }
-    found = [path for word in words for path in shipped.find(word)]
+    mistakes = Mistakes()
+    found: list[Path] = []
+    for word in words:
+        with mistakes.kept():
+            found += shipped.find(word)
+    mistakes.tell()
     paths = [path for path in found if path.stem != shipped.BASE]
     if not paths:
         raise InputError(f"{found[0]}: is what other recipes extend, and none to run by itself")

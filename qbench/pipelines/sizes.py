@@ -53,7 +53,7 @@ class Grid:
                     f"the nearest is {near}"
                 )
         if wrong:
-            raise InputError(", and ".join(wrong))
+            raise InputError(*wrong)
 
     def nearest_frames(self, frames: int) -> int:
         """The nearest count that comes out as it goes in and moves; of two as near, the larger."""

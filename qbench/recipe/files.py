@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from qbench import textfile
-from qbench.errors import InputError, brief, nearest, one_line
+from qbench.errors import InputError, Mistakes, brief, nearest, one_line
 from qbench.recipe import shipped, yaml_text
+from qbench.recipe.mistakes import Places, origin, said
 from qbench.recipe.schema import Recipe
 from qbench.recipe.shipped import recipe_files
-from qbench.recipe.yaml_text import Place, Value
+from qbench.recipe.yaml_text import Value
 
 MAX_BASES = 16
-
-Places = dict[Place, str]  # where each value was written: 'recipes/int8.yaml:5' or '--set a=b'
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,13 @@ class Loaded:
 
     def where(self, *at: str | int) -> str:
         """The file and line, or the option, that this field comes from; else its section's."""
-        return _where(self.places, at, self.path)
+        return origin(self.places, at, self.path)
 
 
 def load(path: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
     """The recipe of a file, its bases merged in and `overrides` ({'variant.dtype': 'bf16'}) last.
 
-    Raises InputError: one line with file, line number and the nearest valid word.
+    Raises InputError: a line for each mistake, with file, line number and the nearest valid word.
     """
     return read(path, overrides or {}).recipe
 
@@ -54,11 +51,8 @@ def read(
     options: what the user typed for an override where that was not '--set', by its field.
     """
     values, places, outermost = _merged(path, ())
-    for key, text in overrides.items():
-        _override(values, places, key, text, (options or {}).get(key))
     root = _root(path, outermost)
-    values.setdefault("name", _relative(path, root).with_suffix("").as_posix())
-    return _validated(values, places, path, root)
+    return _overridden(values, places, overrides, options or {}, path, root)
 
 
 def revised(
@@ -66,30 +60,43 @@ def revised(
 ) -> Loaded:
     """A recipe that `path` holds in another form, with overrides as in `read`."""
     values: dict[str, Value] = recipe.model_dump(mode="json")
-    places: Places = {}
+    return _overridden(values, {}, overrides, options, path, path.parent)
+
+
+def _overridden(
+    values: dict[str, Value],
+    places: Places,
+    overrides: Mapping[str, str],
+    options: Mapping[str, str],
+    path: Path,
+    root: Path,
+) -> Loaded:
+    """Values with overrides as a recipe. Raises InputError with all that is wrong in either."""
+    mistakes = Mistakes()
     for key, text in overrides.items():
-        _override(values, places, key, text, options.get(key))
-    return _validated(values, places, path, path.parent)
-
-
-def _validated(values: dict[str, Value], places: Places, path: Path, root: Path) -> Loaded:
+        with mistakes.kept():
+            _override(values, places, key, text, options.get(key))
+    values.setdefault("name", _relative(path, root).with_suffix("").as_posix())
+    recipe = None
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(_first(error, places, path)) from None
+        mistakes.add(*said(error, places, path))
+    mistakes.tell()
+    assert recipe
     return Loaded(recipe, path, root, places)
 
 
 def overrides(pairs: list[str]) -> dict[str, str]:
-    """['a.b=c'] as {'a.b': 'c'}."""
-    found = {}
+    """['a.b=c'] as {'a.b': 'c'}. Raises InputError with all that are no override."""
+    found, mistakes = {}, Mistakes()
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not key.strip():
-            raise InputError(
-                f"--set {one_line(pair, 80)}: expected field=value, as in variant.dtype=bf16"
-            )
+            given = one_line(pair, 80)
+            mistakes.add(f"--set {given}: expected field=value, as in variant.dtype=bf16")
         found[key.strip()] = value
+    mistakes.tell()
     return found
 
 
@@ -240,79 +247,3 @@ def _override(
         places.setdefault(tuple(parts[:depth]), said)
     for at in [at for at in places if at[: len(parts)] == tuple(parts)]:
         places[at] = said
-
-
-# Errors ------------------------------------------------------------------------------------------
-
-
-def _where(places: Places, at: Place, path: Path) -> str:
-    known = (places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places)
-    return next(known, str(path))
-
-
-def _first(error: ValidationError, places: Places, path: Path) -> str:
-    """The first thing that is wrong, as one line."""
-    detail = error.errors()[0]
-    at: Place = tuple(part for part in detail["loc"] if part != "function-after")
-    message, kind = detail["msg"], detail["type"]
-    context = detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        message = f"unknown field{_meant(at, _where(places, at, path).startswith('--'))}"
-    elif kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
-        message = (
-            f"{brief(detail['input'])} is not a choice{nearest(str(detail['input']), choices)}"
-        )
-    elif kind == "value_error":
-        message = str(context["error"])
-        if message.startswith("@"):  # raised for a whole section: the field at fault leads
-            field, _, message = message[1:].partition(": ")
-            at = (*at, *field.split("."))
-    elif kind == "missing":
-        message = "this field is required"
-    elif kind.endswith(("_type", "_parsing")):
-        message = f"{message[0].lower()}{message[1:]}, not {brief(detail['input'])}"
-    field = ".".join(map(str, at)) or "recipe"
-    return f"{_where(places, at, path)}: {one_line(field, 120)}: {message}"
-
-
-def _meant(at: Place, by_option: bool) -> str:
-    """The field that an unknown one was meant to be: here, or of this name in another section."""
-    word, section = str(at[-1]), at[:-1]
-    here = _fields(section)
-    elsewhere = [name for name in all_fields() if name.rpartition(".")[2] == word]
-    if elsewhere:
-        least = min(name.count(".") for name in elsewhere)  # the nearest to what most would mean
-        elsewhere = [name for name in elsewhere if name.count(".") == least]
-        return f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
-    if not section and not by_option:
-        here.append("extends")
-    return nearest(word, here)
-
-
-def _fields(at: Place) -> list[str]:
-    """Names of the fields that the section at this place has."""
-    model: type[BaseModel] = Recipe
-    for part in at:
-        known = model.model_fields.get(str(part))
-        inner = section(known.annotation) if known else None
-        if inner is None:
-            return []
-        model = inner
-    return list(model.model_fields)
-
-
-def all_fields(model: type[BaseModel] = Recipe, above: str = "") -> Iterator[str]:
-    """Dotted names of all fields, as `--set` takes them."""
-    for name, field in model.model_fields.items():
-        yield above + name
-        if inner := section(field.annotation):
-            yield from all_fields(inner, f"{above}{name}.")
-
-
-def section(annotation: object) -> type[BaseModel] | None:
-    """The section that a field of this type holds, if it is one."""
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from qbench.recipe.files import section
+from qbench.recipe.mistakes import section
 from qbench.recipe.schema import SCHEMES, Recipe
 
 BEGIN, END = "<!-- fields: made from the schema -->", "<!-- end of fields -->"

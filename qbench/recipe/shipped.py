@@ -25,7 +25,7 @@ def files(folder: Path = FOLDER) -> list[Path]:
 
 def recipe_files(folder: Path) -> list[str]:
     """Names of the YAML files in a folder; none where there is no such folder."""
-    found = folder.glob("*.y*ml") if textfile.is_folder(folder) else ()
+    found = folder.glob("[!.]*.y*ml") if textfile.is_folder(folder) else ()
     return [item.name for item in found]
 
 

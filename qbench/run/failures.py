@@ -24,7 +24,7 @@ def understood(error: Exception) -> Failure:
     if isinstance(error, Unsupported):
         return Failure("skipped", one_line(str(error)), expected=True)
     if isinstance(error, (InputError, LoadError)):
-        return Failure("failed", one_line(str(error)), expected=True)
+        return Failure("failed", one_line(", and ".join(str(error).splitlines())), expected=True)
     if out_of_memory(error):
         facts = needed_bytes(error)
         return Failure("oom", memory_reason(error, facts), facts)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qbench import prompts, textfile
 from qbench.engines import exported
-from qbench.errors import InputError, nearest
+from qbench.errors import InputError, Mistakes, nearest
 from qbench.optimizations import calibration
 from qbench.pipelines import specs
 from qbench.prompts import PromptSet
@@ -72,20 +73,29 @@ def plan(
         exported.check(loaded.recipe, vouched.all, vouched.digests)
         return replace(loaded, recipe=_trusting(loaded.recipe)) if trust_torchscript else loaded
 
-    as_written = [found(path, shared) for path in files]
+    mistakes = Mistakes()
+    as_written: list[Loaded] = []
+    for path in files:
+        with mistakes.kept():
+            as_written.append(found(path, shared))
     compared = {one.recipe.reference for one in as_written if not one.recipe.is_reference}
     named: dict[str, Planned] = {}
     sources: dict[str, Loaded] = {}
     for plain in as_written:
-        kept = not apart or plain.recipe.name in compared
-        loaded = plain if kept else found(plain.path, overrides)
-        name = loaded.recipe.name
-        if name in named:
-            raise InputError(_twice(loaded, sources[name], overrides))
-        applied = shared if kept else dict(overrides)
-        notes = (_unchanged(name, overrides),) if kept and apart else ()
-        named[name] = Planned(loaded.recipe, _checked(loaded), applied, notes=notes)
-        sources[name] = loaded
+        with mistakes.kept():
+            kept = not apart or plain.recipe.name in compared
+            loaded = plain if kept else found(plain.path, overrides)
+            name = loaded.recipe.name
+            if name in named:
+                raise InputError(_twice(loaded, sources[name], overrides))
+            applied = shared if kept else dict(overrides)
+            notes = (_unchanged(name, overrides),) if kept and apart else ()
+            named[name] = Planned(loaded.recipe, _checked(loaded), applied, notes=notes)
+            sources[name] = loaded
+    if not as_written and apart:  # none was read with the options that are for one alone
+        with mistakes.kept():
+            found(files[0], overrides)
+    mistakes.tell()
     implied: dict[tuple[str, str], Planned] = {}
     files_of: dict[tuple[str, str], Loaded] = {}
     for name, item in named.items():
@@ -271,25 +281,37 @@ def _one_spelling(recipe: Recipe) -> Recipe:
 
 def _checked(loaded: Loaded) -> PromptSet:
     """The prompts, once all is checked that can be known to fail before a model is loaded."""
-    recipe = loaded.recipe
-    field_: tuple[str, ...] = ("model",)
-    try:
+    recipe, mistakes = loaded.recipe, Mistakes()
+    model = chosen = None
+    with _placed(loaded, ("model",), mistakes):
         model = specs.find(recipe.model)
-        field_ = ("generation",)
-        specs.check(model, recipe.generation)
-        field_ = ("quality",)
-        networks.check(recipe.quality, model)
-        field_ = ("prompts", "set")
-        chosen = prompts.chosen(recipe.prompts, model)
-        field_ = ("variant", "quantize", "calibration", "set")
-        if recipe.variant.quantize and (settings := recipe.variant.quantize.calibration):
+    if model:
+        with _placed(loaded, ("generation",), mistakes):
+            specs.check(model, recipe.generation)
+        with _placed(loaded, ("quality",), mistakes):
+            networks.check(recipe.quality, model)
+        with _placed(loaded, ("prompts", "set"), mistakes):
+            chosen = prompts.chosen(recipe.prompts, model)
+    settings = recipe.variant.quantize.calibration if recipe.variant.quantize else None
+    if model and chosen and settings:
+        with _placed(loaded, ("variant", "quantize", "calibration", "set"), mistakes):
             calibration.texts(settings, model, chosen.prompts)
-        return chosen
+    mistakes.tell()
+    assert chosen
+    return chosen
+
+
+@contextmanager
+def _placed(loaded: Loaded, field_: tuple[str, ...], mistakes: Mistakes) -> Iterator[None]:
+    """Keep what is wrong with a field, with the file and line, or the option, that it is from."""
+    try:
+        yield
     except InputError as error:
-        where = loaded.where(*_field(str(error), field_))
-        named = where.startswith("--") and recipe.prompts.set
-        again = named and str(error).startswith(f"{recipe.prompts.set}:")
-        raise InputError(str(error) if again else f"{where}: {error}") from None
+        for line in error.lines:
+            where = loaded.where(*_field(line, field_))
+            named = where.startswith("--") and loaded.recipe.prompts.set
+            again = named and line.startswith(f"{loaded.recipe.prompts.set}:")
+            mistakes.add(line if again else f"{where}: {line}")
 
 
 def _field(message: str, otherwise: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qbench.recipe import reference
-from qbench.recipe.files import all_fields
+from qbench.recipe.mistakes import all_fields
 
 
 def test_the_documents_fields_are_the_schemas() -> None:

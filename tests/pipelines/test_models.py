@@ -143,7 +143,7 @@ def test_numbers_of_steps_that_leave_noise_in_the_video_are_noted(pipeline: Vide
         ({"height": 70}, "not a multiple of 16"),
         (
             {"frames": 12, "height": 70, "width": 90},
-            r"^generation.frames: .* is 9, and generation.height: .* is 64, and generation.width: "
+            r"^generation.frames: .* is 9\ngeneration.height: .* is 64\ngeneration.width: "
             r"90 is not a multiple of 16; the nearest is 96$",
         ),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import RECIPES
 
-from qbench.errors import InputError
+from qbench.errors import MOST_MISTAKES, InputError
 from qbench.recipe import files
 
 FAULTS = {
@@ -70,6 +70,55 @@ def test_fault_is_one_line_with_file_line_and_hint(fault: str, tmp_path: Path) -
     assert hint in message
     assert "\n" not in message
     assert len(message) < len(str(path)) + 400
+
+
+def test_all_mistakes_are_named_at_once_by_line_and_each_once(tmp_path: Path) -> None:
+    """What takes one of two types (a margin) is told of the one that it was written as."""
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "variant: {dtyp: bf16, attention: flsh}\n"
+        "prompts: 3\n"
+        "measure:\n"
+        "  timeout_s: .nan\n"
+        "  repeats: 1.5\n"
+        "generation: {steps: 0}\n"
+        "quality:\n"
+        "  margins:\n"
+        "    psnr: -1\n"
+        "    ssim: {size: 1, off: unit}\n"
+        "    lpips: {}\n"
+        "abuot: x\n"
+    )
+    with pytest.raises(InputError) as caught:
+        files.load(path, {"variant.compile.mode": "fast", "generation.seed": "["})
+    compile_, seed = "--set variant.compile.mode=fast", "--set generation.seed=["
+    expected = [
+        (seed, "not YAML"),
+        (compile_, "variant.compile.mode: 'fast' is not a choice; did you mean 'default'?"),
+        (f"{path}:1", "variant.attention: 'flsh' is not a choice; did you mean 'flash'?"),
+        (f"{path}:1", "variant.dtyp: unknown field; did you mean 'dtype'?"),
+        (f"{path}:2", "prompts: takes fields (set, count), not 3"),
+        (f"{path}:4", "measure.timeout_s: input should be a finite number, not nan"),
+        (f"{path}:5", "measure.repeats: input should be a valid integer, not 1.5"),
+        (f"{path}:6", "generation.steps: input should be greater than or equal to 1, not 0"),
+        (f"{path}:9", "quality.margins.psnr: input should be greater than 0, not -1"),
+        (f"{path}:10", "quality.margins.ssim.off: unknown field; did you mean 'of'?"),
+        (f"{path}:11", "quality.margins.lpips.size: this field is required"),
+        (f"{path}:12", "abuot: unknown field; did you mean 'about'?"),
+    ]
+    lines = caught.value.lines
+    assert len(lines) == len(expected)
+    for line, (place, said) in zip(lines, expected, strict=True):
+        assert line.startswith(f"{place}: {said}")
+
+
+def test_a_file_of_nothing_but_mistakes_does_not_fill_the_screen(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("".join(f"field_{n}: 1\n" for n in range(500)))
+    with pytest.raises(InputError) as caught:
+        files.load(path)
+    assert len(caught.value.lines) == MOST_MISTAKES + 1
+    assert caught.value.lines[-1] == "and 480 more"
 
 
 def test_what_is_no_text_file_is_one_line(tmp_path: Path) -> None:

@@ -132,6 +132,34 @@ def test_what_is_wrong_on_the_command_line_is_told_with_the_option() -> None:
         plan([RECIPES / "int8.yaml"], {"device": "tpu"}, {"device": "--device tpu"})
 
 
+def test_mistakes_of_several_recipes_and_options_are_named_at_once(tmp_path: Path) -> None:
+    """What was mended and started again would otherwise stop at the next."""
+    one, two, three = (tmp_path / f"{name}.yaml" for name in ("one", "two", "three"))
+    one.write_text("extends: qbench:int8\nvariant: {dtyp: fp16}\n")
+    two.write_text("extends: qbench:int8\ngeneration: {step: 3}\n")
+    three.write_text(
+        "extends: qbench:int8\n"
+        "generation: {frames: 12, height: 100}\n"
+        "quality: {metrics: [psnrr, ssimm], margins: {lpisp: 1}}\n"
+        "prompts: {set: nothere}\n"
+    )
+    with pytest.raises(InputError) as caught:
+        plan([one, two], {"variant.compile.mode": "fast", "measure.repeat": "3"})
+    lines = caught.value.lines
+    assert [line.partition(": ")[0] for line in lines] == [
+        "--set measure.repeat=3", f"{one}:2", f"{two}:2", "--set variant.compile.mode=fast",
+    ]  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        plan([three], {})
+    expected = {
+        "generation.frames: for 12": 2, "generation.height: 100": 2,
+        "quality.metrics: unknown metric 'psnrr'": 3, "quality.metrics: unknown metric 'ssimm'": 3,
+        "quality.margins: unknown metric 'lpisp'": 3, "prompts 'nothere'": 4,
+    }  # fmt: skip
+    for line, (said, at) in zip(caught.value.lines, expected.items(), strict=True):
+        assert line.startswith(f"{three}:{at}: {said}")
+
+
 def test_raw_videos_are_as_large_as_was_estimated(finished: Path) -> None:
     changes = {"generation.steps": "2", "prompts.count": "2"}
     planned = plan([RECIPES / "int8.yaml"], changes)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 
-from qbench.errors import InputError, nearest
+from qbench.errors import InputError, Mistakes, nearest
 from qbench.quality.metrics.base import Column, MetricSpec
 from qbench.quality.statistics import Metric
 from qbench.recipe.schema import Margin, Quality
@@ -336,13 +336,17 @@ def margins(quality: Quality, reference: Mapping[str, Metric]) -> dict[str, floa
 
 
 def check(quality: Quality) -> None:
-    """Raises InputError, which begins with the field, for a metric or a margin that is none."""
+    """Raises InputError, which begins with the field, for metrics and margins that are none."""
+    mistakes = Mistakes()
     for place, names in (("metrics", quality.metrics or ()), ("margins", quality.margins)):
         for name in names:
             try:
                 spec = find(name)
             except InputError as error:
-                raise InputError(f"quality.{place}: {error}") from None
+                mistakes.add(f"quality.{place}: {error}")
+                continue
             if place == "margins" and spec.margin is None:
                 known = [known.name for known in METRICS.own.values() if known.margin]
-                raise InputError(f"quality.margins: {name!r} has no margin{nearest(name, known)}")
+                hint = nearest(name, known)
+                mistakes.add(f"quality.margins: {name!r} has no margin{hint}")
+    mistakes.tell()
