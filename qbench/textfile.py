@@ -34,6 +34,17 @@ def expanded(name: str) -> Path:
     return Path(os.path.expanduser(name))  # pathlib's raises RuntimeError
 
 
+def nameable(path: Path, name: str) -> None:
+    """Refuse a path whose bytes are not UTF-8: records, pages and libraries could not name it.
+
+    Raises InputError, which begins with `name`.
+    """
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name}: the path is not UTF-8 throughout; name another") from None
+
+
 def read(path: Path, most_bytes: int, name: str | None = None) -> str:
     """The file's text without a byte order mark, its lines ended by '\\n'.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from conftest import qbench
 
 from qbench import textfile
+from qbench.cli import shared
+from qbench.engines import folder
 from qbench.errors import InputError
 
 
@@ -47,3 +50,19 @@ def test_output_that_goes_to_a_full_disk_is_one_line() -> None:
         )
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == "qbench: No space left on device"
+
+
+def test_places_that_no_record_could_name_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of a name that are not UTF-8 would end the sweep where its record is written."""
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/out\xff"))
+    for refuse in (shared.writable, lambda out: folder.check_place(out, force=False)):
+        with pytest.raises(InputError, match="not UTF-8 throughout"):
+            refuse(odd)
+        odd.mkdir(exist_ok=True)
+        monkeypatch.chdir(odd)
+        with pytest.raises(InputError, match="not UTF-8 throughout"):
+            refuse(Path("runs"))
+        monkeypatch.chdir(tmp_path)
+    shared.writable(tmp_path / "[red]\n\x1b[31m é")

@@ -33,6 +33,7 @@ def writable(folder: Path) -> int:
     import os
     import shutil
 
+    textfile.nameable(folder, f"--out {folder}")
     there = next(p for p in (folder, *folder.absolute().parents) if textfile.exists(p))
     if not textfile.is_folder(there):
         raise InputError(f"--out {folder}: {there} is a file, not a folder")

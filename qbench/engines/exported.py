@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qbench import textfile
 from qbench.engines import evidence, formats, loading, manifest
 from qbench.engines.base import run_of
 from qbench.engines.manifest import Elsewhere, Manifest, Wrong
-from qbench.errors import InputError, LoadError, Unsupported
+from qbench.errors import InputError, LoadError, Mistakes, Unsupported
 from qbench.pipelines import specs
 from qbench.recipe import files
 from qbench.recipe.choices import AS_MODULE, ExportFormat
@@ -49,14 +50,17 @@ def recipe_of(folder: Path, overrides: Mapping[str, str], options: Mapping[str, 
         written, digest = manifest.read(folder)
     except (Wrong, Elsewhere) as error:
         raise InputError(str(error)) from None
+    textfile.nameable(folder, str(folder))
     left = free(written.format)
+    mistakes = Mistakes()
     for key in overrides:
         section, _, field = key.partition(".")
         if section == "variant" and field.partition(".")[0] not in left:
-            raise InputError(
+            mistakes.add(
                 f"--set {key}={overrides[key]}: {folder} holds a denoiser that was written with "
                 f"its own; what is left to choose: {', '.join(left)}"
             )
+    mistakes.tell()
     held = Exported(folder=str(folder), sha256=digest, format=written.format)
     recipe, variant = written.recipe, written.recipe.variant
     named = variant.engine and formats.implied(variant) == written.format

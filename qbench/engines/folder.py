@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from qbench import textfile
 from qbench.engines import manifest
 from qbench.errors import InputError
 from qbench.textfile import REFUSALS
@@ -22,6 +23,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 def check_place(out: Path, force: bool) -> None:
     """Raise InputError where the folder cannot be written, or is there and must not be replaced."""
+    textfile.nameable(out, str(out))
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError(f"{out}: exists and is not a folder")
     if out.exists() and any(out.iterdir()) and not force:

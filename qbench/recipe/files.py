@@ -227,7 +227,7 @@ def _override(
     values: dict[str, Value], places: Places, key: str, text: str, option: str | None
 ) -> None:
     said = option or f"--set {one_line(key, 80)}={one_line(text, 60)}"
-    parts = key.split(".")
+    parts = yaml_text.whole(key, said).split(".")
     if parts[0] == "extends":
         raise InputError(f"{said}: 'extends' stands in a recipe's file; it cannot be set")
     if len(parts) > yaml_text.MAX_DEPTH:

@@ -66,7 +66,7 @@ def _said(detail: ErrorDetails, places: Places, path: Path) -> tuple[tuple[str, 
     else:
         message = f"{message[0].lower()}{message[1:]}, not {brief(given)}"
     place = origin(places, at, path)
-    field = ".".join(map(str, at)) or "recipe"
+    field = ".".join(map(str, at)) or ("''" if at else "recipe")
     file, _, line = place.rpartition(":")
     order = (file, int(line)) if line.isdecimal() else (place, 0)
     return order, f"{place}: {one_line(field, 120)}: {message}"
@@ -83,6 +83,9 @@ def _meant(at: Place, by_option: bool) -> str:
         return f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
     if not section and not by_option:
         here.append("extends")
+        first, _, rest = word.partition(".")
+        if rest and first in here:
+            return f"; in a file that is {first}: {{{rest}: ...}}"
     return nearest(word, here)
 
 

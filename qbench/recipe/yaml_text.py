@@ -6,15 +6,20 @@ that YAML would make an object of (a date, a merge key) stays the text that was 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from qbench.errors import InputError
+from qbench.errors import InputError, brief
 
 if TYPE_CHECKING:
     import yaml
 
 MAX_CHARACTERS = 65536  # a recipe is a page; anything larger is not one
 MAX_DEPTH = 12  # the schema's own depth is four
+
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")  # 1e-3, to YAML 1.1 a word
+UNUSUAL = re.compile(r"[-+]?(0[0-7_]+|[0-9_.]+(:[0-9_.]+)+)")  # 010, 1:30
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a character, as in names that are not UTF-8
 
 Value = str | int | float | bool | None | list["Value"] | dict[str, "Value"]
 Place = tuple[str | int, ...]
@@ -84,26 +89,39 @@ def _plain(node: yaml.Node, at: Place, name: str, places: dict[Place, int]) -> V
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise InputError(f"{name}:{line}: the name of a field is a word")
-            key = str(key_node.value)
+            key = whole(str(key_node.value), f"{name}:{line}")
             if key in found:
                 raise InputError(f"{name}:{line}: {key!r} stands twice")
             places[*at, key] = line
             found[key] = _plain(value_node, (*at, key), name, places)
         return found
+    assert isinstance(node, yaml.ScalarNode)
     return _scalar(node, name)
 
 
-def _scalar(node: yaml.Node, name: str) -> Value:
+def _scalar(node: yaml.ScalarNode, name: str) -> Value:
     import yaml
 
     text = str(node.value)
+    place = f"{name}:{node.start_mark.line + 1}"
     kind = node.tag.rpartition(":")[2]
     if kind not in ("null", "bool", "int", "float"):
-        return text
+        plain = node.style is None and EXPONENT.fullmatch(text)
+        return float(text) if plain else whole(text, place)
     try:
         value = yaml.SafeLoader("").construct_object(node)
     except (ValueError, OverflowError):  # '0b_' is a number to YAML's grammar and to nobody else
-        line = node.start_mark.line + 1
-        raise InputError(f"{name}:{line}: {text[:40]!r} is not a number") from None
+        raise InputError(f"{place}: {text[:40]!r} is not a number") from None
     assert value is None or isinstance(value, bool | int | float)
-    return value
+    if kind in ("int", "float") and UNUSUAL.fullmatch(text):
+        way = "sixties" if ":" in text else "eights"
+        read = f"{text[:40]} is {value} to YAML, which counts by {way}"
+        raise InputError(f"{place}: {read}: write that, or text in quotes")
+    return value + 0.0 if isinstance(value, float) else value  # -0.0 is 0.0, by its digest too
+
+
+def whole(text: str, place: str) -> str:
+    """The text, once it is known to be some: no record could hold half of a character."""
+    if SURROGATE.search(text):
+        raise InputError(f"{place}: {brief(text)} is not UTF-8, as text and names of files must be")
+    return text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import RECIPES
 
-from qbench.errors import MOST_MISTAKES, InputError
+from qbench.errors import MOST_MISTAKES, InputError, one_line
 from qbench.recipe import files
 
 FAULTS = {
@@ -45,6 +45,14 @@ FAULTS = {
     "merge key": ("name: x\nvariant: {<<: 1}", 2, "unknown field"),
     "date": ("name: x\ngeneration: {steps: 2020-13-45}", 2, "not '2020-13-45'"),
     "half a number": ("name: x\ngeneration: {steps: 0b_}", 2, "'0b_' is not a number"),
+    "octal": ("generation:\n  steps: 010", 2, "010 is 8 to YAML, which counts by eights"),
+    "sexagesimal": ("generation:\n  steps: 1:30", 2, "is 90 to YAML, which counts by sixties"),
+    "digits of another script": ("generation:\n  steps: ٣", 2, "valid integer, not '٣'"),
+    "a float too large": ("generation:\n  guidance: 1e999", 2, "finite number, not inf"),
+    "half a character": ('name: x\nabout: "a\\ud800b"', 2, "is not UTF-8"),
+    "half a character in a field": ('name: x\n"\\udcff": 1', 2, "is not UTF-8"),
+    "a field without a name": ("name: x\n'': 1", 2, "'': unknown field"),
+    "dots in a file": ("name: x\ngeneration.steps: 4", 2, "generation: {steps: ...}"),
     "endless number": ("generation:\n  steps: " + "9" * 5000, 2, "is not a number"),
     "infinity": ("measure:\n  timeout_s: .inf", 2, "finite number"),
     "a list as a field's name": ("name: x\n? [a, b]\n: c", 2, "is a word"),
@@ -172,6 +180,23 @@ def test_child_changes_one_field_and_inherits_its_neighbours(tmp_path: Path) -> 
     assert (found.name, found.generation.steps, found.generation.guidance) == ("child", 9, 2.0)
 
 
+def test_numbers_are_read_as_they_are_written_elsewhere() -> None:
+    """YAML 1.1 takes 1e-3 for a word, and Python and JSON write small numbers so."""
+    below = "variant.cache.threshold"
+    cached = {"variant.cache.kind": "first_block"}
+    (one, other) = (
+        files.load(RECIPES / "bf16.yaml", cached | {below: text}) for text in ("3e-5", "0.00003")
+    )
+    assert one.fingerprint() == other.fingerprint()
+    plain = files.load(RECIPES / "bf16.yaml")
+    changes = files.overriding(plain, one)
+    assert changes[below] == "3e-05"
+    zeros = [files.load(RECIPES / "bf16.yaml", {"generation.guidance": z}) for z in ("0", "-0.0")]
+    assert zeros[0].fingerprint() == zeros[1].fingerprint()
+    named = files.load(RECIPES / "bf16.yaml", {"about": "'1e3'"})
+    assert named.about == "1e3"
+
+
 def test_override_wins_and_its_fault_names_the_override() -> None:
     changed = files.load(RECIPES / "int8.yaml", files.overrides(["variant.dtype=fp16"]))
     assert changed.variant.dtype == "fp16"
@@ -191,6 +216,9 @@ def test_override_wins_and_its_fault_names_the_override() -> None:
         ("variant=" + "x" * 2**17, "larger than"),
         ("steps=4", "did you mean 'generation.steps'?"),
         ("extends=fp32", "it cannot be set"),
+        ("variant.\udcff=1", "is not UTF-8"),
+        ("about=\udcff", "U+DCFF"),
+        ('about="\\udcff"', "is not UTF-8"),
         ("generation.step=4", "did you mean 'steps'?"),
         (".".join("a" * 40) + "=1", "no field lies that deep"),
         ("name.x=1", "valid string"),
@@ -202,7 +230,7 @@ def test_a_bad_override_is_one_short_line_that_begins_with_it(setting: str, said
     with pytest.raises(InputError) as caught:
         files.load(RECIPES / "int8.yaml", files.overrides([setting]))
     message = str(caught.value)
-    assert message.startswith(f"--set {setting[:20]}")
+    assert message.startswith(f"--set {one_line(setting[:20])}")
     assert said in message
     assert len(message) < 400
 
