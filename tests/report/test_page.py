@@ -105,6 +105,13 @@ def test_every_row_is_in_the_table_and_every_measured_one_on_the_chart(
     assert opened.tab.locator("#chart canvas").evaluate(pixels)
 
 
+def test_the_table_fits_a_window_of_1280_pixels(opened: Opened) -> None:
+    """A column past the edge is not looked for."""
+    table = opened.tab.locator(".scroll")
+    assert opened.tab.locator("#rows thead th").count() > 12
+    assert table.evaluate("it => it.scrollWidth <= it.clientWidth")
+
+
 def test_the_front_is_that_of_the_chart_in_the_report(opened: Opened, ranking: Ranking) -> None:
     shown = [r for r in ranking.records if "psnr" in r.quality and ranking.timing(r).speed_up]
     points = [

@@ -352,12 +352,12 @@ function axisForm(form) {
 /** Names beside points where they cover neither a point nor another name. */
 function label(over, points, front) {
   const ctx = document.createElement("canvas").getContext("2d");
-  ctx.font = "12px system-ui, sans-serif";
   const limits = { right: over.clientWidth, bottom: over.clientHeight };
   const taken = points.map(({ left, top, radius }) => ({ left: left - radius, right: left + radius, top: top - radius, bottom: top + radius }));
   const rank = ({ variant }) => (variant.reference ? 0 : front.has(variant.id) ? 1 : 2);
   for (const point of [...points].sort((a, b) => rank(a) - rank(b))) {
     const text = point.variant.name.length > 34 ? `${point.variant.name.slice(0, 33)}…` : point.variant.name;
+    ctx.font = `${front.has(point.variant.id) ? 600 : 400} 12px system-ui, sans-serif`; // as page.css has .name
     const width = ctx.measureText(text).width + 4;
     const gap = point.radius * 1.35 + 2;
     const spots = [

@@ -56,7 +56,7 @@ export class Table {
 
   head() {
     const header = (key, text, measure) => {
-      const button = element("button", { type: "button", onclick: () => this.sorted(key), title: measure ? `${measure.what} (${direction(measure, true).replace("right", "more").replace("left", "less")})` : undefined }, text, element("span", { class: "arrow", "aria-hidden": "true" }));
+      const button = element("button", { type: "button", onclick: () => this.sorted(key), title: measure ? `${measure.what} (${direction(measure, true).replace("right", "more").replace("left", "less")})` : undefined }, element("span", {}, text), element("span", { class: "arrow", "aria-hidden": "true" }));
       return element("th", { scope: "col", "data-key": key, class: measure ? "figure" : "" }, button);
     };
     const cells = [
@@ -99,7 +99,7 @@ export class Table {
     }
     if (judged) {
       const said = variant.verdict?.because ? { title: variant.verdict.because } : {};
-      row.append(element("td", { class: "verdict", ...said }, marker(standing(variant), 14, settled(variant)), element("span", {}, standingText(variant) || "–")));
+      row.append(element("td", { class: "verdict", ...said }, element("div", {}, marker(standing(variant), 14, settled(variant)), element("span", {}, standingText(variant) || "–"))));
     }
     for (const measure of this.columns()) row.append(this.cell(variant, measure, struck));
     return row;
@@ -111,8 +111,10 @@ export class Table {
     if (measure.key === "speed_up" && variant.reference) return element("td", { class: "figure quiet" }, "reference");
     const value = written(measure.form, figure.value);
     const word = measure.key === "speed_up" ? variant.speed_word : "";
-    const more = [interval(measure.form, figure), figure.n ? `n\u202f=\u202f${figure.n}` : "", figure.note && measure.kind !== "quality" ? figure.note : "", word].filter(Boolean).join(" ");
-    return element("td", { class: "figure" }, element(struck ? "s" : "span", { class: "value" }, value), more ? element("small", { title: figure.note || undefined }, more) : null);
+    const bounds = interval(measure.form, figure).split(/(?<=,) /); // where the window is narrow, a line each
+    const more = [figure.n ? `n\u202f=\u202f${figure.n}` : "", measure.kind !== "quality" ? figure.note : "", word].filter(Boolean).join(" ");
+    const parts = [...bounds.filter(Boolean).flatMap((bound) => [element("span", {}, bound), " "]), more];
+    return element("td", { class: "figure" }, element(struck ? "s" : "span", { class: "value" }, value), parts.some(Boolean) ? element("small", { title: figure.note || undefined }, parts) : null);
   }
 
   sorted(key) {
