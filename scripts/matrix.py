@@ -324,6 +324,8 @@ PARTS = {
         (
             "bf16", "cache/taylorseer", "cache/first-block", "cache/pab", "cache/faster",
             "cache/half-steps", "fast", "fast-cached", "cache/fast-cached-2", "cache/fast-cached-4",
+            "peers/fast-cached-sea", "peers/fast-cached-sea-0.2", "peers/fast-cached-sea-0.5",
+            "peers/fast-cached-mag", "peers/fast-cached-order-2", "peers/fast-cached-dbcache",
             "floor/kernel",
         ),
     ),

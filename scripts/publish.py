@@ -11,10 +11,10 @@ reference, all are kept, for the report pairs a variant with its own; of copies 
 To add runs to what is published already, name its folder among RUNS.
 
 Digits that say nothing are left out, for no compressor makes noise smaller. A video's value of a
-metric is kept to the largest step of 1 or 5 in some decimal that is at most a 25th of the middle
-half's spread (0.1 dB for a PSNR), five significant digits at most: that moves a mean by less than
-a fiftieth of its standard error. Where a verdict would change by it, steps of a 50th and then of a
-100th are taken; one that still does stops the program. Every other figure that was measured has
+metric is kept to the largest step of 1 or 5 in some decimal that is at most a tenth of the middle
+half's spread (0.5 dB for a PSNR), five significant digits at most: that moves a mean by a 25th of
+its standard error, about. Where a verdict would change by it, steps of a 25th, a 50th and then of
+a 100th are taken; one that still does stops the program. Every other figure that was measured has
 seven digits, as a clock of 100 ns has for a second. What was asked for (recipe, sizes) and where
 stays as it is.
 
@@ -41,7 +41,7 @@ from qbench.run.generate import PROFILE
 
 UNFINISHED = ("running", "interrupted")
 DIGITS = 5  # of a video's value of a metric, at most
-LEVELS = (25, 50, 100)  # that the middle half of such values has at least
+LEVELS = (10, 25, 50, 100)  # that the middle half of such values has at least
 STEPS = (5, 1)  # of the last decimal; one in the other, or rounding again could go to and fro
 MEASURED_DIGITS = 7  # of a time, a rate, a mean ...
 # What is no measurement, and what others may take digests of.

@@ -11,6 +11,7 @@ from qbench.quality.statistics import Metric
 from qbench.recipe.schema import Verdict
 
 FEW = 8  # videos below which no verdict of no loss goes without a question mark
+NEAREST = 1 / 6  # of a seed's videos: what lies a standard deviation from a normal mean, about
 Quality = Mapping[str, Metric]
 Distance = Literal["close", "as far as another seed", "other noise", ""]
 NEAR: tuple[Distance, ...] = ("close", "")  # where it was not measured, close is asked for
@@ -96,8 +97,9 @@ def _above(metric: Metric, floor: Metric, limit: float) -> bool:
 def distance_of(quality: Quality, floor: Floor, other_noise: bool) -> tuple[Distance, str]:
     """Close, or as far as another seed's videos; and which figure says so.
 
-    As far: not closer than another seed's videos are on average by that seed's own spread over
-    videos, in any figure of the distance.
+    As far: on average no closer than the closest sixth of another seed's videos, in any figure of
+    the distance. A share, for LPIPS is as wide over videos as its mean: less one standard deviation
+    nothing is closer.
     """
     if other_noise:
         return "other noise", "made from other noise than the reference's"
@@ -107,8 +109,10 @@ def distance_of(quality: Quality, floor: Floor, other_noise: bool) -> tuple[Dist
             if name not in quality or name not in seed:
                 continue
             known = True
-            closer = quality[name].value - seed[name].value
-            if (closer if better == "higher" else -closer) < _spread(seed[name]):
+            sign = 1.0 if better == "higher" else -1.0
+            mean = sign * quality[name].value
+            closer = [sign * x >= mean for x in seed[name].samples or [seed[name].value]]
+            if sum(closer) >= NEAREST * len(closer):
                 figures = f"{name} {quality[name].value:.3g}, theirs {seed[name].value:.3g}"
                 why = f"as far as another seed's videos ({figures}): is the noise the reference's?"
                 return "as far as another seed", why

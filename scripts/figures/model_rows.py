@@ -619,7 +619,7 @@ ON_UNET = {
     "SmoothQuant": ", which has no outliers to smooth (and nothing that takes a scale, in FP8)",
     "SVDQuant": ", close but no smaller than INT8",
 }
-UNET = ("h100/zeroscope-quality", "h200/zeroscope-quality")
+UNET = ("h200/zeroscope-quality",)
 
 
 def _quality_of(recipes: Iterable[str]) -> list[Found]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from pipelines import tiny
 from pydantic import ValidationError
 
@@ -17,6 +20,7 @@ from qbench.optimizations import axes, builds, schemes
 from qbench.optimizations.parallel import tokens
 from qbench.optimizations.parallel.groups import Traffic
 from qbench.pipelines import specs
+from qbench.recipe import files
 from qbench.recipe.schema import Generation, Quantize, Recipe, Variant
 
 FULL = support.Machine("cuda", (9, 0), frozenset(support.PACKAGES), devices=8)
@@ -222,6 +226,52 @@ def test_a_captured_video_is_the_video_to_the_bit(fields: dict[str, Any]) -> Non
     captured, plain = _videos(GRAPH | fields), _videos({"dtype": "bf16"} | fields)
     assert all(torch.equal(a, b) for a, b in zip(captured, plain, strict=True))
     assert not torch.equal(captured[0], captured[2])
+
+
+def _on_two_gpus(rank: int, meeting: str, results: Any) -> None:
+    """Latents of two seeds by Ulysses, plain and captured in turns, from one compiler's cache."""
+    torch.cuda.set_device(rank)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl", init_method=f"file://{meeting}", rank=rank, world_size=2
+    )
+    variant = files.load(Path("recipes/parallel/fast-ulysses.yaml").resolve()).variant
+    model, found = specs.find("tiny-cogvideox"), []
+    for captured in (False, True, False):
+        torch._dynamo.reset()
+        pipeline = specs.load(model, "bf16", "cuda")
+        run = pipeline.resolve(model, Generation(steps=4))
+        fields = {"cuda_graph": captured}
+        applied = axes.apply(pipeline, variant.model_copy(update=fields), "cuda", run.steps)
+        prompt = pipeline.encode(run, ["a red star"])
+        for seed in (0, 1):
+            noise, draws = pipeline.noise(run, seed), pipeline.generators([seed])
+            made = pipeline.denoise(run, prompt, noise, lambda _: None, generators=draws)
+            found.append(made.cpu())
+        applied.undo()
+    if rank == 0:
+        results.put([x.float().numpy() for x in found])
+    dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+def test_two_gpus_make_the_same_video_captured_or_not(tmp_path: Path) -> None:
+    """By the same kernels: two programs may have been given different ones by their compilers."""
+    starting = multiprocessing.get_context("spawn")
+    results = starting.Queue()
+    ranks = [
+        starting.Process(target=_on_two_gpus, args=(rank, str(tmp_path / "meeting"), results))
+        for rank in (0, 1)
+    ]
+    for rank in ranks:
+        rank.start()
+    first, second, *others = results.get(timeout=300)
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert not np.array_equal(first, second)
+    for made, again in zip([first, second] * 2, others, strict=True):
+        assert np.array_equal(made, again)
 
 
 @pytest.mark.gpu

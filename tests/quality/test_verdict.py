@@ -228,6 +228,19 @@ def test_as_far_as_another_seed_is_said_beside_the_word(figure: str) -> None:
     assert own.distance == "other noise"
 
 
+def test_no_figure_is_so_skewed_that_nothing_is_closer_than_another_seed() -> None:
+    """LPIPS and latent error of other noise have standard deviations as large as their means."""
+    skewed = np.random.default_rng(7).exponential(0.08, N)
+    floor = Floor(other_noise={"seed": {"lpips": sampled(skewed, "lower")}})
+    found = {}
+    for error in (0.0001, 0.01, 0.02, 0.08):
+        one = variant(psnr=40) | {"lpips": sampled(np.full(N, error), "lower")}
+        found[error] = said(one, floor).distance
+    # A sixth of an exponential distribution lies below 0.18 of its mean.
+    far = "as far as another seed"
+    assert found == {0.0001: "close", 0.01: "close", 0.02: far, 0.08: far}
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_too_few_videos_are_never_settled(n: int) -> None:
     """One video that lost everything was once *drift* without a question mark."""
