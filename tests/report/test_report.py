@@ -253,7 +253,7 @@ def test_a_chart_saved_with_a_palette_keeps_the_colours_of_thin_lines(tmp_path: 
     from PIL import Image, ImageColor
 
     found, _ = store.read_all(store.find([ROOT / "results/published/h200/quality"]))
-    (ranking,) = _rank(*(record for _, record in found))
+    ranking = max(_rank(*(record for _, record in found)), key=lambda one: len(one.records))
     (path,) = charts.draw(ranking, tmp_path, "", only="error-by-step")
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
