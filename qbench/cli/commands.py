@@ -198,8 +198,7 @@ def report(
     made = rankings(found)
     path = write(made, unreadable, out, Options(single_file, videos))
     console = shared.console()
-    for line in unreadable:
-        print(f"qbench: left out: {one_line(line)}", file=sys.stderr)
+    shared.told_left_out(unreadable)
     for ranking in made[:10]:
         shared.print_ranking(console, ranking)
     shared.say(console, f"report: {path}")
@@ -308,7 +307,9 @@ def power(
     """How many prompts verdicts without a question mark need, at the spread of these records."""
     from qbench import power as planning
 
-    for line in planning.said(shared.records(results)[0], resolve or [], alpha, chance):
+    found, unreadable = shared.records(results)
+    shared.told_left_out(unreadable)
+    for line in planning.said(found, resolve or [], alpha, chance):
         print(line)
 
 

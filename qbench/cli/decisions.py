@@ -97,6 +97,7 @@ def pick(
         shared.records(None)  # what is missing is said before the machine is asked
         here = shared.hardware()
     found = at_hand.evidence(records or [shared.RESULTS], evidence or [], model, here, at)
+    shared.told_left_out(found.unreadable)
     made = picking.pick(question, found)
     if as_json:
         print(made.model_dump_json(indent=1))

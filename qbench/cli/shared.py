@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -117,6 +118,14 @@ def records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list
     gc.freeze()  # records are read once and held to the end: nothing of them is garbage
     gc.set_threshold(100_000, 20, 20)  # nor is most of what is made of them
     return found
+
+
+def told_left_out(unreadable: Sequence[str]) -> None:
+    """Records that could not be read: what follows is without them."""
+    from qbench.decisions.places import left_out
+
+    for line in left_out(unreadable):
+        print(f"qbench: {one_line(line)}", file=sys.stderr)
 
 
 def console() -> Console:

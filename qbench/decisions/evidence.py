@@ -23,6 +23,7 @@ class Evidence:
     ranking: Ranking
     records: tuple[Record, ...]
     rankings: tuple[Ranking, ...]
+    unreadable: tuple[str, ...] = ()  # a line for each record that is not among them
 
 
 def evidence(
@@ -37,7 +38,26 @@ def evidence(
     here: the hardware to which answers are promised; None for that of the records. at: words of
     the ranking's title, such as a size. Raises InputError where no ranking fits, or several do.
     """
-    found, _ = places.read(records)
+    found, unreadable = places.read(records)
+    more, others = places.read(besides) if besides else ([], [])
+    with places.telling([*unreadable, *others]):
+        made = _answering(found, records, model, here, at)
+    everything = list({record.run: (path, record) for path, record in [*found, *more]}.values())
+    return Evidence(
+        made,
+        tuple(record for _, record in everything),
+        tuple(rankings(everything)),
+        (*unreadable, *others),
+    )
+
+
+def _answering(
+    found: places.Found,
+    records: list[Path],
+    model: str | None,
+    here: dict[str, object] | None,
+    at: str | None,
+) -> Ranking:
     if here is not None:  # a card of this name elsewhere is another card
         found = [(path, record) for path, record in found if origin.read(path.parent) is None]
     made = [r for r in rankings(found) if any(_timed(record) for record in r.records)]
@@ -69,13 +89,7 @@ def evidence(
         raise InputError(
             f"{len(made)} rankings, name one with --records, --model or --at: {_named(made)}"
         )
-    more = places.read(besides)[0] if besides else []
-    everything = list({record.run: (path, record) for path, record in [*found, *more]}.values())
-    return Evidence(
-        made[0],
-        tuple(record for _, record in everything),
-        tuple(rankings(everything)),
-    )
+    return made[0]
 
 
 def _named(made: list[Ranking]) -> str:

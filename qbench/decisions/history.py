@@ -70,6 +70,12 @@ class History(Strict):
 def history(results: list[Path], recipe: str | None, figure: str | None) -> History:
     """All series of two records or more. Raises InputError where there is none."""
     found, unreadable = places.read(results)
+    with places.telling(unreadable):
+        series = _followed(found, recipe, figure)
+    return History(series=series, notes=tuple(places.left_out(unreadable)))
+
+
+def _followed(found: places.Found, recipe: str | None, figure: str | None) -> tuple[Series, ...]:
     wanted = None if figure is None else figures.find(figure, "--figure")
     names = {record.recipe.name for _, record in found}
     if recipe is not None and recipe not in names:
@@ -86,7 +92,7 @@ def history(results: list[Path], recipe: str | None, figure: str | None) -> Hist
             "workload and hardware here"
         )
     series.sort(key=lambda one: (-len(one.points), one.recipe))
-    return History(series=tuple(series), notes=tuple(f"left out: {line}" for line in unreadable))
+    return tuple(series)
 
 
 def _key(path: Path, record: Record) -> tuple[str, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qbench.errors import InputError
+from qbench.errors import MOST_MISTAKES, InputError
 from qbench.results import archive, store
 from qbench.results.ranking import Ranking, rankings
 from qbench.results.record import Record
@@ -52,6 +54,22 @@ def side(place: Path) -> Side:
 
 def _one(place: Path) -> bool:
     return archive.is_run(place) or not place.is_dir() or (place / store.FILE).is_file()
+
+
+def left_out(unreadable: Sequence[str]) -> list[str]:
+    """A line for each record that could not be read; of many, the first ones."""
+    lines = [f"left out: {line}" for line in unreadable[:MOST_MISTAKES]]
+    more = len(unreadable) - len(lines)
+    return [*lines, f"left out: {more} more"] if more else lines
+
+
+@contextmanager
+def telling(unreadable: Sequence[str]) -> Iterator[None]:
+    """Where the block finds too little, say what could not be read as well: it may be that."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(*error.lines, *left_out(unreadable)) from None
 
 
 def read(places: list[Path]) -> tuple[Found, list[str]]:

@@ -80,8 +80,9 @@ def recipe_of(folder: Path, overrides: Mapping[str, str], options: Mapping[str, 
 def check(recipe: Recipe, trust: bool, expect: Sequence[str]) -> None:
     """Raise InputError for what no run of the folder could succeed with, told by its manifest.
 
-    Machine code that nobody vouched for, another manifest, another model or another size than it
-    was exported for. expect: SHA-256 of manifests that the user vouches for.
+    Files that are missing or of another size, machine code that nobody vouched for, another
+    manifest, another model or another size than it was exported for. expect: SHA-256 of manifests
+    that the user vouches for.
     """
     held = recipe.variant.exported
     if held is None:
@@ -91,6 +92,7 @@ def check(recipe: Recipe, trust: bool, expect: Sequence[str]) -> None:
         written, digest = manifest.read(folder)
         if digest != held.sha256:
             raise Wrong(f"{folder / manifest.FILE}: its SHA-256 is {digest}, not {held.sha256}")
+        manifest.check_listing(folder, written)  # what is in them is read when its turn comes
         wanted = next((one for one in expect if one.lower() == digest), next(iter(expect), None))
         loading.check_trust(folder, written, digest, trust, wanted)
         model = specs.find(recipe.model)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qbench.errors import Unsupported
+from qbench.errors import Unsupported, brief
 from qbench.recipe import shipped
 from qbench.recipe.choices import ExportFormat
 from qbench.recipe.schema import Recipe
@@ -205,7 +205,9 @@ def read(folder: Path) -> tuple[Manifest, str]:
         version = facts["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Wrong(f"{path}: not a manifest") from None
-    if isinstance(version, int) and version > SCHEMA:
+    if type(version) is not int or version < 1:
+        raise Wrong(f"{path}: schema_version: {brief(version)} is no version of a manifest")
+    if version > SCHEMA:
         raise Elsewhere(
             f"{path}: schema version {version}, written by a newer qbench; this one reads {SCHEMA}"
         )
@@ -220,6 +222,15 @@ def read(folder: Path) -> tuple[Manifest, str]:
 
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Raise Wrong unless the folder holds exactly the manifest's files, byte for byte."""
+    check_listing(folder, manifest)
+    for name, stored in sorted(manifest.files.items()):
+        if sha256(folder / name) != stored.sha256:
+            raise Wrong(f"{folder / name}: its SHA-256 is not the manifest's: it was changed")
+        _check_kind(folder / name)
+
+
+def check_listing(folder: Path, manifest: Manifest) -> None:
+    """Raise Wrong unless the folder holds the manifest's files by name and size: none is read."""
     for name in manifest.files:
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or str(parts) != name or name == FILE:
@@ -232,10 +243,6 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise Wrong(f"{folder / name}: missing")
         if found[name] != stored.size_bytes:
             raise Wrong(f"{folder / name}: {found[name]:,} bytes instead of {stored.size_bytes:,}")
-    for name, stored in sorted(manifest.files.items()):
-        if sha256(folder / name) != stored.sha256:
-            raise Wrong(f"{folder / name}: its SHA-256 is not the manifest's: it was changed")
-        _check_kind(folder / name)
 
 
 def _entries(folder: Path, above: str = "") -> Iterator[tuple[str, int]]:

@@ -124,6 +124,8 @@ def _refusal(text: bytes, error: ValidationError) -> str:
 
 
 def _version(version: object) -> str:
+    if version is None:
+        return "not a record: it has no schema_version"
     known = ", ".join(map(str, READABLE))
     return f"schema version {str(version)[:40]!r}; this qbench reads {known}"
 

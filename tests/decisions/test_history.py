@@ -16,6 +16,7 @@ from qbench.decisions import changepoints, history_text
 from qbench.decisions.changepoints import change_points
 from qbench.decisions.history import history
 from qbench.errors import InputError
+from qbench.results import store
 
 
 def _energy(x: np.ndarray, split: int) -> float:
@@ -126,3 +127,11 @@ def test_the_command_and_what_it_refuses(tmp_path: Path) -> None:
         refused = call(app, ["history", str(tmp_path), *words])
         assert isinstance(refused.exception, InputError)
         assert told in str(refused.exception)
+    broken = tmp_path / "night-x" / store.FILE
+    broken.parent.mkdir()
+    broken.write_text("{")
+    refused = call(app, ["history", str(tmp_path), "--figure", "energy"])
+    assert isinstance(refused.exception, InputError)  # what is missing may be in there
+    assert refused.exception.lines[1].startswith(f"left out: {broken}: not a record")
+    done = call(app, ["power", str(tmp_path)])
+    assert done.stderr.startswith(f"qbench: left out: {broken}: not a record")

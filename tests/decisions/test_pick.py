@@ -312,5 +312,10 @@ def test_several_rankings_are_named(tmp_path: Path) -> None:
     for words in ("0 steps", "4 step", "33x128x128"):  # parts of words are none
         with pytest.raises(InputError, match=f"--at {words}: in no ranking's title: .*4 steps"):
             evidence(places, [], None, None, words)
-    with pytest.raises(InputError, match="nothing was measured on this machine"):
-        evidence([H100 / "videos"], [], None, {"device": "cpu", "name": "mine", "threads": 1})
+    broken = tmp_path / "record.json"
+    broken.write_text("{")
+    here: dict[str, object] = {"device": "cpu", "name": "mine", "threads": 1}
+    with pytest.raises(InputError, match="nothing was measured on this machine") as error:
+        evidence([H100 / "videos", tmp_path], [], None, here)
+    assert error.value.lines[1].startswith(f"left out: {broken}: ")  # it may be in there
+    assert evidence([H100 / "videos", tmp_path], [], None, None).unreadable

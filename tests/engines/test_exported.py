@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -152,6 +153,11 @@ def test_a_folder_that_is_not_what_was_exported_is_not_measured(
     place = tmp_path / "engine"
     shutil.copytree(graph.folder, place)
     copied = exported.recipe_of(place, {}, {}).recipe
+    exported.check(copied, False, ())
+    os.truncate(place / "parity.json", 10)  # told before the reference runs
+    with pytest.raises(InputError, match=r"parity\.json: 10 bytes instead of"):
+        exported.check(copied, False, ())
+    shutil.copy(Path(graph.folder) / "parity.json", place)
     with (place / "denoiser.onnx").open("r+b") as file:
         file.seek(-1, 2)
         last = file.read(1)

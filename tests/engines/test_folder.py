@@ -135,6 +135,13 @@ def test_a_newer_manifest_cannot_be_checked_here(engine: Path) -> None:
         _checked(engine)
 
 
+@pytest.mark.parametrize("version", ["9", True, 0, -1])
+def test_a_version_is_a_number(engine: Path, version: object) -> None:
+    _write(engine, schema_version=version)
+    with pytest.raises(Wrong, match="is no version of a manifest"):
+        _checked(engine)
+
+
 # Written whole, or not at all ---------------------------------------------------------------------
 
 
