@@ -19,7 +19,7 @@ from qbench.results.record import Status
 from qbench.run import folders, worker
 from qbench.run.events import Beat, Event, RankFailed, RunEnded, StageEntered
 from qbench.run.job import Job
-from qbench.run.processes import Child
+from qbench.run.processes import Child, show_where
 from qbench.run.together import MEETING
 
 SILENT_S = 15.0  # without a sign of life: stopped, or the machine is out of memory
@@ -110,7 +110,9 @@ class Crew:
                     failed = failed or self._of(number, event.status, event.reason)
                     until = min(until, time.monotonic() + GRACE_S)
                 elif event is not None and number == 0:
-                    yield event
+                    began = time.monotonic()
+                    yield event  # the reference may take its turn meanwhile, for minutes
+                    self._unheard(time.monotonic() - began)
             if failed and (self._first.over or time.monotonic() > until):
                 self.lost = self.lost or failed
             self.lost = self.lost or self._silent() or self._behind()
@@ -138,6 +140,12 @@ class Crew:
             for one in self._ranks:
                 one.moved = time.monotonic()
         return event
+
+    def _unheard(self, seconds: float) -> None:
+        """Nobody listened for so long, so what no rank said meanwhile means nothing."""
+        for rank in self._ranks:
+            rank.heard += seconds
+            rank.moved += seconds
 
     def _of(self, number: int, status: Status, reason: str) -> Lost:
         return Lost(status, f"rank {number} of {len(self._ranks)}: {reason}; see {log_of(number)}")
@@ -181,8 +189,14 @@ class Crew:
         self._meeting.unlink(missing_ok=True)
         return code
 
+    def show_where(self) -> None:
+        """Have each rank write to its log what its threads are doing."""
+        show_where(rank.child for rank in self._ranks)
+
     def end(self, hurry: Callable[[], bool] = lambda: False) -> None:
         """End all ranks, at once where one is lost: the others wait for it."""
+        if self.lost is not None:
+            self.show_where()
         for rank in self._ranks:
             rank.child.end(lambda: self.lost is not None or hurry())
         self._meeting.unlink(missing_ok=True)

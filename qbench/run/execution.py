@@ -99,6 +99,7 @@ def execute(
     except TimeoutError:
         with interrupts.held():
             assert child is not None
+            child.show_where()
             child.end(lambda: interrupts.hurry)
             return _ended(draft, folder, "timeout", limits.reason(), limits.stage)
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ imports must not start it (see `preload`).
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import multiprocessing.util
 import os
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,7 @@ from qbench.run.events import Event
 
 POLL_S = 60.0  # poll takes no wait of any length
 PATIENCE_S = 5.0  # between asking a process to end and ending it
+SHOW, SHOWING_S = signal.SIGUSR1, 0.5  # Python's own stacks, written by its handler of faults
 SAFE = "PYTHONSAFEPATH"  # a user's statistics.py in the current folder is not Python's
 SEARCHED = "PYTHONPATH"
 LEAVING_S = 30.0  # that a process which has left its record may take to end
@@ -185,6 +187,10 @@ class Child:
         assert code is not None
         return code
 
+    def show_where(self) -> None:
+        """Have it write to its log what each of its threads is doing, though it hang."""
+        show_where([self])
+
     def end(self, hurry: Callable[[], bool] = lambda: False) -> None:
         """End the process and all that it started, compilers among them; at once in a hurry."""
         self._signal(signal.SIGTERM)
@@ -205,6 +211,15 @@ class Child:
                 self._process.kill()
 
 
+def show_where(children: Iterable[Child]) -> None:
+    """As a child's own, of several at once."""
+    for child in children:
+        pid = child._process.pid
+        if pid is not None and child._process.is_alive():
+            os.kill(pid, SHOW)
+    time.sleep(SHOWING_S)
+
+
 def _begin(work: Work, job: str, connection: Connection, log: str) -> None:
     from tqdm import tqdm
 
@@ -215,6 +230,7 @@ def _begin(work: Work, job: str, connection: Connection, log: str) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, target in ((nothing, 0), (file, 1), (file, 2)):
         os.dup2(number, target)
+    faulthandler.register(SHOW, all_threads=True)
     work(job, connection)
 
 

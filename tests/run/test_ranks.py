@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,8 @@ from qbench.meters.nvml import Gauges
 from qbench.recipe.schema import Recipe
 from qbench.results.record import RankFigures, Record
 from qbench.run import crew, plan, sweep, timing, together
-from qbench.run.events import Event, StageEntered
+from qbench.run.events import Beat, Event, RunEnded, StageEntered
+from qbench.run.processes import Child
 
 pytestmark = pytest.mark.slow
 CFG = RECIPES / "parallel" / "cfg.yaml"
@@ -124,6 +127,37 @@ def test_rank_that_dies_or_stops_ends_the_run_and_is_named(
     assert len(striking.struck) == 2
     assert not list(tmp_path.rglob(together.MEETING))
     assert not [pid for pid in striking.struck if psutil.pid_exists(pid) and not _zombie(pid)]
+    if number == signal.SIGSTOP:  # the other one's log tells where it waited
+        (log,) = tmp_path.rglob(crew.log_of(0))
+        assert "most recent call first" in log.read_text()
+
+
+def _beating(seconds: str, connection: Connection) -> None:
+    """A rank that is alive for so long."""
+    connection.send(StageEntered("steady"))
+    until = time.monotonic() + float(seconds)
+    while time.monotonic() < until:
+        connection.send(Beat(0))
+        time.sleep(0.1)
+    connection.send(RunEnded("ok"))
+
+
+def test_ranks_are_not_silent_while_the_reference_takes_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep hears nobody then, for as long as that takes."""
+    monkeypatch.setattr(crew, "SILENT_S", 1.0)
+    both = crew.Crew.__new__(crew.Crew)
+    both.lost, both._stage, both._compiles, both._meeting = None, "start", False, tmp_path / "none"
+    both._ranks = [crew._Rank(Child(_beating, "4", tmp_path / f"{n}.txt")) for n in (0, 1)]
+    heard = []
+    for event in both.events(lambda: math.inf):
+        heard.append(type(event))
+        if isinstance(event, StageEntered):
+            time.sleep(2)
+    both.end()
+    assert both.lost is None
+    assert heard == [StageEntered, RunEnded]
 
 
 def _zombie(pid: int) -> bool:

@@ -62,6 +62,8 @@ def test_time_out_becomes_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None
     assert record.status == "timeout"
     assert "measure.timeout_s = 2 s" in record.reason
     assert record.stage
+    (log,) = tmp_path.glob("*/short-*/log.txt")
+    assert "most recent call first" in log.read_text()  # where it was
     assert _record(tmp_path, "after").status == "skipped"
 
 
