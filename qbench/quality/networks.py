@@ -137,7 +137,7 @@ def _check_weights(field: str, name: str) -> None:
     """That fetched weights are whole; those that are not here are left out with a note."""
     if not weights.missing(name):
         try:
-            weights.read(name)
+            weights.check(name)
         except InputError as error:
             raise InputError(f"{field}: {error}") from None
 

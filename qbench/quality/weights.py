@@ -8,6 +8,7 @@ can make numpy arrays and nothing else; what is kept is a safetensors file in th
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import io
@@ -125,6 +126,22 @@ def read(name: str) -> dict[str, Array]:
     if digest(tensors) != _source(name).tensors:
         raise InputError(f"{_again(name)} (other values than the published ones)")
     return tensors
+
+
+def check(name: str) -> None:
+    """Raises InputError as `read` does. A file is read again only once it is another one.
+
+    A sweep asks for each of its recipes, and hashing a network takes a tenth of a second.
+    """
+    if reason := missing(name):
+        raise InputError(f"{name}: {reason}")
+    there = path(name).stat()
+    _whole(name, path(name), there.st_ino, there.st_size, there.st_mtime_ns)
+
+
+@functools.cache
+def _whole(name: str, *_: object) -> None:
+    read(name)
 
 
 def digest(tensors: dict[str, Array]) -> str:

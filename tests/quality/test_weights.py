@@ -117,6 +117,24 @@ def test_weights_in_the_cache_are_checked_on_loading(published: Path) -> None:
     assert weights.load("lpips-alex")
 
 
+def test_a_file_is_checked_once_and_anew_as_it_changes(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = weights.fetch("lpips-alex", origin=str(published))
+    plain, read = weights.read, list[str]()
+    monkeypatch.setattr(weights, "read", lambda name: read.append(name) or plain(name))
+    for _ in range(3):
+        weights.check("lpips-alex")
+    assert read == ["lpips-alex"]
+    path.write_bytes(path.read_bytes()[:-4] + bytes(4))  # of the same size
+    for _ in range(2):
+        with pytest.raises(InputError, match="damaged; fetch it again"):
+            weights.check("lpips-alex")
+    path.unlink()
+    with pytest.raises(InputError, match="weights are not here"):
+        weights.check("lpips-alex")
+
+
 def test_a_huge_file_and_what_is_no_file_are_one_line(published: Path, tmp_path: Path) -> None:
     sparse, pipe = tmp_path / "sparse", tmp_path / "pipe"
     with sparse.open("wb") as file:
