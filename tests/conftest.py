@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -32,6 +33,9 @@ SMALL = [
     "--set=measure.interleave=false",
 ]
 
+
+# Nothing that collecting the tests imports is garbage, and looking for some takes a quarter of it.
+gc.disable()
 
 # The programs that tests start wait for others that time something on this machine. These keep
 # their locks apart, for no figure of a test rests on an idle machine.
@@ -69,6 +73,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return at, item.path not in slow
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Libraries are no garbage of a test, and each collection would look at all of them."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def qbench(

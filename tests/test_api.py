@@ -21,8 +21,9 @@ MODEL = specs.find("tiny-cogvideox")
 PROMPT, SEED = "a red star moves left on a navy background", 5
 
 
-def _recipe(**variant: Any) -> Recipe:
-    fields = {"name": "test", "generation": {"steps": 4}, "variant": variant}
+def _recipe(frames: int = 9, **variant: Any) -> Recipe:
+    generation = {"steps": 4, "frames": frames}
+    fields = {"name": "test", "generation": generation, "variant": variant}
     return Recipe.model_validate(fields)
 
 
@@ -81,7 +82,8 @@ def _seeded(seed: int = SEED) -> torch.Generator:
 def test_diffusers_own_call_gives_the_video_of_a_run_to_the_last_digit(
     variant: dict[str, Any],
 ) -> None:
-    recipe = _recipe(**variant)
+    # The VAE decodes more frames than these few in several goes.
+    recipe = _recipe(17 if {"decode", "memory"} & variant.keys() else 9, **variant)
     pipe = qbench.apply(_plain(), recipe)
     found = pipe(PROMPT, generator=_seeded(), output_type="pt").frames
     assert torch.equal(found, _of_a_run(recipe))
@@ -98,7 +100,7 @@ def test_arguments_of_the_call_mean_what_they_mean_to_diffusers() -> None:
     own = [_seeded(SEED), _seeded(SEED + 1)]
     frames = pipe(two, generator=own, output_type="np").frames
     assert (torch.from_numpy(frames).permute(0, 1, 4, 2, 3) == expected).all()
-    shape = (1, 5, 16, 8, 8)
+    shape = (1, 3, 16, 8, 8)
     noise = torch.randn(shape, generator=_seeded())
     alone = _of_a_run(recipe)
     (by_latents,) = pipe(prompt=PROMPT, latents=noise, output_type="pt", return_dict=False)
@@ -118,7 +120,7 @@ def test_arguments_of_the_call_mean_what_they_mean_to_diffusers() -> None:
 
     images = pipe(PROMPT, generator=_seeded(), callback_on_step_end=note).frames
     assert steps == [0, 1, 2, 3]
-    assert len(images[0]) == 17
+    assert len(images[0]) == 9
     assert images[0][0].size == (64, 64)
     latents = pipe(PROMPT, generator=_seeded(), output_type="latent").frames
     assert latents.shape == shape

@@ -225,6 +225,7 @@ def test_a_compiler_meets_one_size_of_batch_and_the_videos_are_the_same(
             "variant.dtype": "fp32",
             "reference": "null",
             "generation.steps": "2",
+            "generation.frames": "9",
             "prompts.count": "6",
             "measure.repeats": "1",
             "measure.warmup": "0",

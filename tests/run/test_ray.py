@@ -98,9 +98,9 @@ def _left_behind() -> list[str]:
 
 
 class _Watcher(sweep.Silent):
-    """Kills every seat's process once a run, or a part of one, has come to a stage.
+    """Kills the process of every seat with a run once one, or a part of one, has come to a stage.
 
-    Which of them has the run cannot be told from here.
+    Which of them has that one cannot be told from here. One that is idle is ready for the rest.
     """
 
     def __init__(self, name: str = "", stage: str = "") -> None:
@@ -110,9 +110,10 @@ class _Watcher(sweep.Silent):
     def event(self, recipe: object, event: object) -> None:
         here = isinstance(event, StageEntered) and event.stage == self._stage
         if here and not self.killed and getattr(recipe, "name", "") == self._name:
-            for process in _seats():
-                os.kill(process, signal.SIGKILL)
-                self.killed += 1
+            for seat in map(psutil.Process, _seats()):
+                if any(map(_is_run, seat.children(recursive=True))):
+                    seat.kill()
+                    self.killed += 1
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -264,7 +265,9 @@ def test_part_whose_process_is_killed_says_so_and_not_what_a_library_said_last(
         if isinstance(last, nodes.Heard) and not killed:
             stages = {event.stage for event in last.events if isinstance(event, StageEntered)}
             if "more videos" in stages:
-                killed += sum(map(_killed, psutil.Process().children(recursive=True)))
+                for process in filter(_is_run, psutil.Process().children(recursive=True)):
+                    process.kill()
+                    killed += 1
     assert killed
     assert isinstance(last, nodes.Done)
     assert last.failed.startswith("stage more videos: the process died of SIGKILL")
@@ -292,12 +295,10 @@ def test_folder_of_a_process_stays_when_it_takes_another_seat() -> None:
     pytest.fail("a process that is gone has left its folder")
 
 
-def _killed(process: psutil.Process) -> bool:
-    """Whether the process was one of a run, which writes to its log."""
-    with contextlib.suppress(OSError, psutil.NoSuchProcess):
-        if os.readlink(f"/proc/{process.pid}/fd/1").endswith(folders.LOG):
-            process.kill()
-            return True
+def _is_run(process: psutil.Process) -> bool:
+    """Whether the process is one of a run, which writes to its log."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{process.pid}/fd/1").endswith(folders.LOG)
     return False
 
 

@@ -79,7 +79,7 @@ def test_out_of_memory_becomes_a_record_with_its_stage(tmp_path: Path) -> None:
         "--set=generation.width=8192",
         "--device=cpu",
         f"--out={tmp_path}",
-        limits={"RLIMIT_AS": 9_000_000 * 2**10},
+        limits={"RLIMIT_AS": 7_000_000 * 2**10},
     )
     assert done.returncode == 1
     record = _record(tmp_path, "fp32")
