@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from qbench import signals
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -51,7 +53,9 @@ class Interrupts:
             self._held -= 1
         self._raise_if_due()
 
-    def _handle(self, _: int, __: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._raised and signals.postponed(number, frame):
+            return
         self._count += 1
         self._raise_if_due()
 
