@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ HEADS = ("GPUs", "runs", "videos of each", "seconds", "speed-up", "a run on its 
 
 
 def swept(out: Path, gpus: str, device: str, settings: Sequence[str]) -> dict[str, Any]:
-    """One sweep: its seconds, and those of each run from its start to its end."""
+    """One sweep: its seconds, and of each run when it started, and those from then to its end."""
     words = [f"--set={setting}" for setting in settings]
     words += [f"--out={out}", f"--device={device}", "--no-floors", "--quiet", "--ray=local"]
     paths = [str(RECIPES / f"{name}.yaml") for name in SWEEP]
     visible = {"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}
-    began = time.monotonic()
+    began, began_at = time.monotonic(), datetime.now(UTC)
     subprocess.run(
         [sys.executable, "-m", "qbench", "run", *paths, *words],
         env=os.environ | visible,
@@ -52,9 +52,12 @@ def swept(out: Path, gpus: str, device: str, settings: Sequence[str]) -> dict[st
     runs = {}
     for _, record in found:
         ended, started = map(datetime.fromisoformat, (record.ended, record.started))
-        own = (ended - started).total_seconds()
-        status, digest = record.status, record.outputs_sha256
-        runs[record.recipe.name] = {"s": own, "status": status, "videos_sha256": digest}
+        runs[record.recipe.name] = {
+            "at": (started - began_at).total_seconds(),
+            "s": (ended - started).total_seconds(),
+            "status": record.status,
+            "videos_sha256": record.outputs_sha256,
+        }
     return {"gpus": gpus.count(",") + 1, "s": seconds, "runs": runs}
 
 

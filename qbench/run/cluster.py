@@ -24,10 +24,20 @@ from qbench.meters.environment import Environment, variables
 from qbench.quality.outputs import FOLDER as OUTPUTS
 from qbench.results import store
 from qbench.results.record import Record
-from qbench.run import processes, reachable
+from qbench.run import arrivals, processes, reachable
 from qbench.run.execution import Stopped
 from qbench.run.here import Listener, Task
-from qbench.run.nodes import Done, Heard, Message, Node, Noted, Piece, listed, pieces
+from qbench.run.nodes import (
+    Done,
+    Heard,
+    Lies,
+    Message,
+    Node,
+    Noted,
+    Piece,
+    listed,
+    pieces,
+)
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -203,6 +213,7 @@ class Seat:
         self.closed = False
         self._group = group
         self._actor: ActorHandle[Node] | None = None
+        self._near: bool | None = None  # whether its files can be taken without Ray, once known
 
     def begin(
         self, bundle: Mapping[str, float], kept: Mapping[str, str], unset: tuple[str, ...]
@@ -250,14 +261,16 @@ class Seat:
         if made is not None:
             key, task = uuid.uuid4().hex, replace(task, made=made)
             self._bring(key, made)
-        done = self._receive(self._stream("run", task, key), work, task, listener)
+        messages = self._stream("run", task, key, self._is_near())
+        done = self._receive(messages, work, task, listener)
         assert done.record is not None
         store.write(done.record, work)
         return done.record
 
     def part(self, task: Task, number: int, of: int, folder: Path, listener: Listener) -> str:
         """Make a part of the run's videos and leave them in `folder`; why not, if it failed."""
-        return self._receive(self._stream("part", task, number, of), folder, task, listener).failed
+        messages = self._stream("part", task, number, of, self._is_near())
+        return self._receive(messages, folder, task, listener).failed
 
     def close(self) -> None:
         """End the process, and give the devices back."""
@@ -271,6 +284,17 @@ class Seat:
             if self._actor is not None:
                 ray.kill(self._actor)
             remove_placement_group(self._group)
+
+    def _is_near(self) -> bool:
+        """Whether this process sees the node's files: on one machine, files need not travel."""
+        if self._near is None:
+            secret = uuid.uuid4().hex
+            path = Path(cast(str, self._ask("mark", secret)))
+            try:
+                self._near = path.read_text() == secret and os.access(path.parent, os.W_OK)
+            except (OSError, UnicodeDecodeError):
+                self._near = False
+        return self._near
 
     # What travels ---------------------------------------------------------------------------------
 
@@ -294,7 +318,9 @@ class Seat:
             elif isinstance(message, Noted):
                 listener.note(f"{message.text} ({self.machine.name})")
             elif isinstance(message, Piece):
-                _write(message, folder)
+                arrivals.write(message, folder)
+            elif isinstance(message, Lies):
+                arrivals.take(Path(message.folder), folder)
             else:
                 return message
         raise Lost(f"{self.machine.name}: the run ended without a word")
@@ -360,18 +386,6 @@ def _machine(node: Mapping[str, object]) -> Machine:
         cpus=int(resources.get("CPU", 0)),
         kinds=tuple(sorted(accelerators + own)),
     )
-
-
-def _write(piece: Piece, folder: Path) -> None:
-    path = folder / piece.name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{piece.name}: leads out of the run's folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.part")
-    with new.open("ab") as file:
-        file.write(piece.data)
-    if piece.last:
-        new.replace(path)
 
 
 def _line(error: BaseException) -> str:

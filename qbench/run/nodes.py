@@ -70,6 +70,13 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Lies:
+    """Where the run's files lie, for a sweep that can take them from there."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
 class Done:
     """The run is over: its record, or none of a part that was made."""
 
@@ -77,7 +84,7 @@ class Done:
     failed: str = ""  # why a part was not made
 
 
-Message = Heard | Noted | Piece | Done
+Message = Heard | Noted | Piece | Lies | Done
 Inbox = queue.SimpleQueue[Message | BaseException]
 
 
@@ -122,6 +129,12 @@ class Node:
     def peak(self, device: str) -> float:
         return self._here.peak(device)
 
+    def mark(self, secret: str) -> str:
+        """A file with this in it, where runs happen: whoever can read it can take files there."""
+        path = self._scratch / "mark"
+        path.write_text(secret)
+        return str(path)
+
     # Folders of the sweep's machine that a run reads ---------------------------------------------
 
     def reads(self, key: str, folder: Path, files: dict[str, tuple[int, int]]) -> bool:
@@ -151,17 +164,20 @@ class Node:
 
     # Runs ----------------------------------------------------------------------------------------
 
-    def run(self, task: Task, made: str = "") -> Iterator[Message]:
-        """Run; what of it others have made was brought under that key."""
+    def run(self, task: Task, made: str = "", near: bool = False) -> Iterator[Message]:
+        """Run; what of it others have made was brought under that key.
+
+        near: the sweep takes the files from here by itself.
+        """
         work = self._work()
         if task.reference:
             folder, record = task.reference
             task = replace(task, reference=(self._local(record.run, folder), record))
         if task.made:
             task = replace(task, made=self._local(made, task.made))
-        yield from self._followed(lambda: Done(self._here.run(task, work)), work)
+        yield from self._followed(lambda: Done(self._here.run(task, work)), work, near)
 
-    def part(self, task: Task, number: int, of: int) -> Iterator[Message]:
+    def part(self, task: Task, number: int, of: int, near: bool = False) -> Iterator[Message]:
         """Make a part of a run's videos."""
         work = self._work()
 
@@ -170,7 +186,7 @@ class Node:
             with locked(device, task.draft.recipe, self._listener, shared=True):
                 return self._made(task, (number, of), work)
 
-        yield from self._followed(make, work / "outputs")
+        yield from self._followed(make, work / "outputs", near)
 
     def _work(self) -> Path:
         work = self._scratch / "run"
@@ -204,7 +220,7 @@ class Node:
         why = execution.how_it_ended(code) if code and code < 0 else _last_line(work)
         return Done(failed=f"stage {limits.stage}: {why}")
 
-    def _followed(self, act: Callable[[], Done], folder: Path) -> Iterator[Message]:
+    def _followed(self, act: Callable[[], Done], folder: Path, near: bool) -> Iterator[Message]:
         """What is heard while it acts, then what it left in the folder, then what came of it."""
 
         def acting() -> None:
@@ -230,6 +246,10 @@ class Node:
                 raise message
             elif isinstance(message, Done):
                 if not message.failed:
+                    if near:
+                        yield Lies(str(folder))
+                        yield message
+                        return  # what is not taken is removed before the next run
                     yield from _pieces(folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 yield message
@@ -276,8 +296,13 @@ def pieces(folder: Path, names: Iterator[str]) -> Iterator[Piece]:
                 data = more
 
 
+def left_in(folder: Path) -> list[str]:
+    """Files of a run's folder, but for its record, which is written last."""
+    return [name for name in listed(folder) if name != store.FILE]
+
+
 def _pieces(folder: Path) -> Iterator[Piece]:
-    return pieces(folder, (name for name in listed(folder) if name != store.FILE))
+    return pieces(folder, iter(left_in(folder)))
 
 
 def _last_line(work: Path) -> str:

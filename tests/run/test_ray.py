@@ -133,13 +133,14 @@ def _seats() -> list[int]:
 def test_records_are_those_of_a_sweep_without_ray_though_a_process_is_lost(
     address: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files that a run reads are brought to its node, as if that had a file system of its own."""
+    """Files travel to its node and from it, as if that had a file system of its own."""
     plain = cluster.listed
     monkeypatch.setattr(
         cluster,
         "listed",
         lambda *words: {name: (size, 0) for name, (size, _) in plain(*words).items()},
     )
+    monkeypatch.setattr(cluster.Seat, "_is_near", lambda _: False)
     watcher = _Watcher("int8", "quantize")
     swept = spread.run(_planned("int8", "tensorrt"), tmp_path, watcher, Asked(address))
     assert not swept.interrupted
