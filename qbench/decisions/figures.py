@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from qbench.errors import InputError, nearest
 from qbench.quality.metrics.catalogue import METRICS
@@ -64,7 +64,9 @@ class Figure:
             return f"{value:.2f}x"
         if self.kind == "joules":
             return f"{tables.three(value)} J"
-        return f"{value:.4g}" + (" dB" if METRICS[self.name].unit == "dB" else "")
+        if self.kind == "metric":
+            return f"{value:.4g}" + (" dB" if METRICS[self.name].unit == "dB" else "")
+        assert_never(self.kind)
 
 
 def _latency(record: Record) -> list[float]:

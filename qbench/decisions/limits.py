@@ -174,7 +174,7 @@ def tested(
     name: str, ours: Sequence[float], theirs: Sequence[float], margin: float, paired: bool
 ) -> Comparison:
     """Ours against theirs, either way one-sided; of a figure that is best at 0, how far from it."""
-    better = METRICS[name].better if name in METRICS else "higher"
+    better = METRICS[name].better
     if better == "zero":
         ours, theirs = [abs(x) for x in ours], [abs(x) for x in theirs]
         better = "lower"

@@ -8,6 +8,7 @@ and is taken for an answer with --accept-unsettled alone. What was not measured 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import assert_never
 
 from qbench.decisions import figures
 from qbench.decisions.card import encoded, fits
@@ -287,6 +288,8 @@ def _goal(record: Record, question: Asked, ranking: Ranking) -> float | None:
         return None if held is None else float(held)
     if question.objective == "energy":
         return record.gauges.mean_energy_j() if record.gauges else None
+    if question.objective != "latency":
+        assert_never(question.objective)
     shown = ranking.timing(record)
     if shown.video_s is None:
         return shown.step_s

@@ -262,8 +262,17 @@ def _layer(name: str, seconds: float, told: Mapping[str, object]) -> Layer:
 
 
 def _torch_name(dtype: Bindings) -> str:
-    names = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16", "INT64": "int64"}
-    return names.get(dtype.name, "int32")
+    """Raises Unsupported for a type in which no denoiser takes a tensor: it would be misread."""
+    names = {
+        "HALF": "float16",
+        "FLOAT": "float32",
+        "BF16": "bfloat16",
+        "INT64": "int64",
+        "INT32": "int32",
+    }
+    if dtype.name not in names:
+        raise Unsupported(f"the plan takes a tensor in {dtype.name}, as no denoiser passes one")
+    return names[dtype.name]
 
 
 def _is(variant: Variant) -> bool:

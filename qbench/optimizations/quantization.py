@@ -103,8 +103,10 @@ def _calibrated(
             storing.into_torchao(module, fitted, stored)
         elif entry.activations == "fp8":
             storing.into_fp8(module, fitted)
-        else:
+        elif entry.backend == "qbench":
             storing.into_packed(module, fitted, stored)
+        else:
+            raise ValueError(f"nothing keeps what calibration finds for {entry.backend}")
     return _took(module, began)
 
 

@@ -183,3 +183,11 @@ def test_a_plan_that_is_not_built_tells_the_first_error_first(
     example = {"x": torch.zeros(2, 4)}
     with pytest.raises(Unsupported, match=said):
         tensorrt_plan.make(Path("denoiser.onnx"), taken, example, EngineOptions(), gpu=False)
+
+
+def test_a_tensor_of_another_type_is_not_read_as_whole_numbers() -> None:
+    kinds = ["HALF", "FLOAT", "BF16", "INT64", "INT32"]
+    found = [tensorrt._torch_name(SimpleNamespace(name=kind)) for kind in kinds]
+    assert found == ["float16", "float32", "bfloat16", "int64", "int32"]
+    with pytest.raises(Unsupported, match="a tensor in FP8"):
+        tensorrt._torch_name(SimpleNamespace(name="FP8"))

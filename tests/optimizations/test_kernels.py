@@ -225,6 +225,8 @@ def test_rows_are_quantized_to_three_bits_of_mantissa_each_with_its_scale() -> N
     assert torch.allclose(back.abs().amax(1), x.abs().amax(1), rtol=1e-5)
     normal = x.abs() > x.abs().amax(1, keepdim=True) / 448 * 2**-6
     assert ((back - x).abs()[normal] <= x.abs()[normal] * (2**-4 + 1e-5)).all()
+    with pytest.raises(ValueError, match=r"no such activation: gelu$"):
+        fp8_linear.quantize_rows(x, "gelu")
     through_gelu, scale = fp8_linear.quantize_rows(x, "gelu_tanh")
     expected = functional.gelu(x, approximate="tanh")
     assert _error(through_gelu.float() * scale, expected) < 0.03

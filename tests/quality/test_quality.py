@@ -299,6 +299,8 @@ def test_siglip_is_read_as_its_own_forward_does(tmp_path: Path) -> None:
     assert torch.allclose(found, cosines, atol=1e-5)
     wide = clip_score.preprocess(torch.rand(1, 3, 48, 90), settings)
     assert tuple(wide.shape) == (1, 3, 32, 32)
+    with pytest.raises(InputError, match=r"Pillow's filter 1; qbench has 2 \(bilinear\), 3"):
+        clip_score.preprocess(torch.rand(1, 3, 48, 90), {**settings, "resample": 1})
 
 
 def test_clip_score_prefers_the_right_prompt() -> None:

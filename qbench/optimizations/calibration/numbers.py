@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -50,8 +50,10 @@ class Weights:
             most = magnitudes.amax().view(1, 1)
         elif self.granularity == "row":
             most = magnitudes.amax(1, keepdim=True)
-        else:
+        elif self.granularity == "group":
             most = magnitudes.unflatten(1, (-1, self.group)).amax(2)
+        else:
+            assert_never(self.granularity)
         return self.stored((most / half_range(self.format)).clamp_min(SMALLEST))
 
     def stored(self, scales: Tensor) -> Tensor:
@@ -99,6 +101,8 @@ class Activations:
             scale = fixed
         elif self.granularity == "row":
             scale = self.scale(x.abs().amax(1, keepdim=True))
-        else:
+        elif self.granularity == "tensor":
             scale = self.scale(x.abs().amax())
+        else:
+            assert_never(self.granularity)
         return to_codes(x / scale, self.format) * scale

@@ -126,7 +126,11 @@ def _activated(x: torch.Tensor, activation: str) -> torch.Tensor:
     if activation == "geglu":
         values, gate = x.chunk(2, dim=-1)
         return values * functional.gelu(gate)
-    return functional.gelu(x, approximate="tanh") if activation == "gelu_tanh" else x
+    if activation == "gelu_tanh":
+        return functional.gelu(x, approximate="tanh")
+    if activation == "none":
+        return x
+    raise ValueError(f"no such activation: {activation}")
 
 
 def product(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from qbench.errors import InputError
 from qbench.quality.metrics.base import Batch, Context, MetricSpec
 from qbench.quality.metrics.catalogue import SMALL_WORLD
 from qbench.quality.statistics import Metric
@@ -43,8 +44,10 @@ class Clip:
                 scores = clip_score(frames, self._scorer.texts(batch.prompts)).cpu()
                 self._by_frame.append(scores)
                 values = scores.mean(1)
-            else:
+            elif spec.name == "clip_consistency":
                 values = clip_consistency(frames)
+            else:
+                raise ValueError(f"CLIP computes no {spec.name}")
             samples += [float(value) for value in values]
 
     def result(self) -> dict[str, Metric]:
@@ -158,7 +161,13 @@ def preprocess(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     else:
         target = [size["height"], size["width"]]
     if target != [height, width]:
-        mode = RESAMPLE.get(settings.get("resample", 3), "bicubic")
+        number = settings.get("resample", 3)
+        if number not in RESAMPLE:
+            raise InputError(
+                f"quality.clip: its images are resized by Pillow's filter {number!r}; qbench has "
+                f"{', '.join(f'{kind} ({name})' for kind, name in RESAMPLE.items())}"
+            )
+        mode = RESAMPLE[number]
         frames = functional.interpolate(frames, size=target, mode=mode, antialias=True).clamp(0, 1)
     if "shortest_edge" in size and settings.get("do_center_crop", True):
         crop = settings.get("crop_size", size["shortest_edge"])
