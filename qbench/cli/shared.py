@@ -104,17 +104,18 @@ def quiet_libraries() -> None:
 
 
 def records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list[str]]:
-    """All records at or below the places named, and a line for each that cannot be read."""
+    """All records at or below the places named, and a line for each that cannot be read.
+
+    Raises InputError where there is none, or none that can be read.
+    """
+    from qbench.decisions.places import read
     from qbench.results import store
 
     places = results or [RESULTS]
     missing = [str(place) for place in places if not store.exists(place)]
     if missing:
         raise InputError(f"{missing[0]}: no such file or folder; 'qbench run' makes {RESULTS}")
-    paths = store.find(places)
-    if not paths:
-        raise InputError(f"{places[0]}: no {store.FILE} at or below it")
-    found = store.read_all(paths, compact=True)
+    found = read(places)
     gc.freeze()  # records are read once and held to the end: nothing of them is garbage
     gc.set_threshold(100_000, 20, 20)  # nor is most of what is made of them
     return found

@@ -96,6 +96,10 @@ def test_report_names_the_corrupt_record_and_shows_the_rest(finished: Path, tmp_
     text = (tmp_path / "out" / "report.md").read_text()
     assert str(broken) in text
     assert "int8" in text
+    alone = qbench("report", str(broken.parent), f"--out={tmp_path / 'alone'}")
+    assert alone.returncode == 2  # nothing of it can be shown
+    assert str(broken) in alone.stderr
+    assert not (tmp_path / "alone").exists()
 
 
 def test_interrupted_write_leaves_the_old_record(finished: Path, tmp_path: Path) -> None:
