@@ -10,11 +10,7 @@ from qbench.run.nodes import Piece, left_in
 
 def write(piece: Piece, folder: Path) -> None:
     """The next bytes of a file. Raises ValueError for one that would lie elsewhere."""
-    path = folder / piece.name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{piece.name}: leads out of the run's folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.part")
+    path, new = _places(folder, piece.name)
     with new.open("ab") as file:
         file.write(piece.data)
     if piece.last:
@@ -24,8 +20,15 @@ def write(piece: Piece, folder: Path) -> None:
 def take(source: Path, folder: Path) -> None:
     """Move the files of a run, but for its record; on one disk that is a new name for each."""
     for name in left_in(source):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f"{path.name}.part")
+        path, new = _places(folder, name)
         shutil.move(source / name, new)
         new.replace(path)
+
+
+def _places(folder: Path, name: str) -> tuple[Path, Path]:
+    """Where a file is to be, and where it is until it is whole."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name}: leads out of the run's folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path, path.with_name(f"{path.name}.part")

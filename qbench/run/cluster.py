@@ -27,17 +27,7 @@ from qbench.results.record import Record
 from qbench.run import arrivals, processes, reachable
 from qbench.run.execution import Stopped
 from qbench.run.here import Listener, Task
-from qbench.run.nodes import (
-    Done,
-    Heard,
-    Lies,
-    Message,
-    Node,
-    Noted,
-    Piece,
-    listed,
-    pieces,
-)
+from qbench.run.nodes import Done, Heard, Lies, Message, Node, Noted, Piece, listed, pieces
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

@@ -245,13 +245,12 @@ class Node:
             elif isinstance(message, BaseException):
                 raise message
             elif isinstance(message, Done):
-                if not message.failed:
-                    if near:
-                        yield Lies(str(folder))
-                        yield message
-                        return  # what is not taken is removed before the next run
-                    yield from _pieces(folder)
-                shutil.rmtree(folder, ignore_errors=True)
+                if near and not message.failed:
+                    yield Lies(str(folder))  # what is not taken is removed before the next run
+                else:
+                    if not message.failed:
+                        yield from _pieces(folder)
+                    shutil.rmtree(folder, ignore_errors=True)
                 yield message
                 return
 
