@@ -23,8 +23,10 @@ PACKED_GROUP = 64  # and in qbench's packed weights
 
 
 def group_of(wanted: Quantize) -> int:
-    """Weights that share a scale, in schemes with groups."""
-    return wanted.group or (PACKED_GROUP if wanted.backend == "qbench" else GROUP)
+    """Weights that share a scale, in schemes with groups of one size."""
+    if wanted.backend not in ("torchao", "qbench"):
+        raise ValueError(f"groups of {wanted.backend} are not of one size")
+    return wanted.group or (GROUP if wanted.backend == "torchao" else PACKED_GROUP)
 
 
 @dataclass(frozen=True)

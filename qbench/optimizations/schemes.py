@@ -131,11 +131,18 @@ def of_layers(wanted: Quantize) -> list[Scheme]:
 
 
 def numbers(wanted: Quantize, dtype: torch.dtype) -> tuple[Weights, Activations]:
-    """What the scheme leaves of weights and of inputs, for a denoiser of this dtype."""
+    """What the scheme leaves of weights and of inputs, for a denoiser of this dtype.
+
+    Raises ValueError for a library whose weights are not symmetric about zero as torchao's are.
+    """
     import torch
 
     from qbench.optimizations.calibration.numbers import Activations, Weights
 
+    if wanted.backend not in ("torchao", "qbench"):
+        raise ValueError(
+            f"what {wanted.backend} leaves of weights is told by its own tensors alone"
+        )
     entry = find(wanted)
     grouped = entry.granularity == "group"
     stored = Weights(

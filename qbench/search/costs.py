@@ -38,7 +38,7 @@ def stored(
         for scheme in (AS_IT_IS, *schemes):
             shape = (layer.in_features, layer.out_features, layer.bias is None, scheme)
             if shape not in known:
-                known[shape] = float(stored_bytes(_alone(layer, wanted, scheme, dtype)))
+                known[shape] = float(stored_bytes(alone(layer, wanted, scheme, DTYPES[dtype])))
             found[name][scheme] = known[shape]
     return found
 
@@ -69,9 +69,9 @@ def latency(
         for scheme in (AS_IT_IS, *schemes):
             kind = (shape, layer.out_features, layer.bias is None, scheme)
             if kind not in known:
-                alone = _alone(layer, wanted, scheme, dtype)
+                built = alone(layer, wanted, scheme, DTYPES[dtype])
                 x = torch.randn(shape, device=layer.weight.device).to(DTYPES[dtype])
-                known[kind] = _seconds(alone, x, compiled, scheme)
+                known[kind] = _seconds(built, x, compiled, scheme)
             found[name][scheme] = known[kind]
     return found
 
@@ -91,14 +91,14 @@ def _linear(module: nn.Module, name: str) -> nn.Linear:
     return layer
 
 
-def _alone(layer: nn.Linear, wanted: Quantize, scheme: str, dtype: Dtype) -> nn.Module:
+def alone(layer: nn.Linear, wanted: Quantize, scheme: str, dtype: torch.dtype) -> nn.Module:
     """A copy of the linear, by itself, in the scheme."""
     whole, device = nn.Sequential(), layer.weight.device
     copy = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device)
     copy.weight.data = layer.weight.data.clone()
     if layer.bias is not None:
         copy.bias.data = layer.bias.data.clone()
-    whole.append(copy.requires_grad_(False).to(DTYPES[dtype]))
+    whole.append(copy.requires_grad_(False).to(dtype))
     if scheme != AS_IT_IS:
         update: dict[str, object] = {"scheme": scheme, "layers": {}, "calibration": None}
         one = wanted.model_copy(update=update)

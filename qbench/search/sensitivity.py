@@ -25,9 +25,10 @@ from qbench import textfile
 from qbench.errors import InputError
 from qbench.optimizations import schemes as known
 from qbench.optimizations.calibration import gptq, observe
+from qbench.optimizations.calibration.numbers import Activations
+from qbench.search import costs
 
 if TYPE_CHECKING:
-    from qbench.optimizations.calibration.numbers import Activations
     from qbench.optimizations.calibration.observe import Call
     from qbench.pipelines.base import Module
     from qbench.recipe.schema import Quantize
@@ -90,6 +91,9 @@ def weights_of(
     layer: nn.Linear, wanted: Quantize, hessian: Tensor | None
 ) -> tuple[Tensor, Activations]:
     """What is left of a linear's weights by the scheme that is wanted, and of its inputs."""
+    if wanted.backend == "quanto":  # stores ranges, in groups that go by the weight's shape
+        built = costs.alone(layer, wanted, wanted.scheme, layer.weight.dtype)
+        return built.get_parameter("0.weight").dequantize().float(), Activations()
     stored, inputs = known.numbers(wanted, layer.weight.dtype)
     weight = layer.weight.detach().float()
     if hessian is None:
@@ -104,6 +108,8 @@ def candidates(wanted: Quantize) -> list[str]:
 
     Raises InputError where there is no choice.
     """
+    if wanted.convolutions:
+        raise InputError("variant.quantize.convolutions: linears alone are searched: leave it out")
     method = wanted.calibration.method if wanted.calibration else None
     if method not in (None, "gptq"):
         raise InputError(

@@ -15,7 +15,7 @@ from conftest import RECIPES
 from qbench import support
 from qbench.errors import InputError, Unsupported
 from qbench.meters.memory import stored_bytes
-from qbench.optimizations import quantization
+from qbench.optimizations import builds, quantization, schemes
 from qbench.optimizations.calibration import observe
 from qbench.pipelines import specs
 from qbench.recipe import files
@@ -292,6 +292,33 @@ def test_layers_of_a_recipe_get_their_own_schemes() -> None:
         quantization.apply(other, _quantize(wrong))
     with pytest.raises(ValueError, match="no scheme 'int4_weight'; did you mean"):
         _recipe(layers={name: "int4_weight"})
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_quantos_schemes_are_rated_by_the_weights_that_it_stores(bits: int) -> None:
+    """A range in place of a magnitude, in groups of 32 to 128 by what divides a row, or a row."""
+    library = pytest.importorskip("optimum.quanto")
+    for width, group in ((96, None), (160, 32), (192, 96), (256, 128), (304, None)):
+        whole = torch.nn.Sequential(torch.nn.Linear(width, 8))
+        whole[0].weight.data.abs_()
+        wanted = Quantize(backend="quanto", scheme=f"int{bits}_weight_only")
+        rated, inputs = sensitivity.weights_of(whole[0], wanted, None)  # type: ignore[arg-type]
+        library.quantize(whole, weights=f"qint{bits}")
+        library.freeze(whole)
+        stored = whole[0].weight
+        assert bits == 8 or stored._group_size == group  # type: ignore[operator,union-attr]
+        assert rated.equal(stored.dequantize())  # type: ignore[operator,union-attr]
+        assert inputs.format is None
+    with pytest.raises(ValueError, match="not of one size"):
+        builds.group_of(wanted)
+    with pytest.raises(ValueError, match="its own tensors"):
+        schemes.numbers(wanted, torch.float32)
+
+
+def test_what_is_not_searched_is_refused() -> None:
+    wanted = Quantize(backend="quanto", scheme="int4_weight_only", convolutions=True)
+    with pytest.raises(InputError, match="linears alone are searched"):
+        sensitivity.candidates(wanted)
 
 
 def test_a_recipe_without_quantization_cannot_be_searched(tmp_path: Path) -> None:
