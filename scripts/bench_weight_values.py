@@ -54,8 +54,10 @@ def filled(module: torch.nn.Module, way: str) -> None:
             continue
         if way == "zeros":
             parameter.zero_()
-        else:
+        elif way == "trained scale":
             parameter.normal_(std=parameter[0].numel() ** -0.5)
+        else:
+            raise ValueError(f"no such weights: {way}")
 
 
 @torch.no_grad()

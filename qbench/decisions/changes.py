@@ -13,7 +13,18 @@ from qbench.results.record import Record
 Kind = Literal["recipe", "workload", "prompts", "hardware", "software", "code", "measuring"]
 REFUSED: tuple[Kind, ...] = ("hardware", "prompts", "workload")  # without --across
 LABELS = {"name", "about", "reference", "noise_floor", "expects", "device"}
-WORKLOAD = ("generation.", "model", "weights", "measure.unit")
+# What is not the same if a field of a recipe is not: its own, or one of its sections'.
+KINDS: dict[str, Kind] = {
+    "model": "workload",
+    "weights": "workload",
+    "weights_variant": "workload",
+    "outliers": "workload",
+    "generation": "workload",
+    "measure.unit": "workload",
+    "variant": "recipe",
+    "measure": "measuring",
+    "quality": "measuring",
+}
 
 
 class Change(BaseModel):
@@ -76,11 +87,7 @@ def _recipe(a: Record, b: Record) -> list[Change]:
             ours, theirs = (_generated(r, name, v) for r, v in ((a, ours), (b, theirs)))
             if ours == theirs:
                 continue
-        kind: Kind = "recipe"
-        if name.startswith(WORKLOAD):
-            kind = "workload"
-        elif name.startswith(("measure.", "quality.")):
-            kind = "measuring"
+        kind = KINDS[name if name in KINDS else name.partition(".")[0]]
         found.append(Change(kind=kind, name=name, before=_text(ours), after=_text(theirs)))
     one, other = a.fingerprints, b.fingerprints
     if one.model != other.model:

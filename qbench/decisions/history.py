@@ -22,6 +22,10 @@ from qbench.quality.statistics import median_interval
 from qbench.results import origin
 from qbench.results.record import Record
 
+UNITS: dict[figures.Kind, str] = {
+    "seconds": "s", "bytes": "bytes", "joules": "J", "ratio": "x", "metric": "",
+}  # fmt: skip
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -121,13 +125,12 @@ def _series(group: list[Record], figure: Figure | None) -> Series | None:
     if len(points) < 2 * SMALLEST:
         notes.append(f"{len(points)} records: change points are looked for from {2 * SMALLEST} on")
     first = records[0]
-    unit = {"seconds": "s", "bytes": "bytes", "joules": "J", "ratio": "x"}.get(figure.kind, "")
     return Series(
         recipe=first.recipe.name,
         model=first.recipe.model,
         machine=first.environment.device_name,
         figure=figure.name,
-        unit=unit,
+        unit=UNITS[figure.kind],
         points=points,
         steps=_steps(points, figure),
         notes=tuple(notes),

@@ -49,7 +49,7 @@ def description(
             source=Path(model.source).name if model.local else model.source,
             pipeline=video.pipeline_class,
             denoiser=type(module).__name__,
-            part="unet" if video.part == "unet" else "transformer",
+            part=video.part,
             weights=recipe.weights,
             digest=model.digest(recipe.weights),
             licence=_licence(model),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from qbench.engines import onnx, onnx_static, static_balance, static_forms
 from qbench.engines.manifest import Bound
+from qbench.optimizations import schemes
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import EngineOptions, Variant
 
@@ -58,7 +59,7 @@ def write(
     """Write the graph, quantized where the recipe says so."""
     module, wanted = video.denoiser, variant.quantize
     path = folder / GRAPH
-    if wanted and wanted.scheme == "int8_static":
+    if wanted and schemes.find(wanted).static:
         form = static_forms.Integers()
         with static_balance.balanced(video, seen or {}, form) as found:
             spared_s = onnx.export(module, signature, example, path)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qbench.optimizations import quantization
+from qbench.optimizations import quantization, schemes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +78,7 @@ def along_trajectories(
     from qbench.engines.parity import by_own_rules
 
     wanted = recipe.variant.quantize
-    if wanted is None or not by_own_rules(recipe.variant) or not wanted.scheme.endswith("_static"):
+    if wanted is None or not by_own_rules(recipe.variant) or not schemes.find(wanted).static:
         return {}
     tests = set(prompts.chosen(recipe.prompts, model).prompts)
     names = ["world-2048-v1"] if model.world else [model.prompts, OTHERS]

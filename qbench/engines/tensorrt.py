@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qbench.engines import onnx, onnx_static, static_balance, static_forms, tensorrt_plan
 from qbench.engines.manifest import Bound, compute_capability
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (*onnx.PACKAGES, *LIBRARIES)
 PLAN, GRAPH, COMPILED = "denoiser.plan", "denoiser.onnx", "denoiser.cache"
+NUMBERS: dict[str, Literal["int8", "fp8"]] = {"int8_static": "int8", "fp8_static": "fp8"}
 
 
 def refuses(variant: Variant) -> str:
@@ -58,7 +59,7 @@ def write(
     tensorrt_plan.check(chosen, gpu)
     graph = folder / GRAPH
     if wanted:
-        form = static_forms.Symmetric("fp8" if wanted.scheme == "fp8_static" else "int8")
+        form = static_forms.Symmetric(NUMBERS[wanted.scheme])
         with static_balance.balanced(video, seen or {}, form) as found:
             spared_s = onnx.export(module, signature, example, graph)
         onnx_static.quantize(graph, found, form, onnx.is_large(module))

@@ -112,9 +112,9 @@ _ALL = (
         for name in _PACKED_FORMATS
     ),
     Scheme("onnxruntime", "int8_dynamic", "int8", "int8", "row", None),
-    Scheme("onnxruntime", "int8_static", "int8", "int8", "row", None),
-    Scheme("tensorrt", "int8_static", "int8", "int8", "row", None),
-    Scheme("tensorrt", "fp8_static", "fp8", "fp8", "tensor", None),
+    Scheme("onnxruntime", "int8_static", "int8", "int8", "row", None, static=True),
+    Scheme("tensorrt", "int8_static", "int8", "int8", "row", None, static=True),
+    Scheme("tensorrt", "fp8_static", "fp8", "fp8", "tensor", None, static=True),
 )
 SCHEMES: dict[tuple[str, str], Scheme] = {(one.backend, one.name): one for one in _ALL}
 

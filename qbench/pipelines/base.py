@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import torch
 
@@ -54,7 +54,7 @@ class VideoPipeline(ABC):
     """A live diffusers pipeline of one family, driven stage by stage."""
 
     pipeline_class: ClassVar[str]  # its `_class_name` in model_index.json
-    part: ClassVar[str] = "transformer"  # where diffusers keeps the denoiser
+    part: ClassVar[Literal["transformer", "unet"]] = "transformer"  # diffusers' of the denoiser
     # diffusers' classes of the parts that `weights: random` builds and a folder must hold.
     parts: ClassVar[Mapping[str, str]]
     # Fields of the denoiser's configuration by which known models are told, and their defaults.

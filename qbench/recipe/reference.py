@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -104,6 +104,10 @@ def _limited(limits: list[object]) -> str:
             said.append(f"to {limit.le:,}")
         elif isinstance(limit, Lt):
             said.append(f"below {limit.lt:,}")
+        elif isinstance(limit, MultipleOf):
+            said.append(f"in steps of {limit.multiple_of}")
+        elif not hasattr(limit, "pattern"):  # what a text may be is said beside it
+            raise TypeError(f"no words for {limit}")
     return f" {' '.join(said)}" if said else ""
 
 

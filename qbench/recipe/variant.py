@@ -144,8 +144,8 @@ class Memory(Strict):
     vae_tiling: bool = False
     """Decode in overlapping tiles. The video differs at their borders."""
     vae_tile: int | None = Field(None, ge=32, multiple_of=32)
-    """Side of a tile in pixels, a multiple of 32, so that a quarter of it is whole latents; null is
-    the VAE's own, half of the size that it was made for."""
+    """Side of a tile in pixels, a quarter of which is whole latents; null is the VAE's own, half of
+    the size that it was made for."""
     vae_slicing: bool = False
     """Decode the videos of a batch one after the other."""
     expandable_segments: bool = False

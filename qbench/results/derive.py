@@ -101,7 +101,7 @@ def _bounds(summary: Summary, of: str, samples: Sequence[float]) -> bool:
     low, high = summary.low, summary.high
     if low is None or high is None:
         return low is high
-    value = summary.median if of == "median" else summary.mean
+    value = {"median": summary.median, "mean": summary.mean}[of]
     edge = CLOSE * max(abs(low), abs(high), abs(value))
     if of == "median":
         least, most = min(samples), max(samples)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import assert_never
 
 from qbench.errors import InputError, one_line
 from qbench.recipe.schema import Recipe
@@ -244,6 +245,8 @@ class _Spread:
             self._ended(message.item, message.finished[1])
         elif isinstance(message, Failed):
             raise message.error
+        else:
+            assert_never(message)
 
     def _ended(self, item: Planned, record: Record) -> None:
         name = self._sweep.key(item.recipe)

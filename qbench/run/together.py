@@ -11,7 +11,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from qbench.results.record import RankFigures
 from qbench.run.events import StepsDone
@@ -298,6 +298,8 @@ def follow(session: Session, ranks: Ranks) -> None:
                     gauges=gauges.gauges(),
                 )
             )
+        else:
+            assert_never(command)
 
 
 def _denoise(

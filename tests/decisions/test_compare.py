@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 
 from qbench.cli import app
 from qbench.decisions import compare_text, limits
+from qbench.decisions.changes import KINDS, LABELS
 from qbench.decisions.compare import compare
 from qbench.decisions.compared import Compared
 from qbench.decisions.limits import parsed
 from qbench.errors import InputError
 from qbench.quality.means import difference, moments
 from qbench.quality.ratios import Ratio, paired_speed_up, speed_up
+from qbench.recipe.schema import Outliers, Recipe
 
 PUBLISHED = ROOT / "results/published"
 Latencies = list[float]
@@ -139,6 +141,20 @@ def test_other_seeds_are_not_paired_and_say_so(tmp_path: Path) -> None:
     # Degrees of freedom are rounded down here.
     assert score.low == pytest.approx(interval.low, rel=1e-3)
     assert score.high == pytest.approx(interval.high, rel=1e-3)
+
+
+def test_outliers_are_another_workload_and_every_field_of_a_recipe_has_its_kind(
+    tmp_path: Path,
+) -> None:
+    """As in rankings: all fields but the variant's are to be the same, or are known to be less."""
+    fields = {*KINDS, *LABELS, "prompts"}
+    assert {name.partition(".")[0] for name in fields} == set(Recipe.model_fields)
+    plain = made(run="a", latency=steady(1.0))
+    recipe = plain.recipe.model_copy(update={"outliers": Outliers(factor=30)})
+    other = of_recipe(plain.model_copy(update={"recipe": recipe, "run": "b"}))
+    assert other.fingerprints.settings != plain.fingerprints.settings
+    with pytest.raises(InputError, match=r"outliers .*--across"):
+        _compared(tmp_path, plain, other)
 
 
 def test_welch_is_scipy_s() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from typing import assert_never
 
 from qbench.errors import InputError, Mistakes, nearest
 from qbench.quality.metrics.base import Column, MetricSpec
@@ -328,10 +329,14 @@ def margins(quality: Quality, reference: Mapping[str, Metric]) -> dict[str, floa
             continue
         if said.of == "unit":
             sizes[name] = said.size
-        elif said.of == "reference" and figure is not None:
-            sizes[name] = said.size * (abs(figure.value) or 1.0)
-        elif said.of == "spread" and figure is not None and figure.summary is not None:
-            sizes[name] = said.size * (figure.summary.sigma or 1.0)
+        elif said.of == "reference":
+            if figure is not None:
+                sizes[name] = said.size * (abs(figure.value) or 1.0)
+        elif said.of == "spread":
+            if figure is not None and figure.summary is not None:
+                sizes[name] = said.size * (figure.summary.sigma or 1.0)
+        else:
+            assert_never(said.of)
     return sizes
 
 
