@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import time
@@ -8,6 +10,7 @@ import time
 import pytest
 import torch
 
+from qbench import support
 from qbench.meters import environment
 from qbench.meters.clock import Clock, StepTimes, sample
 from qbench.meters.memory import Peak, PeakMeter, stored_bytes
@@ -69,6 +72,23 @@ def test_environment_names_machine_and_versions() -> None:
     other = found.model_copy(update={"threads": found.threads + 1})
     assert other.hardware() != found.hardware()
     assert other.software() == found.software()
+
+
+def test_every_package_that_a_choice_computes_with_is_named_with_its_version() -> None:
+    """What a recipe asks for, a record must be able to name: a peer's figure is of one version."""
+    kept = {re.sub("[-_.]+", "-", name) for name in environment.LIBRARIES}
+    told = {
+        re.split(r"[\[=<>']", word.lstrip("'"))[0]
+        for rule in support.RULES
+        for command in re.findall(r"pip install ((?:[\w.\[\]='-]+ ?)+)", rule.reason)
+        for word in command.split()
+        if not word.startswith(("-", "nvidia-", "'qbench"))  # options, runtimes, our own extras
+    }
+    assert {"torchao", "xformers", "sageattention", "flash-attn-4", "cache-dit"} <= told
+    assert told <= kept
+    made = importlib.metadata.packages_distributions()
+    here = {name for module in support.PACKAGES for name in made.get(module.partition(".")[0], ())}
+    assert {re.sub("[-_.]+", "-", name.lower()) for name in here} <= kept
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

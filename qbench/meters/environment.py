@@ -13,13 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qbench.fields import Bytes, Count, Line, Word
 
-LIBRARIES = (
+LIBRARIES = (  # every one that a choice of a recipe may compute with
     "torch",
     "diffusers",
     "transformers",
     "torchao",
     "optimum-quanto",
+    "cache-dit",
+    "xformers",
+    "sageattention",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
     "onnx",
+    "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
     "triton",

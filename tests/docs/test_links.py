@@ -1,6 +1,7 @@
 """Links and paths in the documents lead somewhere."""
 
 import re
+from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from scripts.figures.documents import documents
 from scripts.figures.values import ROOT
 
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)")
+PLACE = re.compile(r"\]\((?!https?://)([^)#]*)#([^)]+)\)")
 NAMED = re.compile(r"`((?:qbench|docs|scripts|recipes|results)/[\w./-]+)`")
 PAGES = [*documents(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
@@ -26,6 +28,29 @@ def test_links_and_paths_exist(page: Path) -> None:
     ]
     missing += [name for name in named if not (ROOT / name).exists()]
     assert not missing
+
+
+def _places(page: Path) -> set[str]:
+    """What `#` may name in a page: its headings as GitHub writes them, numbered where repeated."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found: Counter[str] = Counter()
+    places = set()
+    for heading in re.findall(r"^#{1,6} (.*)$", text, flags=re.M):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"<!--.*?-->", "", heading))
+        name = re.sub(r"[^\w\- ]", "", shown.strip().lower()).replace(" ", "-")
+        places.add(f"{name}-{found[name]}" if found[name] else name)
+        found[name] += 1
+    return places
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_headings_that_there_are(page: Path) -> None:
+    missing = []
+    for to, place in PLACE.findall(page.read_text(encoding="utf-8")):
+        there = page.parent / to if to else page
+        if there.suffix == ".md" and place not in _places(there):
+            missing.append(f"{to}#{place}")
+    assert missing == []
 
 
 def test_what_is_published_and_what_is_listed_are_the_same() -> None:

@@ -450,6 +450,7 @@ CONVOLUTIONS = [
 ]
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not HOPPER, reason="the kernels are written for NVIDIA Hopper")
 @pytest.mark.parametrize("more", [False, True], ids=["alone", "with-frames-before-and-residual"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -491,6 +492,7 @@ def test_convolutions_of_planes_are_torchs(
     assert error < (4e-3 if dtype == torch.bfloat16 else 5e-4)  # rounding of weights and output
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not HOPPER, reason="the kernels are written for NVIDIA Hopper")
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (3, 3), (4, 2), (9, 3)])
 @pytest.mark.parametrize(("channels", "groups"), [(128, 32), (48, 16), (80, 16)])
@@ -512,6 +514,7 @@ def test_norms_of_planes_are_group_norms(
     assert _error(found.cpu(), expected) < 3e-3
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not HOPPER, reason="the kernels are written for NVIDIA Hopper")
 def test_the_fused_decode_is_as_close_to_fp32_as_the_plain_one() -> None:
     """The bundled VAE: the decode in BF16 by our kernels and by torch's, against FP32."""

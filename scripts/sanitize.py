@@ -1,0 +1,134 @@
+"""qbench's kernels under NVIDIA's compute-sanitizer: stray accesses, races, barriers.
+
+    python -m scripts.sanitize [--tools memcheck racecheck] [--limit 280]
+        [--out results/published/MACHINE/sanitizer.json]
+
+Each tool runs the tests of the kernels that are small, with every tensor in an allocation of its
+own, so that a byte past its end is past the end of the memory. A kernel that is wrong on purpose is
+run before them: a tool that does not find it proves nothing of the others. Prints for each tool
+how many errors it found; ends with code 1 where there are any. Needs a Hopper GPU and the CUDA
+toolkit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from scripts import bench
+
+TOOL = "compute-sanitizer"
+TOOLS = ("memcheck", "racecheck", "synccheck")
+HERE = "tests/optimizations"
+# Tests by their file, narrowed to shapes that a tool which watches every access gets through.
+SMALL = {
+    "test_kernels.py": "test_kernel_computes_what_its_model_says or views_as_they_lie "
+    "or lets_through_what_is_not_finite or (test_rows_kernel and (-64 or -320 or -2056)) "
+    "or test_convolutions_of_planes or test_norms_of_planes",
+    "test_fp8_blocks.py": "test_norm_kernel and (48 or 1544)",
+    "test_fp8_rotary.py": "test_rotary_norm_kernel or reads_views or not_finite",
+    "test_sparse_attention.py": "test_kernel_computes_planted_blocks and 0.5 "
+    "and (lengths2 or lengths3)",
+}
+PLANTED = """
+extern "C" __global__ void planted(float* x, int n) {
+    __shared__ float row[64];
+    row[threadIdx.x] = x[threadIdx.x];
+    x[n + threadIdx.x] = row[63 - threadIdx.x];
+    if (threadIdx.x < 40) __syncthreads();
+}
+"""
+# In it memcheck has to find a store past the end, racecheck a read beside the store that it needs,
+# and synccheck a barrier that some threads of a warp do not come to.
+SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
+
+
+def errors(output: str) -> int | None:
+    """How many a tool's output tells of; None where it came to no end."""
+    found = [int(one or other) for one, other in SUMMARY.findall(output)]
+    return sum(found) if found else None
+
+
+def command(tool: str, *words: str) -> list[str]:
+    return [TOOL, "--tool", tool, "--target-processes", "all", sys.executable, *words]
+
+
+def run(tool: str, limit: float, *words: str) -> subprocess.CompletedProcess[str] | None:
+    """None where it took too long."""
+    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        return subprocess.run(
+            command(tool, *words),
+            env=os.environ | variables,
+            timeout=limit,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def plant() -> None:
+    """Run the kernel that is wrong on purpose."""
+    import torch
+    from torch.cuda._utils import _cuda_load_module, _nvrtc_compile
+
+    binary, symbol = _nvrtc_compile(PLANTED, "planted", "90a")
+    kernel: Any = _cuda_load_module(binary, [symbol])[symbol]  # type: ignore[index]
+    kernel(grid=(1, 1, 1), block=(64, 1, 1), args=[torch.zeros(64, device="cuda"), 64])
+    torch.cuda.synchronize()
+
+
+def checked(tool: str, limit: float) -> dict[str, Any]:
+    """What a tool finds in the planted kernel, and in the tests of each file."""
+    planted = run(tool, limit, "-c", "from scripts import sanitize; sanitize.plant()")
+    row: dict[str, Any] = {"tool": tool, "planted": errors(planted.stdout) if planted else None}
+    row["tests"] = []
+    for file, which in SMALL.items():
+        done = run(tool, limit, "-m", "pytest", "-q", "-m", "gpu", f"{HERE}/{file}", "-k", which)
+        passed = re.search(r"(\d+) passed", done.stdout) if done else None
+        row["tests"].append(
+            {
+                "file": file,
+                "passed": int(passed[1]) if passed else 0,
+                "errors": errors(done.stdout) if done else None,
+            }
+        )
+        print(f"{tool}: planted {row['planted']}; {row['tests'][-1]}", flush=True)
+    return row
+
+
+def clean(row: dict[str, Any]) -> bool:
+    """Whether the tool sees, and saw nothing, in tests that ran."""
+    return bool(row["planted"]) and all(
+        test["errors"] == 0 and test["passed"] for test in row["tests"]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS[:2]))
+    parser.add_argument("--limit", type=float, default=280, help="seconds of each program")
+    parser.add_argument("--out", type=Path, help="write what was found as JSON")
+    args = parser.parse_args()
+    if not shutil.which(TOOL):
+        parser.error(f"{TOOL} is not installed: it comes with the CUDA toolkit")
+    version = subprocess.run([TOOL, "--version"], capture_output=True, text=True).stdout
+    rows = [checked(tool, args.limit) for tool in args.tools]
+    if args.out:
+        bench.write(args.out, "cuda", sanitizer=version.strip().splitlines()[-1:], rows=rows)
+    if not all(map(clean, rows)):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
