@@ -5,8 +5,8 @@
 1,000 recipes in 60 rankings on 100 GPUs of four kinds and 14 nodes. What starts next is the
 product's own `qbench.run.order`, asked as `qbench run --ray` asks it; only the clock is made up.
 How long a run really takes differs from what the order thinks, and kinds differ in speed, of which
-it knows nothing before the first runs end. Nothing can be faster than the bound: all work spread
-evenly over all GPUs, each kind at its speed.
+it knows nothing before the first runs end; starts may take longer than it thinks at first. Nothing
+can be faster than the bound: all work spread evenly over all GPUs, each kind at its speed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,30 @@ NODES = {"H200": (3, 8), "H100": (6, 8), "A100": (2, 8), "L40S": (3, 4)}  # node
 SPEEDS = {"H200": 1.1, "H100": 1.0, "A100": 0.45, "L40S": 0.3}
 SPREAD = 0.25  # of the logarithm of the time that a run takes over what the order thinks
 START_S = 20.0  # of a run or a part of one, whatever its work: a process, and loading
+SLOW_S = 6 * START_S  # where disks are slow, or libraries large
+
+
+@dataclass(frozen=True)
+class Case:
+    """known: speeds and times are what the order thinks. together: runs in no parts.
+
+    start_s, thought_s: what starts take, and what the order thinks before it has seen any.
+    """
+
+    label: str
+    known: bool = False
+    together: bool = False
+    start_s: float = START_S
+    thought_s: float = START_S
+
+
+CASES = (
+    Case("known", known=True),
+    Case("unknown"),
+    Case("unknown, slow starts", start_s=SLOW_S, thought_s=SLOW_S),
+    Case("unknown, slow starts thought six times shorter", start_s=SLOW_S),
+    Case("unknown, runs in no parts", together=True),
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +67,7 @@ class Outcome:
     most_at_once: int
 
 
-def recipes(source: random.Random) -> list[Load]:
+def recipes(source: random.Random, start_s: float) -> list[Load]:
     """Rankings of very different sizes; runs of minutes to hours; some on 2 or 4 GPUs at once."""
     sizes = [1 + int(20 * source.paretovariate(1.5)) for _ in range(RANKINGS)]
     total = sum(sizes)
@@ -66,17 +90,16 @@ def recipes(source: random.Random) -> list[Load]:
                     fixed=each * (14 + 0.1 * videos) / units,
                     shared=each * videos / units,
                     least=each * 8 / units,
-                    start=START_S,
+                    start=start_s,
                 )
             )
     return loads
 
 
-def simulate(seed: int, known: bool = False, together: bool = False) -> Outcome:
-    """One sweep. known: speeds and times are what the order thinks. together: runs in no parts."""
-    source = random.Random(seed)
-    loads, order = recipes(source), Order()
-    if together:
+def simulate(seed: int, case: Case) -> Outcome:
+    source, known = random.Random(seed), case.known
+    loads, order = recipes(source, case.thought_s), Order()
+    if case.together:
         loads = [
             Load(x.name, x.group, x.reference, x.device, x.units, x.fixed + x.shared) for x in loads
         ]
@@ -94,7 +117,7 @@ def simulate(seed: int, known: bool = False, together: bool = False) -> Outcome:
     order.add(*loads)
     gpus = sum(nodes * each for nodes, each in NODES.values())
     power = sum(nodes * each * SPEEDS[kind] for kind, (nodes, each) in NODES.items())
-    bound = sum((x.work * real[x.name] + START_S) * x.units for x in loads) / power
+    bound = sum((x.work * real[x.name] + case.start_s) * x.units for x in loads) / power
     events: list[tuple[float, bool, str]] = []  # when each of what runs has started, and ended
     now = busy = 0.0
     most = running = waited = 0
@@ -107,8 +130,8 @@ def simulate(seed: int, known: bool = False, together: bool = False) -> Outcome:
             early = not load.reference and f"{load.group}/0" not in ended
             waited += early and load.part is None
             used.setdefault(load.group, set()).add(kind)
-            seconds = START_S + load.work * real[load.whole or load.name] / SPEEDS[kind]
-            heapq.heappush(events, (now + START_S, False, load.name))
+            seconds = case.start_s + load.work * real[load.whole or load.name] / SPEEDS[kind]
+            heapq.heappush(events, (now + case.start_s, False, load.name))
             heapq.heappush(events, (now + seconds, True, load.name))
             started[load.name] = load
             running += load.units
@@ -127,25 +150,18 @@ def simulate(seed: int, known: bool = False, together: bool = False) -> Outcome:
     return Outcome(now, bound, busy, 1 - busy / (gpus * now), waited, mixed, most)
 
 
-CASES = (  # label, times and speeds known, runs in no parts
-    ("known", True, False),
-    ("unknown", False, False),
-    ("unknown, runs in no parts", False, True),
-)
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Of each case the median sweep and the worst, by time over the bound."""
     lines = [
         "| times and speeds | sweeps | | hours | bound | over it | GPUs idle |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for label, _, _ in CASES:
-        found = [row for row in rows if row["case"] == label]
+    for case in CASES:
+        found = [row for row in rows if row["case"] == case.label]
         found.sort(key=lambda row: row["took"] / row["bound"])
         for name, row in (("median", found[len(found) // 2]), ("worst", found[-1])):
             lines.append(
-                f"| {label} | {len(found)} | {name} | {row['took'] / 3600:.2f} | "
+                f"| {case.label} | {len(found)} | {name} | {row['took'] / 3600:.2f} | "
                 f"{row['bound'] / 3600:.2f} | {100 * (row['took'] / row['bound'] - 1):.0f} % | "
                 f"{100 * row['idle_share']:.0f} % |"
             )
@@ -158,8 +174,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for every sweep.")
     asked = parser.parse_args()
     rows: list[dict[str, Any]] = [
-        {"case": label, "seed": seed} | vars(simulate(seed, known, together))
-        for label, known, together in CASES
+        {"case": case.label, "seed": seed} | vars(simulate(seed, case))
+        for case in CASES
         for seed in range(asked.seeds)
     ]
     print(table(rows))
