@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Clock:
@@ -78,7 +82,8 @@ class StepTimes:
 
     def __init__(self, device: str) -> None:
         self._cuda = device.startswith("cuda")
-        self._marks: list[Any] = []
+        self._events: list[torch.cuda.Event] = []
+        self._times: list[float] = []
         self.mark()
 
     def mark(self) -> None:
@@ -87,13 +92,12 @@ class StepTimes:
 
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            self._marks.append(event)
+            self._events.append(event)
         else:
-            self._marks.append(time.perf_counter())
+            self._times.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
         """One figure a step; call once the device has finished."""
-        pairs = zip(self._marks, self._marks[1:], strict=False)
         if self._cuda:
-            return [start.elapsed_time(end) / 1000 for start, end in pairs]
-        return [end - start for start, end in pairs]
+            return [start.elapsed_time(end) / 1000 for start, end in pairwise(self._events)]
+        return [end - start for start, end in pairwise(self._times)]

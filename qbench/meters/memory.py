@@ -11,11 +11,14 @@ import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from qbench.fields import Bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What CUDA takes of a card beside torch's pool: its context and the kernels loaded into it. 0.67
 # GiB by the driver's count at the end of the published runs on an H200.
@@ -120,7 +123,7 @@ def stored_bytes(module: Any) -> int:
     return sum(_tensor_bytes(tensor) for tensor in tensors)
 
 
-def _tensor_bytes(tensor: Any) -> int:
+def _tensor_bytes(tensor: Tensor) -> int:
     inner = getattr(tensor, "__tensor_flatten__", None)
     if inner is None:
         return int(tensor.numel() * tensor.element_size())

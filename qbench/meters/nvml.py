@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -103,7 +103,7 @@ class GaugeMeter:
             return None
 
 
-def _handle() -> Any:
+def _handle() -> object | None:
     """NVML's handle of torch's current device, or None where there is no NVML."""
     try:
         import pynvml

@@ -9,7 +9,7 @@ import contextlib
 import gc
 import importlib
 import os
-from typing import Any
+from types import ModuleType
 
 # The process that runs are forked from has nothing to say. Libraries warn as they load, and a pipe
 # that it held open would keep whoever reads the sweep's output waiting after the sweep is over.
@@ -68,7 +68,7 @@ def _import_beside_a_gpu() -> None:
     if capability is None:
         return
     triton = _triton.has_triton_package() and capability >= (7, 0)
-    answers: dict[tuple[Any, str], Any] = {
+    answers: dict[tuple[ModuleType, str], object] = {
         (torch.cuda, "get_device_capability"): lambda device=None: capability,
         (_triton, "has_triton"): lambda: triton,
         (torch.cuda, "_lazy_init"): _refuse,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
@@ -19,6 +19,8 @@ from qbench.optimizations.vae import causal
 from qbench.optimizations.vae import group_norm as group_norm_of
 
 if TYPE_CHECKING:
+    from torch.nn.modules.conv import _ConvNd
+
     from qbench.optimizations.parallel.rows import Rows as Whole
 
 EACH = 8  # channels a plane
@@ -54,8 +56,8 @@ class Weights:
     and below come with every input, and no output is made for them.
     """
 
-    def __init__(self, conv: torch.nn.Module, grow: int = 1, border: int = 0) -> None:
-        weight: Any = conv.weight
+    def __init__(self, conv: _ConvNd, grow: int = 1, border: int = 0) -> None:
+        weight = conv.weight
         self.outputs, self.inputs = weight.shape[:2]
         self.grow = grow
         self.border = border
