@@ -125,6 +125,7 @@ def model_facts(video: VideoPipeline, guided: bool) -> ModelFacts:
         exports=video.exports,
         separate_guidance=video.separate_guidance,
         in_blocks=frozenset(name for name, layer in linears.items() if layer in compiled),
+        one_row=frozenset(name for name in linears if any(part in name for part in video.one_row)),
     )
 
 

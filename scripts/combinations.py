@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import lzma
@@ -37,7 +38,7 @@ from qbench.recipe.schema import Variant
 from qbench.run import machines, processes
 from qbench.run.failures import named
 
-STEPS, SEED, LIMIT_S = 8, 5, 240.0
+MODEL, STEPS, SEED, LIMIT_S = "tiny-cogvideox", 8, 5, 240.0
 SAID = 300  # characters kept of an error; a compiler's runs to pages
 UNRELATED = 0.9  # relative error of latents from which on nothing is left of the plain ones
 # In pairs, one scheme stands for those that are stored and computed alike.
@@ -144,7 +145,7 @@ def _relative_error(variant: Variant, device: str) -> float:
     from qbench.quality.metrics.fidelity import latent_error
     from qbench.recipe.schema import Decode, Generation, Recipe
 
-    model = specs.find("tiny-cogvideox")
+    model = specs.find(MODEL)
 
     def made(changed: Variant | None) -> list[torch.Tensor]:
         dtype = changed.dtype if changed else "bf16"
@@ -202,13 +203,22 @@ def tried(fields: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
 
 def disagreement(row: dict[str, Any], machine: support.Machine) -> str | None:
     """What the rules say of a combination and what came of it, where the two do not agree."""
-    rules = support.refusing(Variant.model_validate({"dtype": "bf16", **row["variant"]}), machine)
+    variant = Variant.model_validate({"dtype": "bf16", **row["variant"]})
+    rules = support.refusing(variant, dataclasses.replace(machine, model=_model()))
     if rules and not any(rule.fails for rule in rules):
         return None  # it would run, as something else
     if row["works"] == (not rules):
         return None
     came = row.get("error") or f"relative error {row['relative_error']:.3g}"
     return f"{came}; the rules say: {rules[0].reason if rules else 'runs'}"
+
+
+@functools.cache
+def _model() -> support.ModelFacts:
+    """Of the model that all of them ran on."""
+    from qbench.pipelines import specs
+
+    return support.model_facts(specs.load(specs.find(MODEL), "bf16", "cpu"), guided=True)
 
 
 def _gpus(device: str) -> list[str | None]:

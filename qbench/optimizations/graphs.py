@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from qbench.optimizations import schemes
 from qbench.optimizations.changes import Changes, Forward
 from qbench.optimizations.rules import ModelFacts, Rule, always, clash
-from qbench.recipe.choices import AS_IT_IS
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
@@ -160,15 +159,8 @@ def _reads_inputs(variant: Variant) -> bool:
 
 
 def _compiles_all_that_read(variant: Variant, model: ModelFacts) -> bool:
-    wanted = variant.quantize
-    assert wanted is not None
-    return all(
-        name in model.in_blocks
-        for name in model.linears
-        if schemes.picks(wanted, name)
-        and (scheme := wanted.layers.get(name, wanted.scheme)) != AS_IT_IS
-        and schemes.SCHEMES[wanted.backend, scheme].activations == "int8"
-    )
+    assert variant.quantize is not None
+    return schemes.of_int8_inputs(variant.quantize, model) <= model.in_blocks
 
 
 _NOT_COMPILED = (

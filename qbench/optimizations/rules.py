@@ -21,6 +21,7 @@ class ModelFacts:
     blocks: whether diffusers' cache hooks know the denoiser's blocks.
     guided: whether each step also denoises the unconditional half (guidance above 1).
     in_blocks: those of the linears that `compile` with scope blocks compiles.
+    one_row: those that see one row a video.
     """
 
     pipeline: str
@@ -32,6 +33,7 @@ class ModelFacts:
     exports: bool = True  # to ONNX, for engines
     separate_guidance: bool = False  # both halves of guidance in calls of their own
     in_blocks: frozenset[str] = frozenset()
+    one_row: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -187,8 +187,24 @@ def _of(
     return applies
 
 
-def _excludes(variant: Variant, *parts: str) -> bool:
-    return variant.quantize is not None and set(parts) <= set(variant.quantize.exclude)
+def of_int8_inputs(wanted: Quantize, model: ModelFacts) -> set[str]:
+    """The linears whose GEMMs it computes in INT8."""
+    return {
+        name
+        for name in model.linears
+        if picks(wanted, name)
+        and (scheme := wanted.layers.get(name, wanted.scheme)) != AS_IT_IS
+        and SCHEMES[wanted.backend, scheme].activations == "int8"
+    }
+
+
+def _enough_rows(variant: Variant, machine: Machine) -> bool:
+    """Whether what the compiler makes of INT8 GEMMs has as many rows as a GPU's take."""
+    model, wanted = machine.model, variant.quantize
+    if not machine.cuda or model is None or variant.compile is None or wanted is None:
+        return True
+    compiled = model.in_blocks if variant.compile.scope == "blocks" else model.linears.keys()
+    return not of_int8_inputs(wanted, model) & model.one_row & compiled
 
 
 def _fp8_gpu(machine: Machine) -> bool:
@@ -298,13 +314,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "INT8 GEMMs, compiled",
         # Without the compiler torchao computes the GEMMs that would fail in FP32.
-        lambda v: (
-            v.compile is not None
-            and _of("torchao", activations="int8")(v)
-            and not _excludes(v, "time_embedding", "norm")
-        ),
-        lambda m: not m.cuda,
-        "INT8 GEMMs on a GPU take more than 16 rows, and these linears see one a video: "
-        "exclude [time_embedding, norm], or leave out compile",
+        lambda v: v.compile is not None and _of("torchao", activations="int8")(v),
+        lambda _: True,
+        "INT8 GEMMs on a GPU take more than 16 rows, and some of the compiled linears see one a "
+        "video: exclude [time_embedding, norm], of Wan [time_proj], or leave out compile",
+        room=_enough_rows,
     ),
 )

@@ -63,6 +63,8 @@ class VideoPipeline(ABC):
     exports: ClassVar[bool] = True  # whether engines can be built of its denoiser
     # Whether guidance calls the denoiser twice a step, not once with both halves in one batch.
     separate_guidance: ClassVar[bool] = False
+    # Linears that see one row a video whatever its length: parts of their names.
+    one_row: ClassVar[tuple[str, ...]]
     dynamic_cfg: ClassVar[bool] = False  # whether its pipeline has `use_dynamic_cfg`
 
     def __init__(self, pipe: Pipe) -> None:

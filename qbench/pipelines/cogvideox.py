@@ -59,6 +59,7 @@ class CogVideoX(VideoPipeline):
         "patch_size_t": None,
         "sample_height": 60,
     }
+    one_row = ("time_embedding", "ofs_embedding", "norm")
     schedulers: ClassVar = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}
     dynamic_cfg = True
 

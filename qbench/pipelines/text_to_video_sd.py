@@ -54,6 +54,7 @@ class TextToVideoSD(VideoPipeline):
         "cross_attention_dim": 1024,
         "layers_per_block": 2,
     }
+    one_row = ("time_embedding",)
     schedulers: ClassVar = {"ddim": "DDIMScheduler", "dpm": "DPMSolverMultistepScheduler"}
 
     @classmethod

@@ -43,6 +43,7 @@ class Wan(VideoPipeline):
     }
     identity: ClassVar = {"num_layers": 40, "num_attention_heads": 40, "attention_head_dim": 128}
     separate_guidance = True
+    one_row = ("time_embedder", "time_proj")
 
     def __init__(self, pipe: Pipe) -> None:
         super().__init__(pipe)

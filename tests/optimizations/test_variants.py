@@ -193,7 +193,9 @@ FULL = support.Machine(
 )
 ODD = support.ModelFacts(
     pipeline="OddPipeline",
-    linears={"blocks.0.to_q": 48},
+    linears={"blocks.0.to_q": 48, "proj_out": 48},
+    one_row=frozenset({"blocks.0.to_q"}),
+    in_blocks=frozenset({"blocks.0.to_q"}),
     head_dim=96,
     blocks=False,
     guided=False,

@@ -313,3 +313,48 @@ def test_noise_of_a_scheduler_is_the_same_in_every_dtype_and_is_not_the_initial_
     assert torch.allclose(*found, atol=0.05)
     one = noise.initial((1, 4096), 7)
     assert abs(torch.corrcoef(torch.cat([one, found[0]]))[0, 1]) < 0.1
+
+
+@FAMILIES
+def test_linears_that_see_one_row_a_video_are_those_that_the_family_names(
+    video: VideoPipeline,
+) -> None:
+    """An INT8 GEMM of so few rows is none that a GPU computes."""
+    rows: dict[str, int] = {}
+    linears = {
+        layer: name
+        for name, layer in video.denoiser.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
+
+    def see(layer: torch.nn.Module, given: tuple[Any, ...]) -> None:
+        rows[linears[layer]] = given[0].numel() // given[0].shape[-1]
+
+    for layer in linears:
+        layer.register_forward_pre_hook(see)
+    denoised(video, settings(video, guidance=1.0), [0], steps=1)
+    lone = {name for name, count in rows.items() if count == 1}
+    assert lone
+    assert lone == {name for name in rows if any(part in name for part in video.one_row)}
+
+
+@FAMILIES
+@pytest.mark.parametrize("scope", ["blocks", "model"])
+def test_int8_gemms_of_one_row_are_refused_where_a_gpu_would_compile_them(
+    video: VideoPipeline, scope: str
+) -> None:
+    def why_not(device: str = "cuda", **more: Any) -> str:
+        quantize = {"backend": "torchao", "scheme": "int8_dynamic"} | more
+        variant = Variant.model_validate({"quantize": quantize, "compile": {"scope": scope}})
+        machine = Machine(device, (9, 0), frozenset(support.PACKAGES), model=model)
+        return support.why_not(variant, machine) or ""
+
+    model = support.model_facts(video, guided=True)
+    lone = sorted(model.one_row if scope == "model" else model.one_row & model.in_blocks)
+    assert ("16 rows" in why_not()) == bool(lone)
+    assert "16 rows" not in why_not("cpu")
+    assert "16 rows" not in why_not(exclude=list(video.one_row))
+    for name in lone:
+        others = dict.fromkeys(set(lone) - {name}, "int8_weight_only")
+        assert "16 rows" in why_not(layers=others)
+        assert "16 rows" not in why_not(layers=others | {name: "none"})
