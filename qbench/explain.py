@@ -86,7 +86,7 @@ def _record_of(place: Path) -> Path:
     if place.is_dir() and not (place / store.FILE).is_file() and (place / archive.FILE).is_file():
         raise InputError(f"{place}: many runs; name one of them, as in {place / archive.FILE}/RUN")
     path = place.resolve() / store.FILE if place.is_dir() else place
-    if not store.exists(path):
+    if store.absent(path):
         raise InputError(f"{place}: no {store.FILE} there; name the folder of one run")
     return path if archive.split(path) else path.resolve()
 

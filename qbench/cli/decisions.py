@@ -88,13 +88,14 @@ def pick(
     from qbench.decisions import evidence as at_hand
     from qbench.decisions import pick as picking
     from qbench.decisions import pick_text
+    from qbench.results import store
 
     question = picking.asked(
         vram, keep_free, max_latency, min_speedup, quality, objective, accept_unsettled
     )
     here = None
     if not records:
-        shared.records(None)  # what is missing is said before the machine is asked
+        store.find([shared.RESULTS])  # what is missing is said before the machine is asked
         here = shared.hardware()
     found = at_hand.evidence(records or [shared.RESULTS], evidence or [], model, here, at)
     shared.told_left_out(found.unreadable)

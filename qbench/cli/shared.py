@@ -109,13 +109,8 @@ def records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list
     Raises InputError where there is none, or none that can be read.
     """
     from qbench.decisions.places import read
-    from qbench.results import store
 
-    places = results or [RESULTS]
-    missing = [str(place) for place in places if not store.exists(place)]
-    if missing:
-        raise InputError(f"{missing[0]}: no such file or folder; 'qbench run' makes {RESULTS}")
-    found = read(places)
+    found = read(results or [RESULTS])
     gc.freeze()  # records are read once and held to the end: nothing of them is garbage
     gc.set_threshold(100_000, 20, 20)  # nor is most of what is made of them
     return found

@@ -19,7 +19,8 @@ from qbench.decisions.figures import Figure
 from qbench.errors import InputError, nearest
 from qbench.quality.ratios import Ratio, speed_up
 from qbench.quality.statistics import median_interval
-from qbench.results import origin
+from qbench.recipe import shipped
+from qbench.results import origin, store
 from qbench.results.record import Record
 
 UNITS: dict[figures.Kind, str] = {
@@ -73,6 +74,9 @@ class History(Strict):
 
 def history(results: list[Path], recipe: str | None, figure: str | None) -> History:
     """All series of two records or more. Raises InputError where there is none."""
+    for place in results:
+        if store.absent(place) and (str(place) == place.stem or str(place) in shipped.names()):
+            raise InputError(f"{place}: no such file or folder; is it a recipe? --recipe {place}")
     found, unreadable = places.read(results)
     with places.telling(unreadable):
         series = _followed(found, recipe, figure)

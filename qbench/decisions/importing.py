@@ -73,14 +73,9 @@ def take_in(places: list[Path], out: Path) -> Imported:
     """
     paths = []
     for place in places:
-        if not store.exists(place):
-            raise InputError(f"{place}: no such file or folder")
         if _within(out, place) or _within(place, out):
             raise InputError(f"{place}: lies in {out}, or {out} in it: nothing to import")
-        found = store.find([place])
-        if not found:
-            raise InputError(f"{place}: no {store.FILE} at or below it")
-        paths += [(place, path) for path in found]
+        paths += [(place, path) for path in store.find([place])]
     items: list[Item] = []
     for place, path in paths:
         if archive.named(path.name):

@@ -42,12 +42,11 @@ class Side:
 def side(place: Path) -> Side:
     """A run, a folder of runs, a record or an archive. Raises InputError where there is nothing."""
     found, unreadable = read([place])
-    (paths, one) = store.find([place]), _one(place)
     beside = found
-    if one and len(paths) == 1 and not archive.named(paths[0].name):
-        beside = store.read_all(store.siblings(paths[0]), compact=True)[0]
-        run = found[0][1].run
-        beside = [item for item in beside if item[1].run != run] + found
+    if _one(place) and len(found) == 1:
+        ((path, named),) = found
+        beside = store.read_all(store.siblings(path), compact=True)[0]
+        beside = [item for item in beside if item[1].run != named.run] + found
     ordered = sorted((record for _, record in found), key=lambda record: record.started)
     return Side(str(place), tuple(ordered), tuple(rankings(beside)), tuple(unreadable))
 
@@ -77,13 +76,7 @@ def read(places: list[Path]) -> tuple[Found, list[str]]:
 
     Raises InputError where a place is not there, or no record can be read.
     """
-    for place in places:
-        if not store.exists(place):
-            raise InputError(f"{place}: no such file or folder")
-    paths = store.find(places)
-    if not paths:
-        raise InputError(f"{places[0]}: no {store.FILE} at or below it")
-    found, unreadable = store.read_all(paths, compact=True)
+    found, unreadable = store.read_all(store.find(places), compact=True)
     if not found:
         raise InputError(unreadable[0] if unreadable else f"{places[0]}: no records in it")
     return found, unreadable

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench.errors import InputError
 from qbench.results import store
 from qbench.results.ranking import Ranking, rankings
 from qbench.results.record import Record
@@ -46,13 +45,7 @@ def load_results(path: str | Path) -> Results:
     Raises InputError where there is nothing of that name, or no record. What cannot be read is
     named in `unreadable`.
     """
-    place = Path(path)
-    if not store.exists(place):
-        raise InputError(f"{place}: no such file or folder")
-    paths = store.find([place])
-    if not paths:
-        raise InputError(f"{place}: no {store.FILE} at or below it")
-    found, unreadable = store.read_all(paths, compact=True)
+    found, unreadable = store.read_all(store.find([Path(path)]), compact=True)
     return Results(tuple(rankings(found)), tuple(unreadable))
 
 

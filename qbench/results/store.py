@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
+from qbench import textfile
+from qbench.errors import InputError
 from qbench.results import archive, codec, kept
 from qbench.results.derive import derived
 from qbench.results.record import READABLE, Record
@@ -93,7 +95,7 @@ def read_text(path: Path) -> bytes:
         place = archive.split(path)
         return archive.member(*place) if place else read_bounded(path, LARGEST)
     except (OSError, ValueError) as error:
-        raise Unreadable(f"{path}: not a record: {_reason(error)}") from None
+        raise Unreadable(f"{path}: {_reason(error, 'a record')}") from None
 
 
 def parse(text: bytes, path: Path) -> Record:
@@ -169,24 +171,38 @@ def read_beside(folder: Path, name: str, most: int) -> bytes | None:
         return None
 
 
-def exists(place: Path) -> bool:
-    """Whether there is such a file or folder, be it in an archive."""
+def absent(place: Path) -> str:
+    """Why there is no such file or folder, be it in an archive; empty where there is."""
     try:
-        return place.exists() or archive.split(place) is not None
-    except OSError:
-        return False
+        place.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "" if archive.split(place) else "no such file or folder; 'qbench run' makes records"
+    except (OSError, ValueError) as error:
+        return _reason(error, "a name of a file")
+    return ""
 
 
 def find(places: list[Path]) -> list[Path]:
-    """Records and archives at or below the places named, sorted. Links are not followed."""
+    """Records and archives at or below the places named, sorted. Links are not followed.
+
+    So are folders that cannot be looked into, for there may be some below: reading one says why.
+    Raises InputError where a place is not there, or nothing is at or below any of them.
+    """
     found: set[Path] = set()
     for place in places:
+        if reason := absent(place):
+            raise InputError(f"{place}: {reason}")
         if not place.is_dir():
             found.add(place / FILE if archive.is_run(place) else place)
             continue
-        for folder, inner, names in os.walk(place):
+        closed: list[OSError] = []
+        for folder, inner, names in os.walk(place, onerror=closed.append):
             inner[:] = [name for name in inner if not name.startswith(".")]  # runs not in place yet
             found |= {Path(folder, name) for name in names if name == FILE or archive.named(name)}
+            found |= {Path(folder, name) for name in inner if name == FILE}  # a run has none then
+        found |= {Path(error.filename) for error in closed}
+    if not found:
+        raise InputError(f"{places[0]}: no {FILE} at or below it")
     return sorted(found, key=lambda path: path.parts)  # as paths themselves sort, but faster
 
 
@@ -200,7 +216,7 @@ def siblings(path: Path) -> list[Path]:
     with contextlib.suppress(OSError), os.scandir(path.parent.parent) as entries:
         for entry in itertools.islice(entries, NEIGHBOURS):
             record = Path(entry.path, FILE)
-            if entry.is_dir(follow_symlinks=False) and record.is_file():
+            if entry.is_dir(follow_symlinks=False) and textfile.is_file(record):
                 found.append(record)
     return sorted({path, *found})
 
@@ -325,7 +341,7 @@ def _texts(paths: list[Path]) -> Iterator[tuple[Path, bytes | str]]:
         except Unreadable as error:
             yield path, str(error)
         except (OSError, ValueError) as error:
-            yield path, f"{path}: not an archive of records: {_reason(error)}"
+            yield path, f"{path}: {_reason(error, 'an archive of records')}"
 
 
 def _held(items: Iterator[tuple[Path, bytes | str]]) -> Iterator[tuple[Path, bytes | str]]:
@@ -339,7 +355,8 @@ def _held(items: Iterator[tuple[Path, bytes | str]]) -> Iterator[tuple[Path, byt
             gc.enable()
 
 
-def _reason(error: Exception) -> str:
-    """An error in one line, without the path that the system repeats."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:500]
+def _reason(error: Exception, kind: str) -> str:
+    """Why a file is none of this kind, in one line without the path that the system repeats."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return f"not {kind}: {' '.join(str(error).split())[:500]}"

@@ -127,6 +127,10 @@ def test_the_command_and_what_it_refuses(tmp_path: Path) -> None:
         refused = call(app, ["history", str(tmp_path), *words])
         assert isinstance(refused.exception, InputError)
         assert told in str(refused.exception)
+    for name in ("int8", "attention/fp8", "my-own"):
+        refused = call(app, ["history", name])
+        assert str(refused.exception).endswith(f"is it a recipe? --recipe {name}")
+    assert "recipe?" not in str(call(app, ["history", str(tmp_path / "none")]).exception)
     broken = tmp_path / "night-x" / store.FILE
     broken.parent.mkdir()
     broken.write_text("{")
