@@ -11,6 +11,7 @@ from qbench.errors import InputError, nearest
 from qbench.optimizations import attention, axes, schemes
 from qbench.results import archive, store
 from qbench.results.record import VIDEO_STAGES
+from qbench.units import bytes_text
 
 if TYPE_CHECKING:
     from qbench.meters.profile import Class, Profile
@@ -230,7 +231,7 @@ def _ranks(record: Record) -> str:
             waits.append((share, one.rank))
             parts.append(
                 f"rank {one.rank}: {1000 * median(steps):.4g} ms a step, exchanges {share:.0%} as "
-                f"long as its steps, {peak / 2**30:.3g} GiB"
+                f"long as its steps, {bytes_text(peak)}"
             )
     text = f"{len(record.ranks)} processes make each video together: {'; '.join(parts)}."
     if waits and max(waits)[0] - min(waits)[0] > SLOW:
@@ -281,10 +282,10 @@ def _memory(record: Record) -> str:
     if not any(peaks.values()):
         return ""
     top = max(peaks, key=lambda name: peaks[name])
-    each = ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in peaks.items())
+    each = ", ".join(f"{name} {bytes_text(size)}" for name, size in peaks.items())
     text = f"Memory peaks in {top} ({each})"
     if record.weights_bytes:
-        text += f"; the denoiser's weights are {record.weights_bytes / 2**30:.3g} GiB of it"
+        text += f"; the denoiser's weights are {bytes_text(record.weights_bytes)} of it"
     if record.environment.device == "cpu":
         return text + ". On a CPU this is the whole process, its libraries included."
     lower = _lower(record, top)

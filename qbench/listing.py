@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench import textfile
+from qbench import textfile, units
 from qbench.errors import InputError, nearest, one_line
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
 def doctor(console: Console, device: str) -> None:
     """The machine and what can run on it."""
     from qbench import support
-    from qbench.report.tables import bytes_text
     from qbench.run import machines
 
     if device not in DEVICES:
@@ -78,7 +77,7 @@ def doctor(console: Console, device: str) -> None:
     environment = machines.read_environment(device)
     _head(console, "machine")
     _line(console, "device", f"{environment.device}: {environment.device_name}", "")
-    _line(console, "memory", bytes_text(environment.device_memory_bytes), "")
+    _line(console, "memory", units.bytes_text(environment.device_memory_bytes), "")
     _line(console, "threads", f"{environment.threads} of {environment.cpu_count} CPUs", "")
     for name, value in (("driver", environment.driver), ("CUDA", environment.cuda)):
         if value:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from qbench import units
 from qbench.errors import one_line
 from qbench.recipe.schema import Recipe
 from qbench.results.record import Record
@@ -92,7 +93,7 @@ class Progress:
             line = self._lines[_key(recipe)]
             tell = line.hear(event)
             if isinstance(event, WorkPlanned) and event.output_bytes >= LARGE:
-                self.note(f"raw videos will take {event.output_bytes / 2**30:.1f} GiB on disk")
+                self.note(f"raw videos will take {units.bytes_text(event.output_bytes)} on disk")
             if self._live:
                 self._show()
             elif tell:

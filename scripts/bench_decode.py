@@ -28,6 +28,7 @@ from qbench.optimizations.vae import patch
 from qbench.pipelines import base
 from qbench.quality.metrics.fidelity import psnr
 from qbench.recipe.schema import Decode
+from qbench.units import bytes_text
 from scripts import bench
 
 WAYS = {
@@ -77,7 +78,7 @@ def decodes(model: str, device: str, repeats: int) -> list[dict[str, Any]]:
         line = f"{name:12s} first {first:.2f} s, then {statistics.median(times):.3f} s"
         line += f" [{min(times):.3f}, {max(times):.3f}]"
         if allocated:
-            line += f", {allocated / 2**30:.2f} GiB"
+            line += f", {bytes_text(allocated)}"
         close = float(psnr(base.frames_of(video).cpu(), exact).mean())
         print(f"{line}, {close:.1f} dB to FP32", flush=True)
         row = {"way": name, "first_s": first, "decode_s": times, "peak_allocated_bytes": allocated}
@@ -127,7 +128,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         peak = row["peak_allocated_bytes"]
         lines.append(
             f"| {row['way']} | {row['first_s']:.2f} s | {statistics.median(row['decode_s']):.3g} s "
-            f"| {f'{peak / 2**30:.1f} GiB' if peak else '-'} | {row['psnr_to_fp32_db']:.1f} dB |"
+            f"| {bytes_text(peak) if peak else '-'} | {row['psnr_to_fp32_db']:.1f} dB |"
         )
     return "\n".join(lines)
 

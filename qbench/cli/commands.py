@@ -15,6 +15,7 @@ from qbench import signals, textfile
 from qbench.cli import shared
 from qbench.cli.shared import Device, Model, Places, Set
 from qbench.errors import InputError, Unsupported, one_line
+from qbench.units import bytes_text
 
 if TYPE_CHECKING:
     from qbench.run.cluster import Asked
@@ -134,10 +135,8 @@ def run(
     vouched = Vouched(trust, tuple(expect))
     planned = shared.planned(recipes, set_, model, device, prompts, trust_torchscript, vouched)
     free = shared.writable(out)
-    if (needed := outputs_bytes(planned)) > min(free, 2**30):
-        room = "more than" if needed > free else "of"
-        text = f"raw videos will take about {needed / 2**30:.1f} GiB, {room} {free / 2**30:.1f} GiB"
-        print(f"qbench: note: {text} free in {one_line(out)}", file=sys.stderr)
+    if room := _room(outputs_bytes(planned), free):
+        print(f"qbench: note: {room} in {one_line(out)}", file=sys.stderr)
     console = shared.console()
     watcher = Progress(console, quiet)
     floors_s = LIMIT_S if floors is None else math.inf if floors else 0.0
@@ -159,6 +158,14 @@ def run(
         raise SystemExit(130)
     if statuses - {"ok", "skipped"}:
         raise SystemExit(1)
+
+
+def _room(needed: int, free: int) -> str:
+    """What raw videos take of a disk, where that is much of it; empty where it is not."""
+    if needed <= min(free, 2**30):
+        return ""
+    of = "more than" if needed > free else "of"
+    return f"raw videos will take about {bytes_text(needed)}, {of} {bytes_text(free)} free"
 
 
 def _asked(address: str | None, kinds: list[str], variables: list[str]) -> Asked | None:

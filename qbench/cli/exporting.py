@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qbench import textfile
+from qbench import textfile, units
 from qbench.cli import shared
 from qbench.cli.shared import Device, Json, Model, Set
 from qbench.errors import InputError, one_line
@@ -66,9 +66,8 @@ def export(
         print(f"qbench: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     written = made.manifest
-    shared.say(
-        console, f"engine: {made.folder} ({written.format}, {written.size_bytes / 2**20:.1f} MiB)"
-    )
+    size = units.bytes_text(written.size_bytes)
+    shared.say(console, f"engine: {made.folder} ({written.format}, {size})")
     shared.say(console, f"manifest SHA-256, for 'qbench verify --expect': {made.sha256}")
 
 

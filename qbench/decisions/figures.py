@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
+from qbench import units
 from qbench.errors import InputError, nearest
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.report import tables
@@ -63,7 +64,7 @@ class Figure:
         if self.kind == "ratio":
             return f"{value:.2f}x"
         if self.kind == "joules":
-            return f"{tables.three(value)} J"
+            return f"{units.three(value)} J"
         if self.kind == "metric":
             return f"{value:.4g}" + (" dB" if METRICS[self.name].unit == "dB" else "")
         assert_never(self.kind)

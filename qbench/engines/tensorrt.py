@@ -17,6 +17,7 @@ from qbench.engines.tensorrt_plan import LIBRARIES, Bindings
 from qbench.errors import Unsupported
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Variant
+from qbench.units import bytes_text
 
 if TYPE_CHECKING:
     import torch
@@ -195,11 +196,12 @@ class Engine:
         make = self._engine.create_execution_context
         context = make() if self._config is None else make(self._config)
         if context is None:
-            wanted = self._engine.device_memory_size_v2 / 2**30
-            free = torch.cuda.mem_get_info(self._device)[0] / 2**30
+            wanted = self._engine.device_memory_size_v2
+            free = torch.cuda.mem_get_info(self._device)[0]
             raise Unsupported(
                 "TensorRT could not set up the engine on this GPU, of which "
-                f"{free:.1f} GiB are free (the plan asks for {wanted:.1f}): {self._said.why}"
+                f"{bytes_text(free)} are free (the plan asks for {bytes_text(wanted)}): "
+                f"{self._said.why}"
             )
         if hasattr(context, "nvtx_verbosity"):  # annotating each layer for a tracer takes time
             context.nvtx_verbosity = trt.ProfilingVerbosity.NONE

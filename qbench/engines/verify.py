@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from qbench import units
 from qbench.engines import evidence, loading, manifest
 from qbench.engines.manifest import Elsewhere, Manifest, Wrong
 
@@ -51,7 +52,7 @@ def verify(folder: Path, trust: bool = False, expect: str | None = None) -> Veri
         written, digest = manifest.read(folder)
         good("manifest", f"schema version {written.schema_version}, SHA-256 {digest}")
         manifest.check_files(folder, written)
-        good("files", f"{len(written.files)} files, {written.size_bytes / 2**20:.1f} MiB")
+        good("files", f"{len(written.files)} files, {units.bytes_text(written.size_bytes)}")
         loading.check_machine(written)
         good("machine", f"{written.target.device}, {written.target.machine}")
         loading.check_trust(folder, written, digest, trust, expect)

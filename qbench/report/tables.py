@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qbench import escape
+from qbench import escape, units
 from qbench.quality.metrics.base import MetricSpec
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.quality.statistics import paired_difference
@@ -17,6 +17,7 @@ from qbench.quality.verdict import Judged
 from qbench.results import origin
 from qbench.results.ranking import Ranking, label
 from qbench.results.record import Record
+from qbench.units import three
 
 # In the order of the table of metrics; those of other packages after qbench's own.
 QUALITY = [spec for spec in METRICS.values() if spec.column]
@@ -179,20 +180,8 @@ def time_text(seconds: float) -> str:
     return f"{three(seconds)} s" if seconds >= 1 else f"{three(seconds * 1000)} ms"
 
 
-def three(value: float) -> str:
-    """Three significant digits, and 1003 where '.3g' has 1e+03."""
-    return f"{value:.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"
-
-
 def bytes_text(count: int | None) -> str:
-    if count is None:
-        return MISSING
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit in ("B", "KiB") else f"{three(value)} {unit}"
+    return MISSING if count is None else units.bytes_text(count)
 
 
 def markdown(ranking: Ranking) -> str:

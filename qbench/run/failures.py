@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from qbench.errors import InputError, LoadError, Unsupported
 from qbench.results.record import Status
+from qbench.units import bytes_text
+
+LITTLE_BYTES = 0.1 * 2**30  # in fragments, of which nothing is said
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,7 @@ def memory_reason(error: BaseException, facts: dict[str, float]) -> str:
     if "needed_bytes" not in facts:
         return named(error)
     message = ". ".join(str(error).split(". ")[:2])  # past that torch gives advice
-    needed, lost = (facts[name] / 2**30 for name in ("needed_bytes", "fragments_bytes"))
-    text = f"needed {needed:.2f} GiB at once"
-    if lost >= 0.1:
-        text += f", with {lost:.2f} GiB more lost to fragments"
+    text = f"needed {bytes_text(facts['needed_bytes'])} at once"
+    if (lost := facts["fragments_bytes"]) >= LITTLE_BYTES:
+        text += f", with {bytes_text(lost)} more lost to fragments"
     return f"{text}: {one_line(message)}"

@@ -11,6 +11,7 @@ from qbench.meters.environment import Environment
 from qbench.meters.roofline import Ceilings
 from qbench.recipe.schema import digest
 from qbench.results.record import Record
+from qbench.units import bytes_text
 
 
 class Machines:
@@ -77,6 +78,4 @@ def no_room_beside(reference: Record) -> str:
         room, where = reference.environment.device_memory_bytes, "the card"
     if 2 * need <= room:
         return ""
-    return (
-        f"twice the reference's {need / 2**30:.1f} GiB are more than {where} ({room / 2**30:.1f})"
-    )
+    return f"twice the reference's {bytes_text(need)} are more than {where} ({bytes_text(room)})"

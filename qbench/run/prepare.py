@@ -11,6 +11,7 @@ from qbench.run.computing import Computing
 from qbench.run.job import Job
 from qbench.run.session import Session
 from qbench.run.stages import Stages
+from qbench.units import bytes_text
 
 if TYPE_CHECKING:
     from qbench.meters.flops import Work
@@ -156,7 +157,7 @@ def _check_disk(session: Session) -> None:
         made = session.generation
         raise InputError(
             f"prompts.count: {len(session.prompts)} raw videos of {made.frames}x{made.height}x"
-            f"{made.width} take {need / 2**30:.3g} GiB, and {folder} has {free / 2**30:.3g} GiB "
+            f"{made.width} take {bytes_text(need)}, and {folder} has {bytes_text(free)} "
             "free: choose fewer prompts, or another folder with --out"
         )
 

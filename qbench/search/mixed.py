@@ -18,6 +18,7 @@ from qbench import support, textfile
 from qbench.errors import InputError, Unsupported
 from qbench.recipe.choices import AS_IT_IS
 from qbench.search.choice import Choice, Option, choose
+from qbench.units import bytes_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -352,7 +353,7 @@ def _write(recipe: Recipe, path: Path) -> None:
 
 
 def _cost(unit: str, value: float) -> str:
-    return f"{value / 2**20:.2f} MiB" if unit == "bytes" else f"{value * 1e3:.3g} ms"
+    return bytes_text(value) if unit == "bytes" else f"{value * 1e3:.3g} ms"
 
 
 def lines(found: Found) -> list[str]:

@@ -205,7 +205,7 @@ def test_out_of_memory_says_what_it_needed() -> None:
         "2.00 GiB is reserved by PyTorch but unallocated. If reserved but unallocated"
     )
     reason = memory_reason(pieces, needed_bytes(pieces))
-    assert reason.startswith("needed 5.29 GiB at once, with 2.00 GiB more lost to fragments: CUDA")
+    assert reason.startswith("needed 5.29 GiB at once, with 2 GiB more lost to fragments: CUDA")
     assert needed_bytes(RuntimeError("something else")) == {}
 
 

@@ -97,7 +97,7 @@ def test_progress_shows_what_every_event_says(record: Record, tmp_path: Path) ->
         shown.event(record.recipe, pickle.loads(pickle.dumps(event)))
     shown.note("waiting for [red] (process 7)")
     text = (tmp_path / "out").read_text()
-    assert "3.0 GiB on disk" in text
+    assert "3 GiB on disk" in text
     assert "steady: step 2/3" in text
     assert "step 4/8" in text
     assert "waiting for [red] (process 7)" in text
