@@ -1,4 +1,4 @@
-"""The command line. `qbench.cli:main` is what the installed `qbench` calls."""
+"""The command line. `qbench.__main__` is what starts it."""
 
 from qbench.cli import comparing, decisions, exporting, searching
 from qbench.cli.commands import app, main

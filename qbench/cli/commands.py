@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qbench import signals, textfile
+from qbench import textfile
 from qbench.cli import shared
 from qbench.cli.shared import Device, Model, Places, Set
 from qbench.errors import InputError, Unsupported, one_line
@@ -48,8 +48,7 @@ def _version(wanted: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: what the user or this machine cannot have is one line each and exit code 2."""
-    signals.wait_for_imports()
+    """What the user or this machine cannot have is one line each and exit code 2."""
     try:
         app()
     except (InputError, Unsupported) as error:

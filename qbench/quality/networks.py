@@ -96,9 +96,7 @@ def check(quality: Quality, model: Model) -> None:
 def _check_fvd(fvd: Fvd, model: Model) -> None:
     name = named(fvd, model)
     if name == I3D:
-        if fvd.network == I3D and (reason := weights.missing(I3D)):
-            raise InputError(f"quality.fvd.network: i3d: {reason}")
-        _check_weights("quality.fvd.network", I3D)
+        _check_weights("quality.fvd.network", I3D, asked_for=fvd.network == I3D)
     elif name == PROBE:
         if not model.world:
             raise InputError(
@@ -133,9 +131,9 @@ def trusted(quality: Quality) -> Quality:
     return quality.model_copy(update={"fvd": fvd})
 
 
-def _check_weights(field: str, name: str) -> None:
-    """That fetched weights are whole; those that are not here are left out with a note."""
-    if not weights.missing(name):
+def _check_weights(field: str, name: str, asked_for: bool = False) -> None:
+    """That fetched weights are whole, and here where they were asked for by name."""
+    if asked_for or not weights.missing(name):
         try:
             weights.check(name)
         except InputError as error:
