@@ -109,3 +109,10 @@ def test_folders_that_cannot_be_written_are_told_before_any_work(tmp_path: Path)
         done = qbench(*words, f"--out={tmp_path / 'file' / 'runs'}")
         assert done.returncode == 2
         assert "is a file, not a folder" in done.stderr
+
+
+def test_an_empty_option_is_shown_as_what_it_is() -> None:
+    done = qbench("validate", "int8", "--prompts=")
+    assert done.returncode == 2
+    assert done.stderr.startswith("qbench: --prompts '': prompts.set: '' names nothing")
+    assert len(done.stderr.splitlines()) == 1

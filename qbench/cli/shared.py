@@ -60,7 +60,8 @@ def planned(
     given = {key: value for key, value in shortcuts.items() if value is not None}
     changes = files.overrides(set_) | {key: files.quoted(value) for key, value in given.items()}
     options = {
-        key: f"--{key.partition('.')[0]} {one_line(value, 80)}" for key, value in given.items()
+        key: f"--{key.partition('.')[0]} {one_line(value, 80) or repr(value)}"
+        for key, value in given.items()
     }
     mistakes = Mistakes()
     found: list[Path] = []

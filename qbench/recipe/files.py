@@ -50,9 +50,15 @@ def read(
 
     options: what the user typed for an override where that was not '--set', by its field.
     """
-    values, places, outermost = _merged(path, ())
+    mistakes = Mistakes()
+    try:
+        values, places, outermost = _merged(path, (), mistakes)
+    except InputError as error:
+        mistakes.add(*error.lines)
+        mistakes.tell()
+        raise
     root = _root(path, outermost)
-    return _overridden(values, places, overrides, options or {}, path, root)
+    return _overridden(values, places, overrides, options or {}, path, root, mistakes)
 
 
 def revised(
@@ -60,7 +66,7 @@ def revised(
 ) -> Loaded:
     """A recipe that `path` holds in another form, with overrides as in `read`."""
     values: dict[str, Value] = recipe.model_dump(mode="json")
-    return _overridden(values, {}, overrides, options, path, path.parent)
+    return _overridden(values, {}, overrides, options, path, path.parent, Mistakes())
 
 
 def _overridden(
@@ -70,9 +76,12 @@ def _overridden(
     options: Mapping[str, str],
     path: Path,
     root: Path,
+    mistakes: Mistakes,
 ) -> Loaded:
-    """Values with overrides as a recipe. Raises InputError with all that is wrong in either."""
-    mistakes = Mistakes()
+    """Values with overrides as a recipe. Raises InputError with all that is wrong in either.
+
+    mistakes: what is wrong with the files already.
+    """
     for key, text in overrides.items():
         with mistakes.kept():
             _override(values, places, key, text, options.get(key))
@@ -138,9 +147,11 @@ def quoted(text: str) -> str:
 # Bases -------------------------------------------------------------------------------------------
 
 
-def _merged(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Value], Places, Path]:
+def _merged(
+    path: Path, chain: tuple[Path, ...], mistakes: Mistakes
+) -> tuple[dict[str, Value], Places, Path]:
     """Values with those of all bases below them, their places, and the outermost base."""
-    values, places = _read(path)
+    values, places = _read(path, mistakes)
     lineage = (*chain, path.resolve())
     base_name = values.pop("extends", None)
     if base_name is None:
@@ -154,7 +165,7 @@ def _merged(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Value], Plac
         raise InputError(f"{where}: 'extends' goes round in a circle: {loop}")
     if len(lineage) > MAX_BASES:
         raise InputError(f"{where}: more than {MAX_BASES} files, each extending the next")
-    below, below_places, outermost = _merged(base, lineage)
+    below, below_places, outermost = _merged(base, lineage, mistakes)
     for own in ("name", "about"):
         below.pop(own, None)
         below_places.pop((own,), None)
@@ -207,11 +218,11 @@ def _layered(below: dict[str, Value], above: dict[str, Value]) -> dict[str, Valu
     return merged
 
 
-def _read(path: Path) -> tuple[dict[str, Value], Places]:
+def _read(path: Path, mistakes: Mistakes) -> tuple[dict[str, Value], Places]:
     if not textfile.exists(path):
         raise InputError(f"{path}: no such recipe{nearest(path.name, recipe_files(path.parent))}")
     text = textfile.read(path, yaml_text.MAX_CHARACTERS)
-    values, lines = yaml_text.parse(text, str(path))
+    values, lines = yaml_text.parse(text, str(path), mistakes)
     if not lines:
         raise InputError(f"{path}:1: nothing in it; a recipe says at least 'extends: qbench:base'")
     if not isinstance(values, dict):

@@ -58,6 +58,8 @@ def _said(detail: ErrorDetails, places: Places, path: Path) -> tuple[tuple[str, 
         if message.startswith("@"):  # raised for a whole section: the field at fault leads
             field, _, message = message[1:].partition(": ")
             at = (*at, *field.split("."))
+    elif kind == "string_too_short":
+        message = "'' names nothing; what is to have its default is left out, or null"
     elif kind == "missing":
         message = "this field is required"
     elif kind == "model_type":

@@ -16,7 +16,7 @@ from qbench.recipe.choices import (
     Backend,
     CalibrationMethod,
 )
-from qbench.recipe.strict import Strict
+from qbench.recipe.strict import Named, Strict
 
 
 class Calibration(Strict):
@@ -30,7 +30,7 @@ class Calibration(Strict):
     """`smoothquant` scales outliers of activations into weights, `awq` keeps the weights of strong
     channels exact and clips groups, `gptq` makes up for each column's error in those to come,
     `svdquant` keeps the strongest directions in half precision."""
-    set: str | None = None
+    set: Named | None = None
     """Prompt set or file; null is the model's own, `world-2048-v1` for the bundled model."""
     prompts: Annotated[int, Field(ge=1, le=4096)] = 8
     """So many of it, leaving out all that are measured with."""

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from qbench.errors import brief
 from qbench.recipe.choices import SCHEMES
 from qbench.recipe.quantize import Calibration, Quantize
-from qbench.recipe.strict import Strict
+from qbench.recipe.strict import Named, Strict
 from qbench.recipe.variant import (
     Attention,
     Cache,
@@ -108,7 +108,7 @@ class Generation(Strict):
 class Prompts(Strict):
     """Which prompts videos are generated from."""
 
-    set: str | None = None
+    set: Named | None = None
     """A shipped set by name, `vbench`, or a file: text with a prompt a line, JSON or JSON lines.
     Null is the model's own set."""
     count: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -191,7 +191,7 @@ class Quality(Strict):
     """Metrics by name (`qbench ls`); null is all of qbench's own."""
     batch: Annotated[int, Field(ge=1, le=4096)] = 8
     """Videos generated at a time past the timed ones."""
-    clip: str | None = None
+    clip: Named | None = None
     """CLIP or SigLIP, a hub id or a folder; null is the model's own."""
     lpips: Literal["alex", "vgg"] = "alex"
     """The network of LPIPS."""

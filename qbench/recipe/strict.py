@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Named = Annotated[str, Field(min_length=1)]  # where null has a meaning, '' must not pass for it
 
 
 class Strict(BaseModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from qbench.errors import InputError, brief
+from qbench.errors import InputError, Mistakes, brief
 
 if TYPE_CHECKING:
     import yaml
@@ -25,14 +25,16 @@ Value = str | int | float | bool | None | list["Value"] | dict[str, "Value"]
 Place = tuple[str | int, ...]
 
 
-def parse(text: str, name: str) -> tuple[Value, dict[Place, int]]:
+def parse(text: str, name: str, mistakes: Mistakes | None = None) -> tuple[Value, dict[Place, int]]:
     """The value, and the line on which each part of it begins, by its path.
 
-    Raises InputError, one line that begins with `name:line`. Nothing at all is the value None,
-    whose place is missing.
+    Raises InputError, whose lines begin with `name:line`: the first mistake of syntax, or all that
+    is wrong with fields and values, unless `mistakes` is there to keep that. Nothing at all is the
+    value None, whose place is missing.
     """
     import yaml
 
+    wrong = mistakes or Mistakes()
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"{name}: larger than {MAX_CHARACTERS:,} characters, which no recipe is")
     try:
@@ -48,7 +50,10 @@ def parse(text: str, name: str) -> tuple[Value, dict[Place, int]]:
             f"{name}:{at}: not YAML: U+{int(error.character):04X} is no printable character"
         ) from None
     places: dict[Place, int] = {}
-    return (None if node is None else _plain(node, (), name, places)), places
+    value = None if node is None else _plain(node, (), name, places, wrong)
+    if mistakes is None:
+        wrong.tell()
+    return value, places
 
 
 def _refuse(text: str, name: str) -> None:
@@ -77,23 +82,26 @@ def _refuse(text: str, name: str) -> None:
             raise InputError(f"{name}:{line}: nested more than {MAX_DEPTH} deep, as no recipe is")
 
 
-def _plain(node: yaml.Node, at: Place, name: str, places: dict[Place, int]) -> Value:
+def _plain(
+    node: yaml.Node, at: Place, name: str, places: dict[Place, int], mistakes: Mistakes
+) -> Value:
     import yaml
 
     places.setdefault(at, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, (*at, i), name, places) for i, item in enumerate(node.value)]
+        return [_plain(item, (*at, i), name, places, mistakes) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         found: dict[str, Value] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise InputError(f"{name}:{line}: the name of a field is a word")
-            key = whole(str(key_node.value), f"{name}:{line}")
-            if key in found:
-                raise InputError(f"{name}:{line}: {key!r} stands twice")
-            places[*at, key] = line
-            found[key] = _plain(value_node, (*at, key), name, places)
+            with mistakes.kept():  # and without the field, of which no more is to be said
+                if not isinstance(key_node, yaml.ScalarNode):
+                    raise InputError(f"{name}:{line}: the name of a field is a word")
+                key = whole(str(key_node.value), f"{name}:{line}")
+                if key in found:
+                    raise InputError(f"{name}:{line}: {key!r} stands twice")
+                places[*at, key] = line
+                found[key] = _plain(value_node, (*at, key), name, places, mistakes)
         return found
     assert isinstance(node, yaml.ScalarNode)
     return _scalar(node, name)

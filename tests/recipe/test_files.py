@@ -80,6 +80,54 @@ def test_fault_is_one_line_with_file_line_and_hint(fault: str, tmp_path: Path) -
     assert len(message) < len(str(path)) + 400
 
 
+def test_fields_that_stand_twice_are_named_at_once_with_all_else_that_is_wrong(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "base.yaml").write_text("name: base\nmodel: a\nmodel: b\n")
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "name: x\n"
+        "extends: base.yaml\n"
+        "name: z\n"
+        "variant:\n"
+        "  dtype: bf16\n"
+        "  dtype: fp16\n"
+        "  compile: {mode: defalt}\n"
+        "  attention: 010\n"
+        "[a]: 1\n"
+    )
+    with pytest.raises(InputError) as caught:
+        files.load(path, {"generation.steps": "0"})
+    expected = [
+        (path, 3, "'name' stands twice"),
+        (path, 6, "'dtype' stands twice"),
+        (path, 8, "010 is 8 to YAML"),
+        (path, 9, "the name of a field is a word"),
+        (tmp_path / "base.yaml", 3, "'model' stands twice"),
+    ]
+    *lines, steps, mode = caught.value.lines
+    for line, (file, number, said) in zip(lines, expected, strict=True):
+        assert line.startswith(f"{file}:{number}: {said}")
+    assert steps.startswith("--set generation.steps=0: generation.steps")
+    assert mode.startswith(f"{path}:7: variant.compile.mode: 'defalt' is not a choice")
+
+
+@pytest.mark.parametrize("field", ["prompts.set", "quality.clip", "calibration.set"])
+def test_an_empty_name_is_none_and_not_the_default(field: str, tmp_path: Path) -> None:
+    section, _, word = field.rpartition(".")
+    inner = f"{section}: {{{word}: ''}}"
+    if section == "calibration":
+        quantize = "backend: torchao, scheme: int8_weight_only, calibration: {method: awq, set: ''}"
+        inner = f"variant: {{quantize: {{{quantize}}}}}"
+    path = tmp_path / "bad.yaml"
+    path.write_text(f"name: x\n{inner}\n")
+    with pytest.raises(InputError) as caught:
+        files.load(path)
+    (line,) = caught.value.lines
+    assert line.startswith(f"{path}:2: ")
+    assert f"{field}: '' names nothing" in line
+
+
 def test_all_mistakes_are_named_at_once_by_line_and_each_once(tmp_path: Path) -> None:
     """What takes one of two types (a margin) is told of the one that it was written as."""
     path = tmp_path / "bad.yaml"
