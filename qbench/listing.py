@@ -33,17 +33,27 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
     paths = shipped.files(folder or shipped.FOLDER)
     if not paths:
         _say(console, "  none; name another folder: qbench ls FOLDER")
+    rows = []
     for path in paths:
         try:
             found = files.load(path)
             reason = support.why_not(found.variant, machine) or ""
-            _line(console, found.name, found.about, reason)
+            rows.append((found.name, found.about, reason))
         except InputError as error:
-            _line(console, path.stem, "", ", and ".join(error.lines))
+            rows.append((path.stem, "", ", and ".join(error.lines)))
+    width = max((len(name) for name, _, _ in rows), default=0)
+    for row in rows:
+        _line(console, *row, width=width)
     if why:
-        _head(console, "rules (+ holds here; else the reason that a skipped row shows)")
+        _rules_here(console, machine)
+        _head(console, "choices that exclude each other, on any machine")
         for rule in support.RULES:
-            _line(console, rule.about, "", "" if rule.holds(machine) else rule.reason)
+            if rule.excludes:
+                _rule(console, "x", rule.about, rule.reason)
+        _head(console, "what some models or numbers of GPUs exclude, and what is said then")
+        for rule in support.RULES:
+            if not rule.excludes and not rule.by_machine:
+                _rule(console, "?", rule.about, rule.reason)
     _head(console, "models (or any hub id or folder of such a pipeline)")
     for name, model in known.KNOWN.items():
         _line(console, name, model.about, "" if model.local else _hub(model.source))
@@ -86,10 +96,18 @@ def doctor(console: Console, device: str) -> None:
     _line(console, "python", environment.python, "")
     for name, version in environment.libraries.items():
         _line(console, name, version, "")
-    _head(console, "what can run")
-    machine = support.this_machine(environment.device)
+    _rules_here(console, support.this_machine(environment.device))
+    _say(console, "choices that exclude each other on any machine: qbench ls --why")
+
+
+def _rules_here(console: Console, machine: Machine) -> None:
+    from qbench import support
+
+    _head(console, "what can run on this machine (+), and what cannot and why (-)")
     for rule in support.RULES:
-        _line(console, rule.about, "", "" if rule.holds(machine) else rule.reason)
+        if rule.by_machine:
+            here = rule.holds(machine)
+            _rule(console, "+" if here else "-", rule.about, "" if here else rule.reason)
 
 
 def _scheme_why(backend: str, scheme: str, machine: Machine) -> str:
@@ -116,11 +134,21 @@ def _head(console: Console, text: str) -> None:
     _say(console, text, "bold")
 
 
-def _line(console: Console, name: str, about: str, why_not: str) -> None:
+def _rule(console: Console, mark: str, about: str, reason: str) -> None:
+    """A rule's name, and the reason that a skipped row shows."""
+    from rich.text import Text
+
+    colour = "green" if mark == "+" else "yellow"
+    said = (f": {one_line(reason)}", colour) if reason else ""
+    console.print(Text.assemble("  ", (mark, colour), f" {one_line(about)}", said), soft_wrap=True)
+
+
+def _line(console: Console, name: str, about: str, why_not: str, width: int = 28) -> None:
     from rich.text import Text
 
     mark = ("-", "yellow") if why_not else ("+", "green")
-    parts: list[str | tuple[str, str]] = ["  ", mark, f" {one_line(name):<28} {one_line(about)}"]
+    name = f"{one_line(name):<{width}}"
+    parts: list[str | tuple[str, str]] = ["  ", mark, f" {name} {one_line(about)}"]
     if why_not:
         said = one_line(why_not)
         parts.append((f" ({said})" if about else said, "yellow"))

@@ -52,6 +52,27 @@ def test_doctor_shows_machine_versions_and_reasons() -> None:
     assert "torch" in done.stdout
     assert "TensorRT needs an NVIDIA GPU" in done.stdout
     assert "threads" in done.stdout
+    _, _, rules = done.stdout.partition("what can run on this machine")
+    assert "CUDA graphs and caches" not in rules  # no machine has what that lacks
+    assert "heads of 64 or 128" not in rules
+
+
+def test_ls_why_tells_what_is_missing_here_from_what_no_machine_can() -> None:
+    done = qbench("ls", "--why")
+    assert done.returncode == 0, done.stderr
+    _, here, rest = done.stdout.partition("what can run on this machine")
+    here, _, rest = rest.partition("choices that exclude each other")
+    clashes, _, rest = rest.partition("what some models")
+    by_model, _, _ = rest.partition("\nmodels")
+    for lines, marks, one in (
+        (here, "+-", "torchao"),
+        (clashes, "x", "x CUDA graphs and caches: a cache decides on the host"),
+        (by_model, "?", "? FP8 attention's heads: qbench's FP8 attention takes heads of 64"),
+    ):
+        assert one in lines
+        assert {line[2] for line in lines.splitlines()[1:]} == set(marks)
+    recipes = [line for line in done.stdout.splitlines() if "/sparse-0.1" in line]
+    assert len({line.index(" BF16 ") for line in recipes if " BF16 " in line}) == 1
 
 
 def test_a_narrow_table_breaks_no_cell_and_names_are_no_markup() -> None:

@@ -81,9 +81,9 @@ def _answering(
         raise InputError(f"{records[0]}: no timed run is there")
     if at is not None:
         words = re.compile(rf"(?<!\w){re.escape(at)}(?!\w)", re.IGNORECASE)
-        fitting = [r for r in made if words.search(r.title())]
+        fitting = [r for r in made if at and words.search(r.title())]
         if not fitting:
-            raise InputError(f"--at {at}: in no ranking's title: {_named(made)}")
+            raise InputError(f"--at {at or repr(at)}: in no ranking's title: {_named(made)}")
         made = fitting
     if len(made) > 1:
         raise InputError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from qbench.engines import onnx, onnx_static, static_balance, static_forms
 from qbench.engines.manifest import Bound
 from qbench.optimizations import schemes
-from qbench.optimizations.rules import Rule
+from qbench.optimizations.rules import Rule, never
 from qbench.recipe.schema import EngineOptions, Variant
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "ONNX Runtime's INT8 in half precision",
         lambda v: _is(v) and v.quantize is not None and v.dtype != "fp32",
-        lambda _: False,
+        never,
         HALF,
     ),
     Rule(

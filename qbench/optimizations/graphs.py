@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qbench.optimizations import schemes
 from qbench.optimizations.changes import Changes, Forward
-from qbench.optimizations.rules import ModelFacts, Rule, always, clash
+from qbench.optimizations.rules import ModelFacts, Rule, always, clash, never
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "CUDA graphs and torchao's INT8 GEMMs",
         lambda v: _reads_inputs(v) and v.compile is None,
-        lambda _: False,
+        never,
         _NOT_COMPILED,
     ),
     Rule(

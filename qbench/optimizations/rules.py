@@ -56,12 +56,17 @@ def always(*_: object) -> bool:
     return True
 
 
+def never(*_: object) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Rule:
     """One reason why a variant cannot run, and where that is so.
 
     applies: which variants it is about.
-    holds: whether the machine has what they need.
+    holds: whether the machine has what they need; `never` where no machine has, for its choices
+        exclude each other, and `always` where only the model or the variant decides.
     fits: whether the model has; asked only where the model is known.
     room: whether the machine has as much as this variant needs, where that is for it to say.
     reason: what a skipped row shows where one of the two is false.
@@ -77,6 +82,16 @@ class Rule:
     fits: Callable[[Variant, ModelFacts], bool] = always
     room: Callable[[Variant, Machine], bool] = always
 
+    @property
+    def excludes(self) -> bool:
+        """Whether no machine runs what it is about: choices exclude each other."""
+        return self.holds is never
+
+    @property
+    def by_machine(self) -> bool:
+        """Whether the machine decides, before any model or recipe is known."""
+        return self.holds not in (always, never)
+
     def refuses(self, variant: Variant, machine: Machine) -> bool:
         if not self.applies(variant):
             return False
@@ -87,4 +102,4 @@ class Rule:
 
 def clash(about: str, applies: Callable[[Variant], bool], reason: str) -> Rule:
     """Choices that no machine brings together: they would run, as something else."""
-    return Rule(about, applies, lambda _: False, reason, fails=False)
+    return Rule(about, applies, never, reason, fails=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qbench.optimizations import builds
 from qbench.optimizations.builds import GROUP, PACKED_GROUP, Build, group_of
-from qbench.optimizations.rules import Machine, ModelFacts, Rule, always
+from qbench.optimizations.rules import Machine, ModelFacts, Rule, always, never
 from qbench.recipe.choices import AS_IT_IS, Backend
 from qbench.recipe.schema import Quantize, Variant
 
@@ -283,7 +283,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "optimum-quanto's INT4, compiled",
         lambda v: v.compile is not None and _of("quanto", weights="int4")(v),
-        lambda _: False,
+        never,
         "optimum-quanto's INT4 weights cannot be compiled: leave out compile",
     ),
     Rule(
@@ -306,7 +306,7 @@ RULES: tuple[Rule, ...] = (
             and v.quantize is not None
             and v.quantize.calibration is not None
         ),
-        lambda _: False,
+        never,
         "calibration walks trajectories before anything is offloaded, when text encoder and "
         "denoiser are on two devices: leave out offload, or export the variant and offload that",
         fails=False,  # on a CPU both are on one

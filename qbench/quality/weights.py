@@ -213,11 +213,11 @@ def _source(name: str) -> Source:
 
 
 def _archive(source: Source, index: str | None, origin: str | None) -> bytes:
-    if origin and not origin.startswith(("http://", "https://")):
+    if origin is not None and not origin.startswith(("http://", "https://")):
         return _local(origin)
-    if origin:
+    if origin is not None:
         return _read(origin, MOST_BYTES)
-    page = f"{(index or INDEX).rstrip('/')}/{source.package}/"
+    page = f"{(INDEX if index is None else index).rstrip('/')}/{source.package}/"
     links = re.findall(r'href="([^"#]+)', _read(page, MOST_PAGE_BYTES).decode("utf-8", "replace"))
     for link in links:
         if link.rsplit("/", 1)[-1] == source.archive:
@@ -234,7 +234,7 @@ def _local(origin: str) -> bytes:
     place = textfile.expanded(origin)
     try:
         if not textfile.is_file(place):
-            raise InputError(f"{origin}: neither a file nor an http(s) address")
+            raise InputError(f"{origin or repr(origin)}: neither a file nor an http(s) address")
         if (size := place.stat().st_size) > MOST_BYTES:
             raise InputError(f"{origin}: {size:,} bytes, more than any of these archives has")
         return place.read_bytes()

@@ -312,6 +312,8 @@ def test_several_rankings_are_named(tmp_path: Path) -> None:
     for words in ("0 steps", "4 step", "33x128x128"):  # parts of words are none
         with pytest.raises(InputError, match=f"--at {words}: in no ranking's title: .*4 steps"):
             evidence(places, [], None, None, words)
+    with pytest.raises(InputError, match="--at '': in no ranking's title"):
+        evidence(places, [], None, None, "")
     broken = tmp_path / "record.json"
     broken.write_text("{")
     here: dict[str, object] = {"device": "cpu", "name": "mine", "threads": 1}

@@ -150,7 +150,7 @@ def test_a_huge_file_and_what_is_no_file_are_one_line(published: Path, tmp_path:
 @pytest.mark.parametrize(
     "address",
     ["http://", "http://[::1", "http://h:99999/x", "http://a b/", "https://%zz/", "http://\n/",
-     "http://xn--/", "ftp://h/x", "http://" + "a" * 70 + ".invalid/", "file:///etc/passwd"],
+     "http://xn--/", "ftp://h/x", "http://" + "a" * 70 + ".invalid/", "file:///etc/passwd", ""],
 )  # fmt: skip
 def test_bad_addresses_are_one_line(published: Path, address: str) -> None:
     for place in ({"index": address}, {"origin": address}):

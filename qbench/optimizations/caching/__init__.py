@@ -16,7 +16,7 @@ from qbench.optimizations.caching import dual_block, hooks, magnitudes, spectral
 from qbench.optimizations.caching.base import Method, Schedule
 from qbench.optimizations.caching.computed import Counter
 from qbench.optimizations.changes import Changes
-from qbench.optimizations.rules import ModelFacts, Rule, always, clash
+from qbench.optimizations.rules import ModelFacts, Rule, always, clash, never
 from qbench.recipe.schema import Cache, Variant
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "MagCache's calibration, offloaded",
         lambda v: v.memory.offload is not None and _calibrates(v),
-        lambda _: False,
+        never,
         "MagCache is calibrated before anything is offloaded, when text encoder and denoiser are "
         "on two devices: leave out offload, or give variant.cache.ratios, which the record of a "
         "run without offload has",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qbench.optimizations.caching import CACHES
 from qbench.optimizations.changes import Changes
-from qbench.optimizations.rules import Rule, always, clash
+from qbench.optimizations.rules import Rule, always, clash, never
 from qbench.recipe.schema import Parallel, Variant
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "ring and attention kernels",
         lambda v: _rings(v) and v.attention not in WITH_LSE,
-        lambda _: False,
+        never,
         "parallel.ring merges parts by their log-sum-exp, which these attention kernels tell: "
         f"{', '.join(WITH_LSE)}; parallel.ulysses takes any",
     ),
