@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -106,6 +106,8 @@ def _limited(limits: list[object]) -> str:
             said.append(f"below {limit.lt:,}")
         elif isinstance(limit, MultipleOf):
             said.append(f"in steps of {limit.multiple_of}")
+        elif isinstance(limit, MinLen):
+            said.append("that is not empty")
         elif not hasattr(limit, "pattern"):  # what a text may be is said beside it
             raise TypeError(f"no words for {limit}")
     return f" {' '.join(said)}" if said else ""
