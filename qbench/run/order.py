@@ -361,7 +361,7 @@ class Order:
         places = sum(site.total // load.units for site in sites)
         each = self._behind(now, opened=False)[kind] / self._devices(kind)
         holds_up = load.reference and beside < places - 1  # else no device is idle meanwhile
-        return how_many(self._known(load, kind), places, free // rivals, each, holds_up)
+        return how_many(self._known(load, kind), places, free, rivals, each, holds_up)
 
     def _parted(self, load: Load, parts: int) -> Load:
         """Have the run wait for so many parts of it; the first of them."""

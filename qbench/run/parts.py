@@ -58,17 +58,19 @@ def parted(load: Load, parts: int) -> list[Load]:
     ]
 
 
-def how_many(load: Load, places: int, free: int, each: float, holds_up: bool) -> int:
+def how_many(load: Load, places: int, free: int, rivals: int, each: float, holds_up: bool) -> int:
     """As many as leave no device idle, and as end it well before everything else has ended.
 
-    places: for it at once, if nothing else ran. free: of those, its own now if all that can start
-    has as many. each: work that every device has still to do. holds_up: others, until it has ended.
+    places: for it at once, if nothing else ran. free: of those, now. rivals: that could start now,
+    it included, and have as many of them. each: work that every device has still to do. holds_up:
+    others, until it has ended.
     """
     most = int(load.shared / load.least)
     if most < 2 or places < 2:
         return 1
     soonest = _soonest(load, min(most, places), places, each)
-    return min(most, max(free, soonest, _safest(load, places, each, holds_up)))
+    safest = _safest(load, places, rivals, each, holds_up)
+    return min(most, max(free // rivals, soonest, safest))
 
 
 def _soonest(load: Load, most: int, places: int, each: float) -> int:
@@ -89,19 +91,22 @@ def _soonest(load: Load, most: int, places: int, each: float) -> int:
     return min(range(1, most + 1), key=ends)
 
 
-def _safest(load: Load, places: int, each: float, holds_up: bool) -> int:
+def _safest(load: Load, places: int, rivals: int, each: float, holds_up: bool) -> int:
     """The number with which it should not end last by bad luck, where that is worth the starts.
 
-    All devices share what starts take, and all but one what the last run keeps them waiting.
+    All devices share what starts take, and all but one what the last run keeps them waiting. Each
+    of those that could start now may be the last on a device.
     """
     longest = LONGEST_REFERENCE if holds_up else LONGEST
     wished = math.ceil(load.work / (longest * each) - ROUNDING)
     if not load.start:
         return wished
 
+    last = min(1.0, places / rivals)
+
     def cost(parts: int) -> float:
         starts = parts + 1 if parts > 1 else 0
-        return LUCK * (1 - 1 / places) * load.work / parts + starts * load.start / places
+        return last * LUCK * (1 - 1 / places) * load.work / parts + starts * load.start / places
 
     wished = min(wished, int(load.shared / (WORTH * load.start)))
     return min(range(1, max(1, wished) + 1), key=cost)

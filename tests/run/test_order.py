@@ -292,6 +292,7 @@ def test_runs_share_two_devices_well_though_a_start_is_not_what_it_was_thought_t
     """
     for thought, start, gain in (
         (300, 12, 1.89), (300, 16, 1.87), (1800, 12, 1.89), (10800, 12, 1.84),
+        (300, 2, 1.93), (300, 4, 1.9),  # a run that others come after is not the last
     ):  # fmt: skip
         alone, both = (_swept(devices, start, thought) for devices in (1, 2))
         assert alone / both > gain
