@@ -47,6 +47,7 @@ SETTINGS = [
 MEMORY = Path("/sys/fs/cgroup/memory")  # version 1; version 2 has its files elsewhere
 ROOM_BYTES = 30_000_000  # that a node has left once something else has taken its memory
 DISKS: list[Path] = []  # that were mounted
+SWEEPS: list[subprocess.Popen[str]] = []  # that were started, to be ended if this program is
 TRIGGER = re.compile(r"(\S+) steady.* on (\S+)$")
 
 
@@ -216,6 +217,7 @@ class Sweep:
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+        SWEEPS.append(self.process)
 
     def until(self, recipe: str) -> str:
         """Read on until this run has come to its timed videos; the node that it is on."""
@@ -438,6 +440,8 @@ def main() -> None:
     os.environ["TMPDIR"] = str(scratch)
     cluster = Cluster(scratch)
     rows: list[dict[str, Any]] = []
+    # What a time limit sends cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         cluster.start()
         clean: dict[str, str] = {}
@@ -458,6 +462,8 @@ def main() -> None:
             if asked.out:
                 bench.write(asked.out, "cpu", rows=rows)
     finally:
+        for sweep in SWEEPS:
+            sweep.kill()  # unless it has ended
         cluster.stop()
         for disk in DISKS:
             shell("umount", str(disk), check=False)
