@@ -32,10 +32,10 @@ MAX_BYTES = 1_900_000_000  # of weights in the model's own file
 PACKAGES = ("onnx", "onnxscript")
 
 
-def exporter(applies: Callable[[Variant], bool]) -> Rule:
+def exporter(engine: str, applies: Callable[[Variant], bool]) -> Rule:
     """What an engine that is built of ONNX needs for the export."""
     return Rule(
-        "ONNX export",
+        f"ONNX export for {engine}",
         applies,
         lambda m: m.packages.issuperset(PACKAGES),
         "onnx and onnxscript are not installed: pip install 'qbench[onnx]'",

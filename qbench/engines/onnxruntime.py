@@ -212,7 +212,7 @@ def _is(variant: Variant) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    onnx.exporter(_is),
+    onnx.exporter("ONNX Runtime", _is),
     Rule(
         "ONNX Runtime",
         _is,

@@ -283,7 +283,7 @@ def _is(variant: Variant) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    onnx.exporter(_is),
+    onnx.exporter("TensorRT", _is),
     Rule("TensorRT's GPU", _is, lambda m: m.cuda, "TensorRT needs an NVIDIA GPU"),
     Rule(
         "TensorRT",

@@ -315,7 +315,7 @@ RULES: tuple[Rule, ...] = (
         "INT8 GEMMs, compiled",
         # Without the compiler torchao computes the GEMMs that would fail in FP32.
         lambda v: v.compile is not None and _of("torchao", activations="int8")(v),
-        lambda _: True,
+        always,
         "INT8 GEMMs on a GPU take more than 16 rows, and some of the compiled linears see one a "
         "video: exclude [time_embedding, norm], of Wan [time_proj], or leave out compile",
         room=_enough_rows,
