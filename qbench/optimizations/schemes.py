@@ -201,7 +201,9 @@ def of_int8_inputs(wanted: Quantize, model: ModelFacts) -> set[str]:
 def _enough_rows(variant: Variant, machine: Machine) -> bool:
     """Whether what the compiler makes of INT8 GEMMs has as many rows as a GPU's take."""
     model, wanted = machine.model, variant.quantize
-    if not machine.cuda or model is None or variant.compile is None or wanted is None:
+    assert variant.compile is not None
+    assert wanted is not None
+    if not machine.cuda or model is None:
         return True
     compiled = model.in_blocks if variant.compile.scope == "blocks" else model.linears.keys()
     return not of_int8_inputs(wanted, model) & model.one_row & compiled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,18 +78,19 @@ def draw(ranking: Ranking, out: Path, suffix: str, only: str | None = None) -> l
                 continue
             figure.text(0.01, 0.01, escape.chart(ranking.title()), fontsize=7, color=GREY)
             path = out / f"{name}{suffix}.png"
-            _save(figure, path)
+            save_png(figure, path)
             figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
             plt.close(figure)
             made.append(path)
     return made
 
 
-def _save(figure: Plot, path: Path) -> None:
-    """As PNG with a palette: a chart has few colours, and is a third as large so."""
+def save_png(figure: Plot, path: Path, texts: Mapping[str, str] | None = None) -> None:
+    """With a palette: a chart has few colours, and is a third as large so. texts: its metadata."""
     import io
 
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=DPI, format="rgba")
@@ -100,7 +101,12 @@ def _save(figure: Plot, path: Path) -> None:
     palette.putpalette(_palette())
     picture = Image.frombytes("RGBA", size, pixels).convert("RGB")
     drawn_in = picture.quantize(palette=palette, dither=Image.Dither.NONE)
-    drawn_in.save(path, compress_level=7)  # the two levels above take five times as long for 10 %
+    info = PngInfo()
+    for name, text in (texts or {}).items():
+        info.add_text(name, text)
+    drawn_in.save(
+        path, compress_level=7, pnginfo=info
+    )  # the two levels above take five times as long for 10 %
 
 
 def _palette() -> list[int]:

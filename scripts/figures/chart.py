@@ -5,7 +5,6 @@ What was plotted is kept in the PNG's own metadata, so that it can be compared w
 
 from __future__ import annotations
 
-import io
 import json
 
 from scripts.figures.values import ROOT, evaluate, row_of
@@ -46,8 +45,8 @@ def draw() -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+
+    from qbench.report import charts
 
     rows = plotted()
     figure, axes = plt.subplots(figsize=(8, 3.1), layout="constrained")
@@ -66,12 +65,8 @@ def draw() -> None:
         loc="left",
     )
     FILE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(drawn := io.BytesIO(), dpi=120)
+    charts.save_png(figure, FILE, {PLOTTED: json.dumps(rows)})
     plt.close(figure)
-    kept = PngInfo()
-    kept.add_text(PLOTTED, json.dumps(rows))
-    # a third of its size: flat colours and the edges of letters
-    Image.open(drawn).convert("RGB").quantize(64).save(FILE, optimize=True, pnginfo=kept)
 
 
 def faults() -> list[str]:
