@@ -11,13 +11,14 @@ import contextlib
 import os
 import secrets
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from qbench.errors import InputError, nearest, one_line
 from qbench.meters.environment import Environment, variables
@@ -40,6 +41,10 @@ READ = (store.FILE, "*.safetensors", f"{OUTPUTS}/**/*")  # of a reference's fold
 _ORDINARY = ("CPU", "GPU", "memory", "object_store_memory")
 THREADS = "OMP_NUM_THREADS"  # Ray sets it where the user has not
 MODE, TOKENS = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+NO_TOKEN = (
+    f"the cluster has another token, or this machine none: export {MODE}=token, and the "
+    f"cluster's token as {TOKENS[0]} where no file has it"
+)
 
 
 class Lost(Exception):
@@ -115,13 +120,13 @@ class Cluster:
         if address != "auto":
             reachable.check(address)
         ray = _ray()
-        try:
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-        except Exception as error:  # of a dozen types, by what is wrong with the cluster
-            why = _line(error)
-            if MODE not in os.environ:
-                why += "; if the cluster has a token: export RAY_AUTH_MODE=token"
-            raise InputError(f"--ray {address}: {why}") from None
+        with _own_errors() as said:
+            try:
+                ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+            except Exception as error:  # of a dozen types, by what is wrong with the cluster
+                said.seek(0)
+                why = NO_TOKEN if b"InvalidAuthToken" in said.read() else _line(error)
+                raise InputError(f"--ray {address}: {why}") from None
 
     # Nodes ----------------------------------------------------------------------------------------
 
@@ -376,6 +381,19 @@ def _machine(node: Mapping[str, object]) -> Machine:
         cpus=int(resources.get("CPU", 0)),
         kinds=tuple(sorted(accelerators + own)),
     )
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[IO[bytes]]:
+    """The file that takes standard error meanwhile: Ray's C++ writes there, a line each second."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _line(error: BaseException) -> str:

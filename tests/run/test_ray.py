@@ -354,6 +354,24 @@ def test_what_cannot_be_is_said_in_one_line(
     assert threading.active_count() < 50
 
 
+def test_without_its_token_a_cluster_refuses_in_one_line(address: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qbench", "run", "fp32", f"--ray={address}"]
+    plain = {name: value for name, value in os.environ.items() if "RAY_AUTH" not in name}
+    plain |= {"HOME": str(tmp_path), "RAY_NUM_REDIS_GET_RETRIES": "3"}
+    for token in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 32}):
+        done = subprocess.run(
+            [*command, f"--out={tmp_path}/out"],
+            cwd=ROOT,
+            env=plain | token,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert "another token" in line
+        assert "RAY_AUTH_TOKEN" in line
+
+
 def test_without_ray_it_is_said_how_to_install_it(tmp_path: Path) -> None:
     (tmp_path / "ray.py").write_text("raise ImportError('no ray')\n")
     command = [
