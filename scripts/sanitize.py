@@ -16,8 +16,10 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from scripts import bench
 TOOL = "compute-sanitizer"
 TOOLS = ("memcheck", "racecheck", "synccheck")
 HERE = "tests/optimizations"
+SHOWN = 60  # lines of a program that is not clean
 # Tests by their file, narrowed to shapes that a tool which watches every access gets through.
 SMALL = {
     "test_kernels.py": "test_kernel_computes_what_its_model_says or views_as_they_lie "
@@ -59,20 +62,21 @@ def command(tool: str, *words: str) -> list[str]:
     return [TOOL, "--tool", tool, "--target-processes", "all", sys.executable, *words]
 
 
-def run(tool: str, limit: float, *words: str) -> subprocess.CompletedProcess[str] | None:
-    """None where it took too long."""
-    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        return subprocess.run(
-            command(tool, *words),
-            env=os.environ | variables,
-            timeout=limit,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-    except subprocess.TimeoutExpired:
-        return None
+def run(tool: str, limit: float, *words: str) -> str | None:
+    """What it says; None where it took too long, and all that it started is gone."""
+    with subprocess.Popen(
+        command(tool, *words),
+        env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # the tool's own end would leave the program that it watches
+    ) as process:
+        try:
+            return process.communicate(timeout=limit)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return None
 
 
 def plant() -> None:
@@ -86,30 +90,28 @@ def plant() -> None:
     torch.cuda.synchronize()
 
 
-def checked(tool: str, limit: float) -> dict[str, Any]:
-    """What a tool finds in the planted kernel, and in the tests of each file."""
-    planted = run(tool, limit, "-c", "from scripts import sanitize; sanitize.plant()")
-    row: dict[str, Any] = {"tool": tool, "planted": errors(planted.stdout) if planted else None}
-    row["tests"] = []
+def checked(tool: str, limit: float) -> Iterator[dict[str, Any]]:
+    """What a tool finds in the planted kernel, and then in the tests of one file more each time."""
+    said = run(tool, limit, "-c", "from scripts import sanitize; sanitize.plant()")
+    row: dict[str, Any] = {"tool": tool, "planted": errors(said or ""), "tests": []}
+    print(f"{tool}: planted {row['planted']}", flush=True)
+    yield row
     for file, which in SMALL.items():
-        done = run(tool, limit, "-m", "pytest", "-q", "-m", "gpu", f"{HERE}/{file}", "-k", which)
-        passed = re.search(r"(\d+) passed", done.stdout) if done else None
-        row["tests"].append(
-            {
-                "file": file,
-                "passed": int(passed[1]) if passed else 0,
-                "errors": errors(done.stdout) if done else None,
-            }
-        )
-        print(f"{tool}: planted {row['planted']}; {row['tests'][-1]}", flush=True)
-    return row
+        said = run(tool, limit, "-m", "pytest", "-q", "-m", "gpu", f"{HERE}/{file}", "-k", which)
+        passed = re.search(r"(\d+) passed", said or "")
+        found = errors(said or "")
+        number = int(passed[1]) if passed else 0
+        row["tests"].append({"file": file, "passed": number, "errors": found})
+        print(f"{tool}: {row['tests'][-1]}", flush=True)
+        if found or not passed:
+            print(*(said or "too slow").splitlines()[-SHOWN:], sep="\n", flush=True)
+        yield row
 
 
 def clean(row: dict[str, Any]) -> bool:
     """Whether the tool sees, and saw nothing, in tests that ran."""
-    return bool(row["planted"]) and all(
-        test["errors"] == 0 and test["passed"] for test in row["tests"]
-    )
+    tests = {test["file"]: test["errors"] == 0 and test["passed"] for test in row["tests"]}
+    return bool(row["planted"]) and tests.keys() == SMALL.keys() and all(tests.values())
 
 
 def main() -> None:
@@ -123,10 +125,14 @@ def main() -> None:
     if not shutil.which(TOOL):
         parser.error(f"{TOOL} is not installed: it comes with the CUDA toolkit")
     version = subprocess.run([TOOL, "--version"], capture_output=True, text=True).stdout
-    rows = [checked(tool, args.limit) for tool in args.tools]
-    if args.out:
-        bench.write(args.out, "cuda", sanitizer=version.strip().splitlines()[-1:], rows=rows)
-    if not all(map(clean, rows)):
+    rows: dict[str, dict[str, Any]] = {}
+    for tool in args.tools:
+        for row in checked(tool, args.limit):
+            rows[tool] = row
+            if args.out:
+                told = version.strip().splitlines()[-1:]
+                bench.write(args.out, "cuda", sanitizer=told, rows=list(rows.values()))
+    if not all(map(clean, rows.values())):
         sys.exit(1)
 
 

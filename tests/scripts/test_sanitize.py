@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
 from scripts import sanitize
@@ -31,8 +33,20 @@ def test_errors_are_those_of_all_processes() -> None:
 def test_clean_is_a_tool_that_sees_and_saw_nothing(
     planted: int | None, errors: int | None, passed: int, clean: bool
 ) -> None:
-    row = {"planted": planted, "tests": [{"errors": errors, "passed": passed}]}
-    assert sanitize.clean(row) == clean
+    tests = [{"file": file, "errors": 0, "passed": 3} for file in sanitize.SMALL]
+    tests[1] |= {"errors": errors, "passed": passed}
+    assert sanitize.clean({"planted": planted, "tests": tests}) == clean
+    assert not sanitize.clean({"planted": planted, "tests": tests[1:]})
+
+
+def test_program_that_takes_too_long_is_ended_with_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/other; wait"]
+    monkeypatch.setattr(sanitize, "command", lambda tool: words)
+    assert sanitize.run("memcheck", 1.0) is None
+    other = int((tmp_path / "other").read_text())
+    assert not psutil.pid_exists(other) or psutil.Process(other).status() == psutil.STATUS_ZOMBIE
 
 
 def test_every_file_of_kernels_has_tests_to_watch() -> None:
