@@ -29,6 +29,22 @@ def exists(path: Path) -> bool:
     return _mode(path) != 0
 
 
+def is_closed(path: Path) -> bool:
+    """Whether nobody knows what is there, for a folder above may not be looked into."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def closed(path: Path | str) -> str:
+    """What is said of a path that `is_closed`."""
+    return f"{path}: cannot be read: {os.strerror(errno.EACCES)}"
+
+
 def expanded(name: str) -> Path:
     """The path of a name that may begin with `~`; where nobody has that home, as it stands."""
     return Path(os.path.expanduser(name))  # pathlib's raises RuntimeError

@@ -69,6 +69,7 @@ def planned(
         with mistakes.kept():
             found += shipped.find(word)
     mistakes.tell()
+    told_left_out([line for word in words for line in shipped.passed_over(word)])
     paths = [path for path in found if path.stem != shipped.BASE]
     if not paths:
         raise InputError(f"{found[0]}: is what other recipes extend, and none to run by itself")
@@ -118,7 +119,7 @@ def records(results: list[Path] | None) -> tuple[list[tuple[Path, Record]], list
 
 
 def told_left_out(unreadable: Sequence[str]) -> None:
-    """Records that could not be read: what follows is without them."""
+    """Records or recipes that could not be read: what follows is without them."""
     from qbench.decisions.places import left_out
 
     for line in left_out(unreadable):

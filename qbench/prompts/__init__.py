@@ -67,7 +67,7 @@ def load(name: str, count: int | None = None) -> PromptSet:
     if is_set(name):
         return _first(count, name, _vbench(name.partition("/")[2]))
     path = textfile.expanded(name) if name.startswith("~/") else Path(name)
-    if not textfile.exists(path):
+    if not textfile.exists(path) and not textfile.is_closed(path):
         raise InputError(
             f"prompts {brief(name)}: neither a shipped set nor a file{nearest(name, names())}"
         )

@@ -188,6 +188,8 @@ def _base(path: Path, name: str, where: str) -> Path:
         if not base.resolve().is_relative_to(folder.resolve().parent):
             raise InputError(f"{where}: 'extends: {name}' leads out of the recipes' folder")
         return base
+    if textfile.is_closed(path.parent / name):
+        raise InputError(f"{where}: extends: {textfile.closed(path.parent / name)}")
     if textfile.exists(path.parent / name):
         raise InputError(f"{where}: 'extends: {brief(name)}' is no file")
     there = [item for folder in beside for item in recipe_files(folder)]
@@ -219,7 +221,7 @@ def _layered(below: dict[str, Value], above: dict[str, Value]) -> dict[str, Valu
 
 
 def _read(path: Path, mistakes: Mistakes) -> tuple[dict[str, Value], Places]:
-    if not textfile.exists(path):
+    if not textfile.exists(path) and not textfile.is_closed(path):
         raise InputError(f"{path}: no such recipe{nearest(path.name, recipe_files(path.parent))}")
     text = textfile.read(path, yaml_text.MAX_CHARACTERS)
     values, lines = yaml_text.parse(text, str(path), mistakes)

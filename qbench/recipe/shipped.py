@@ -19,8 +19,16 @@ BASE = "base"  # what recipes of a folder extend; by itself none to run
 
 
 def files(folder: Path = FOLDER) -> list[Path]:
-    """All recipes at or below a folder, its bases left out."""
-    return sorted(path for path in folder.rglob("*.yaml") if path.stem != BASE)
+    """All recipes at or below a folder, its bases left out; links are not followed.
+
+    Folders that cannot be looked into are among them, for there may be some below: reading one
+    says why.
+    """
+    closed: list[OSError] = []
+    walk = os.walk(folder, onerror=closed.append)
+    inside = (Path(place, name) for place, inner, names in walk for name in (*inner, *names))
+    found = [path for path in inside if path.suffix == ".yaml" and path.stem != BASE]
+    return sorted([*found, *(Path(error.filename) for error in closed)])
 
 
 def recipe_files(folder: Path) -> list[str]:
@@ -46,8 +54,8 @@ def find(word: str) -> list[Path]:
 
     A file, a folder that `qbench export` wrote, a folder of either (its base left out), or the name
     of a shipped recipe or folder: `int8`, `attention/fp8`, `cache`, or `recipes` for those at the
-    top. What exists wins over what is shipped, a recipe over a folder of its name. Raises
-    InputError with the nearest name.
+    top. What exists wins over what is shipped, a recipe over a folder of its name; `passed_over`
+    says what nobody could see. Raises InputError with the nearest name.
     """
     given = textfile.expanded(word)
     if textfile.is_file(given):
@@ -63,8 +71,22 @@ def find(word: str) -> list[Path]:
     if name in _folders() and (inside := _inside(folder)):
         return inside
     if textfile.is_folder(given):
-        raise InputError(f"{word}: no recipes (*.yaml) in this folder")
+        left_out = (f"left out: {line}" for line in passed_over(word))
+        raise InputError(f"{word}: no recipes (*.yaml) in this folder", *left_out)
+    if textfile.is_closed(given):
+        raise InputError(textfile.closed(word))
     raise InputError(f"{shortened(word)}: no such recipe{_near(given, name)}")
+
+
+def passed_over(word: str) -> list[str]:
+    """A line for each place where `find` could not look: nobody may, and it looked elsewhere."""
+    given = textfile.expanded(word)
+    if textfile.is_closed(given):
+        return [textfile.closed(given)]
+    if not textfile.is_folder(given):
+        return []
+    inner = [path for path in _entries(given) if path.suffix != ".yaml"]
+    return [textfile.closed(path) for path in inner if textfile.is_closed(path / EXPORTED)]
 
 
 def is_exported(folder: Path) -> bool:
@@ -97,8 +119,15 @@ def _name(file: Path) -> str:
 
 
 def _inside(folder: Path) -> list[Path]:
-    written = [path for path in folder.iterdir() if is_exported(path)]
-    return sorted([path for path in folder.glob("*.yaml") if path.stem != BASE] + written)
+    recipes = [path for path in _entries(folder) if path.suffix == ".yaml" or is_exported(path)]
+    return [path for path in recipes if path.stem != BASE]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 def _folders() -> set[str]:

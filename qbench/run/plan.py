@@ -109,14 +109,17 @@ def plan(
                 _end_of_chain(there.recipe, item.recipe, loaded)
                 other = there.recipe
         if other is None:
-            referred = found(_beside(loaded, wanted, as_written), shared)
+            place, closed = _beside(loaded, wanted, as_written)
+            referred = found(place, shared)
             other = _reference(referred, item.recipe)
             key = wanted, _settings(other)
             if key not in implied:
                 first = not any(one == wanted for one, _ in implied)
-                notes = (_unchanged(wanted, overrides),) if first and _variant(overrides) else ()
+                told = [f"{wanted} is the shipped one: {line}" for line in closed]
+                if first and _variant(overrides):
+                    told.append(_unchanged(wanted, overrides))
                 chosen = _checked(replace(referred, recipe=other))
-                implied[key] = Planned(other, chosen, shared, implied=True, notes=notes)
+                implied[key] = Planned(other, chosen, shared, implied=True, notes=tuple(told))
                 files_of[key] = referred
             elif implied[key].recipe.variant != other.variant:
                 raise InputError(_twice(referred, files_of[key], overrides))
@@ -249,8 +252,10 @@ def _trusting(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"quality": networks.trusted(recipe.quality)})
 
 
-def _beside(loaded: Loaded, name: str, others: list[Loaded]) -> Path:
+def _beside(loaded: Loaded, name: str, others: list[Loaded]) -> tuple[Path, list[str]]:
     """The recipe of this name: below its folder, beside it, in the folder above, or shipped.
+
+    And, where it is shipped, a line for each place before where nobody may look for it.
 
     An exported folder has left its recipe's neighbours: beside `others`, named with it, they are.
     """
@@ -258,19 +263,25 @@ def _beside(loaded: Loaded, name: str, others: list[Loaded]) -> Path:
     folders = [loaded.root, path.parent, path.resolve().parent.parent]
     if loaded.recipe.variant.exported:
         folders += [place for one in others for place in (one.root, one.path.parent)]
-    folders.append(shipped.FOLDER)
-    for folder in folders:
-        if textfile.is_file(folder / f"{name}.yaml"):
-            return folder / f"{name}.yaml"
-    there = {file.removesuffix(".yaml") for f in folders for file in shipped.recipe_files(f)}
+    own = [folder / f"{name}.yaml" for folder in folders]
+    for file in own:
+        if textfile.is_file(file):
+            return file, []
+    closed = [textfile.closed(file) for file in dict.fromkeys(own) if textfile.is_closed(file)]
+    if textfile.is_file(shipped.FOLDER / f"{name}.yaml"):
+        return shipped.FOLDER / f"{name}.yaml", closed
     if loaded.recipe.variant.exported:
         raise InputError(
             f"{path}: its recipe is compared with {name!r}, which is neither beside the folder nor "
-            "shipped: name that recipe's file as well, or --set reference=null"
+            "shipped: name that recipe's file as well, or --set reference=null",
+            *closed,
         )
+    beside = [*folders, shipped.FOLDER]
+    there = {file.removesuffix(".yaml") for f in beside for file in shipped.recipe_files(f)}
     raise InputError(
         f"{loaded.where('reference')}: reference: no recipe {name!r} beside it or shipped"
-        f"{nearest(name, there - {shipped.BASE})}"
+        f"{nearest(name, there - {shipped.BASE})}",
+        *closed,
     )
 
 

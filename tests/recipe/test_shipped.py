@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import RECIPES
+from conftest import RECIPES, as_anybody
 
+from qbench import listing, prompts
+from qbench.cli import shared
 from qbench.errors import InputError
 from qbench.recipe import files, shipped
 
@@ -47,6 +51,77 @@ def test_words_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no recipes"):
         shipped.find("empty")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A recipe beside a locked folder of some, below the current folder."""
+    (tmp_path / "own/locked").mkdir(parents=True)
+    for name in ("a", "locked/b", "locked/base"):
+        (tmp_path / "own" / f"{name}.yaml").write_text("extends: qbench:int8\n")
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # nobody may come here from above
+    Path("cache").mkdir()
+    Path("cache").chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")  # that of root's is not anybody's
+    Path("own/locked").chmod(0)
+    yield Path("own")
+    Path("own/locked").chmod(0o755)
+
+
+def _planned(word: str) -> list[str]:
+    return [item.recipe.name for item in shared.planned([word], [], None, None, None)]
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"{own / 'locked'}: cannot be read: Permission denied"
+    _planned(str(own))  # what it imports may be root's
+    with as_anybody():
+        planned = _planned(str(own))
+        found = shipped.files(own)
+    assert planned == ["fp32", "a"]
+    assert f"qbench: left out: {line}" in capsys.readouterr().err.splitlines()
+    assert found == [own / "a.yaml", own / "locked"]  # qbench ls says why, as of a file
+    (own / "a.yaml").unlink()
+    with as_anybody(), pytest.raises(InputError, match="no recipes") as caught:
+        shipped.find(str(own))
+    assert caught.value.lines[1:] == (f"left out: {line}",)
+
+
+def test_what_lies_in_a_locked_folder_is_not_said_to_be_absent(own: Path) -> None:
+    inside = own / "locked/b.yaml"
+    (own / "link.yaml").symlink_to("locked/b.yaml")
+    (own / "on.yaml").write_text("\nextends: locked/base.yaml\n")
+    refusals = {
+        str(own / "locked"): lambda: shipped.find(str(own / "locked")),
+        str(inside): lambda: shipped.find(str(inside)),
+        str(own / "link.yaml"): lambda: files.load(own / "link.yaml"),
+        f"{own / 'on.yaml'}:2: extends: {own / 'locked/base.yaml'}": lambda: files.load(
+            own / "on.yaml"
+        ),
+        f"{own / 'locked/in'}": lambda: listing.show(shared.console(), own / "locked/in"),
+        f"{own / 'locked/texts.txt'}": lambda: prompts.load(str(own / "locked/texts.txt")),
+    }
+    for place, refused in refusals.items():
+        with suppress(InputError):  # what it imports may be root's
+            refused()
+        with as_anybody(), pytest.raises(InputError) as caught:
+            refused()
+        assert str(caught.value) == f"{place}: cannot be read: Permission denied"
+
+
+def test_a_shipped_recipe_takes_the_place_of_one_that_may_not_be_looked_at_with_a_line(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _planned("attention/fp8")
+    (own / "locked").rename("attention")
+    with as_anybody():
+        assert _planned("attention/fp8")
+    Path("attention").rename(own / "locked")
+    line = "attention/fp8: cannot be read: Permission denied"
+    assert f"qbench: left out: {line}" in capsys.readouterr().err.splitlines()
 
 
 def test_copied_recipes_are_whole_and_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, qbench
+from conftest import ROOT, as_anybody, qbench
 
 from qbench.decisions import places
 from qbench.errors import InputError
 from qbench.results import archive, store
 
 PACKED = ROOT / "results/published/amd-epyc-2t/records.jsonl.xz"
-NOBODY = 65534
-
-
-@contextmanager
-def _as_anybody() -> Iterator[None]:
-    """Without root's rights, which no lock of a folder's holds against."""
-    own = os.geteuid()
-    if own:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(own)
 
 
 @pytest.fixture
@@ -49,7 +32,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_run_that_may_not_be_looked_into_is_named(runs: Path) -> None:
     line = f"{runs / 'locked'}: cannot be read: Permission denied"
-    with _as_anybody():
+    with as_anybody():
         found, unreadable = places.read([runs])
         neighbours = store.siblings(runs / "open" / store.FILE)
         told = []
@@ -67,7 +50,7 @@ def test_a_locked_neighbour_hides_no_other(tmp_path: Path, runs: Path) -> None:
     others = [runs / f"{number}" / store.FILE for number in range(8)]
     for path in others:
         shutil.copytree(runs / "open", path.parent)
-    with _as_anybody():
+    with as_anybody():
         assert store.siblings(others[0]) == [*others, runs / "open" / store.FILE]
 
 

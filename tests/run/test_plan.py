@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import RECIPES, ROOT
+from conftest import RECIPES, ROOT, as_anybody
 
 from qbench.errors import InputError
 from qbench.meters.environment import Environment
@@ -79,6 +79,29 @@ def test_a_reference_is_found_beside_then_among_the_shipped_and_is_the_end(tmp_p
     own.write_text("extends: qbench:int8\n\nreference: bf61\n")
     with pytest.raises(InputError, match=r"own\.yaml:3: reference: no recipe .*'bf16'"):
         plan([own], {})
+
+
+def test_a_folder_that_nobody_may_look_into_for_a_reference_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one above a current folder: what is above may be locked where what is here is not."""
+    (tmp_path / "locked/here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "locked/here")
+    Path("cache").mkdir()
+    Path("cache").chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    own = Path("own.yaml")
+    own.write_text("extends: qbench:int8\nreference: bf16\n")
+    plan([own], {})  # what it imports may be root's
+    Path("..").chmod(0)
+    with as_anybody():
+        bf16, _ = plan([own], {})
+        with pytest.raises(InputError, match="no recipe 'none' beside it") as caught:
+            plan([own], {"reference": "none"})
+    Path("..").chmod(0o755)
+    above = f"{tmp_path / 'locked/bf16.yaml'}: cannot be read: Permission denied"
+    assert f"bf16 is the shipped one: {above}" in bf16.notes
+    assert above.replace("bf16", "none") in caught.value.lines
 
 
 def test_a_shipped_reference_is_of_the_model_and_size_of_the_recipe_that_names_it(
