@@ -22,13 +22,13 @@ from qbench.optimizations import quantization, schemes
 from qbench.pipelines import specs
 from qbench.recipe import shipped
 from qbench.recipe.files import load
-from qbench.search import costs, mixed
+from qbench.search import costs, kept, mixed
 from qbench.search.choice import Option, choose
 
 if TYPE_CHECKING:
     from qbench.pipelines.base import Module
     from qbench.recipe.schema import Quantize, Recipe
-    from qbench.search.sensitivity import Table
+    from qbench.search.kept import Table
 
 RECIPE, SCHEME = "calibrated/packed-int4", "int4_weight_only"
 BITS = (4, 5, 6, 8)
@@ -49,10 +49,8 @@ def recipe_of(factor: float | None) -> Recipe:
 
 def searched(recipe: Recipe, folder: Path, every: bool) -> Table:
     """Squared errors by layer and scheme, one for each prediction, in the order of the steps."""
-    if not (folder / "search.json").is_file():
-        mixed.search(recipe, mixed.Budget("bytes"), folder, print, every)
-    table: Table = json.loads((folder / "sensitivity.json").read_text())["layers"]
-    return table
+    mixed.search(recipe, mixed.Budget("bytes"), folder, print, every)
+    return kept.Kept.model_validate_json((folder / kept.FILE).read_bytes()).layers
 
 
 def by_step(errors: list[float]) -> list[float]:

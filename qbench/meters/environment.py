@@ -157,13 +157,16 @@ def variables(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
-def code() -> str:
-    """A digest of the sources that figures depend on; what only shows them is left out."""
+def code(*more: str) -> str:
+    """A digest of the sources that figures depend on; what only shows them is left out.
+
+    more: other parts of the package that something depends on.
+    """
     import hashlib
 
     package = Path(__file__).parent.parent
     hashed = hashlib.sha256()
-    for part in MEASURING:
+    for part in (*MEASURING, *more):
         for path in sorted((package / part).rglob("*.[pc]*")):
             if path.suffix in (".py", ".cu", ".cuh"):
                 hashed.update(f"{path.relative_to(package).as_posix()}:".encode())

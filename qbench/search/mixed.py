@@ -125,7 +125,7 @@ def search(
 
     from qbench.optimizations import quantization
     from qbench.pipelines import specs
-    from qbench.search import chart, sensitivity
+    from qbench.search import chart, kept, sensitivity
 
     wanted = recipe.variant.quantize
     if wanted is None:
@@ -154,9 +154,10 @@ def search(
             f"--budget: {_cost(budget.unit, amount)} is less than the cheapest choice of all, "
             f"{_cost(budget.unit, least)}"
         )
-    key = _key(recipe, model, names, schemes, every)
+    walk = (texts[:PROMPTS], STEPS, SEED)
+    made_from = kept.made_from(recipe, wanted, model, device, walk, names, schemes, every)
     table = sensitivity.measure(
-        bench, names, schemes, wanted, out / "sensitivity.json", key, tell, every
+        bench, names, schemes, wanted, out / kept.FILE, made_from, tell, every
     )
     options = {
         name: {
@@ -249,29 +250,6 @@ def _walked(video: VideoPipeline, run: Resolved, texts: Sequence[str]) -> list[C
     small = sum(p.numel() for p in video.denoiser.parameters()) <= SMALL
     settings = Calibration(method="gptq", steps=STEPS, seed=seed)
     return observe.walk(video, run, texts, settings, at_once=PROMPTS if small else 1)
-
-
-def _key(
-    recipe: Recipe, model: Model, names: Sequence[str], schemes: Sequence[str], every: bool
-) -> str:
-    """What sensitivities depend on."""
-    from qbench.recipe.schema import digest
-
-    variant = recipe.variant.quantize
-    assert variant is not None
-    return digest(
-        {
-            "model": model.digest(recipe.weights),
-            "outliers": recipe.outliers.model_dump() if recipe.outliers else None,
-            "generation": recipe.generation.model_dump(mode="json"),
-            "quantize": variant.model_copy(update={"layers": {}}).model_dump(mode="json"),
-            "dtype": recipe.variant.dtype,
-            "names": list(names),
-            "schemes": list(schemes),
-            "walk": [PROMPTS, STEPS, SEED],
-            "every": every,
-        }
-    )
 
 
 def _costs(

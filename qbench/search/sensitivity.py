@@ -12,8 +12,7 @@ calibration.md has what that loses). `measure` can try every scheme instead.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +20,18 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from qbench import textfile
 from qbench.errors import InputError
 from qbench.optimizations import schemes as known
 from qbench.optimizations.calibration import gptq, observe
 from qbench.optimizations.calibration.numbers import Activations
-from qbench.search import costs
+from qbench.search import costs, kept
+from qbench.search.kept import Table, Tell
 
 if TYPE_CHECKING:
     from qbench.optimizations.calibration.observe import Call
     from qbench.pipelines.base import Module
     from qbench.recipe.schema import Quantize
 
-Tell = Callable[[str], None]
-Table = dict[str, dict[str, list[float]]]  # layer -> scheme -> squared relative errors
 TOKENS = 256  # of each linear's inputs, to compare its schemes on
 
 
@@ -171,16 +168,16 @@ def measure(
     schemes: Sequence[str],
     wanted: Quantize,
     file: Path,
-    key: str,
+    made_from: Mapping[str, str],
     tell: Tell,
     every: bool = False,
 ) -> Table:
     """The error that each scheme causes at each layer alone.
 
-    file: where results are kept as they come; those of the same `key` are used again.
+    file: where results are kept as they come; those that are made from the same are used again.
     every: try every scheme, and not the recipe's own alone.
     """
-    table = kept(file, key)
+    table = kept.read(file, made_from, tell)
     done = sum(name in table for name in names)
     if done == len(names):
         return {name: table[name] for name in names}
@@ -189,7 +186,7 @@ def measure(
             if name in table:
                 continue
             table[name] = _tried(bench, name, one, schemes, wanted, every)
-            _keep(table, file, key)
+            kept.write(file, made_from, table)
             done += 1
             tell(f"sensitivity: {done} of {len(names)} layers ({name})")
     return {name: table[name] for name in names}
@@ -217,20 +214,6 @@ def _tried(
                 row[scheme] = bench.errors()
     probed, least = row[wanted.scheme], max(own[wanted.scheme], 1e-30)
     return {s: row.get(s) or [error * own[s] / least for error in probed] for s in schemes}
-
-
-def kept(file: Path, key: str) -> Table:
-    """What an earlier search of the same settings has measured."""
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    table: Table = found.get("layers", {}) if found.get("key") == key else {}
-    return table
-
-
-def _keep(table: Table, file: Path, key: str) -> None:
-    textfile.replace(file, json.dumps({"key": key, "layers": table}) + "\n")
 
 
 def together(

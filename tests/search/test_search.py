@@ -14,14 +14,15 @@ from conftest import RECIPES
 
 from qbench import support
 from qbench.errors import InputError, Unsupported
+from qbench.meters import environment
 from qbench.meters.memory import stored_bytes
 from qbench.optimizations import builds, quantization, schemes
 from qbench.optimizations.calibration import observe
 from qbench.pipelines import specs
 from qbench.recipe import files
-from qbench.recipe.schema import Calibration, Quantize, Recipe, Variant
+from qbench.recipe.schema import Calibration, Generation, Quantize, Recipe, Variant
 from qbench.run.plan import plan
-from qbench.search import choice, mixed, sensitivity
+from qbench.search import choice, kept, mixed, sensitivity
 
 # Attention that matters much, and some that matters little.
 FOUR = [
@@ -121,14 +122,56 @@ def test_a_search_beats_the_uniform_scheme_of_its_size_and_goes_on_where_it_stop
     quantization.apply(video.denoiser, wanted)
     assert stored_bytes(video.denoiser) == before - plain + found.cost
     # Ended after two layers, it measures the others alone.
-    kept = json.loads((tmp_path / "sensitivity.json").read_text())
-    kept["layers"] = dict(list(kept["layers"].items())[:2])
-    (tmp_path / "sensitivity.json").write_text(json.dumps(kept))
+    half = json.loads((tmp_path / "sensitivity.json").read_text())
+    half["layers"] = dict(list(half["layers"].items())[:2])
+    (tmp_path / "sensitivity.json").write_text(json.dumps(half))
     said.clear()
     again = mixed.search(recipe, mixed.Budget("bytes"), tmp_path, said.append)
     assert sum("sensitivity" in line for line in said) == 2
     assert again.layers == found.layers
+    # Its trajectories are of another length: nothing of it is used.
+    said.clear()
+    longer = recipe.model_copy(update={"generation": Generation(steps=4)})
+    mixed.search(longer, mixed.Budget("bytes"), tmp_path, said.append)
+    assert sum("layers (" in line for line in said) == 4
+    [line] = [line for line in said if "measured anew" in line]
+    assert line.endswith("sensitivity.json is of another walk of trajectories")
     assert (tmp_path / "sensitivity.png").stat().st_size > 5000
+
+
+def test_what_was_measured_of_anything_else_is_measured_anew_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, said = tmp_path / kept.FILE, list[str]()
+
+    def made(scheme: str = "int4_weight_only", names: list[str] = FOUR) -> dict[str, str]:
+        recipe, model = _recipe(scheme=scheme), specs.find("tiny-cogvideox")
+        walk = (["a ring"], 3, 1)
+        return kept.made_from(recipe, _quantize(recipe), model, "cpu", walk, names, [scheme], False)
+
+    def read(**other: Any) -> kept.Table:
+        said.clear()
+        return kept.read(file, made(**other), said.append)
+
+    assert read() == {}
+    assert not said
+    kept.write(file, made(), table := {FOUR[0]: {"int4_weight_only": [0.5]}})
+    assert read() == table
+    assert not said
+    begins = f"sensitivity: measured anew: {file} is of another"
+    assert read(names=FOUR[:2]) == {}
+    assert said == [f"{begins} list of layers"]
+    assert read(scheme="int3_weight_only") == {}
+    assert said == [f"{begins} quantization, list of schemes"]
+    monkeypatch.setattr(environment, "code", lambda *_: "of another day")
+    assert read() == {}
+    assert said == [f"{begins} version of qbench"]
+    for text in ('{"key": "6f0c2d6f3a1b", "layers": {}}', "[]", "{", '{"made_from": {}}'):
+        file.write_text(text)
+        assert read() == {}
+        assert [line.partition(str(file))[2] for line in said] == [
+            " says not what it was made from, or is none"
+        ]
 
 
 @pytest.mark.usefixtures("_small")
@@ -191,9 +234,7 @@ def _sensitivity(recipe: Recipe, file: Path, every: bool) -> sensitivity.Table:
     names = sorted(quantization.chosen(video.denoiser, wanted))
     schemes = sensitivity.candidates(wanted)
     bench = sensitivity.Bench.of(video.denoiser, calls)
-    return sensitivity.measure(
-        bench, names, schemes, wanted, file, "key", lambda _: None, every=every
-    )
+    return sensitivity.measure(bench, names, schemes, wanted, file, {}, lambda _: None, every=every)
 
 
 def test_a_mixed_recipe_is_what_torchao_makes_of_its_names_and_loads_in_diffusers(
