@@ -127,7 +127,7 @@ class Live:
         """Refuse what this call asks for where the recipe or its engine cannot have it.
 
         All else that rules ask for was so when the recipe was applied. Raises Unsupported for the
-        guidance, and InputError for a size that the engine was not built for.
+        guidance or the frames, and InputError for a size that the engine was not built for.
         """
         size = run.frames, run.height, run.width
         if self.size_held and size != self._size:
@@ -137,9 +137,11 @@ class Live:
                 f"asks for {asked_for}: export or apply the recipe at that size"
             )
         facts = self._machine.model
-        if facts is None or facts.guided == run.guided:
+        if facts is None:
             return
-        asked = dataclasses.replace(facts, guided=run.guided)
+        asked = dataclasses.replace(facts, guided=run.guided, frames=run.frames)
+        if asked == facts:
+            return
         support.check(self.recipe.variant, dataclasses.replace(self._machine, model=asked))
 
     def _cache(self, run: Resolved) -> None:

@@ -51,7 +51,7 @@ def apply(pipe: Pipe, recipe: Recipe) -> Pipe:
     changes = Changes("pipeline")
     changes.replace(pipe, "scheduler", pipe.scheduler)
     run = video.resolve(model, recipe.generation, variant.step_share)
-    facts = support.model_facts(video, run.guided)
+    facts = support.model_facts(video, run.guided, run.frames)
     machine = dataclasses.replace(support.this_machine(device), model=facts)
     if reason := support.why_not(variant, machine):
         changes.undo()

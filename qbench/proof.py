@@ -61,7 +61,7 @@ def check_model(recipe: Recipe, video: VideoPipeline, run: Resolved) -> None:
 
     machine = support.this_machine(device_of(recipe))
     anywhere = support.refusing(recipe.variant, machine)
-    whole = replace(machine, model=support.model_facts(video, run.guided))
+    whole = replace(machine, model=support.model_facts(video, run.guided, run.frames))
     for rule in support.refusing(recipe.variant, whole):
         if rule not in anywhere:
             raise Unsupported(rule.reason)

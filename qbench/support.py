@@ -30,6 +30,8 @@ from qbench.optimizations.vae import patch
 from qbench.recipe.schema import Variant
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qbench.pipelines.base import Module, VideoPipeline
 
 __all__ = ["PACKAGES", "RULES", "Machine", "ModelFacts", "Rule", "refusing", "why_not"]
@@ -103,8 +105,11 @@ def this_machine(device: str = "auto") -> Machine:
     )
 
 
-def model_facts(video: VideoPipeline, guided: bool) -> ModelFacts:
-    """What rules ask of a live pipeline; `guided` is whether guidance will be above 1."""
+def model_facts(video: VideoPipeline, guided: bool, frames: int) -> ModelFacts:
+    """What rules ask of a live pipeline that will make videos of so many frames.
+
+    guided: whether guidance will be above 1.
+    """
     import torch
 
     module = video.denoiser
@@ -115,6 +120,10 @@ def model_facts(video: VideoPipeline, guided: bool) -> ModelFacts:
         if isinstance(layer, torch.nn.Linear) and layer.weight.dtype == module.dtype
     }
     compiled = _compiled(video)
+
+    def named(parts: Sequence[str]) -> frozenset[str]:
+        return frozenset(name for name in linears if any(part in name for part in parts))
+
     return ModelFacts(
         pipeline=video.pipeline_class,
         linears={name: layer.in_features for name, layer in linears.items()},
@@ -125,7 +134,9 @@ def model_facts(video: VideoPipeline, guided: bool) -> ModelFacts:
         exports=video.exports,
         separate_guidance=video.separate_guidance,
         in_blocks=frozenset(name for name, layer in linears.items() if layer in compiled),
-        one_row=frozenset(name for name in linears if any(part in name for part in video.one_row)),
+        one_row=named(video.one_row),
+        row_a_frame=named(video.row_a_frame),
+        frames=frames,
     )
 
 

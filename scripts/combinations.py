@@ -217,8 +217,12 @@ def disagreement(row: dict[str, Any], machine: support.Machine) -> str | None:
 def _model() -> support.ModelFacts:
     """Of the model that all of them ran on."""
     from qbench.pipelines import specs
+    from qbench.recipe.schema import Generation
 
-    return support.model_facts(specs.load(specs.find(MODEL), "bf16", "cpu"), guided=True)
+    model = specs.find(MODEL)
+    video = specs.load(model, "bf16", "cpu")
+    run = video.resolve(model, Generation())
+    return support.model_facts(video, run.guided, run.frames)
 
 
 def _gpus(device: str) -> list[str | None]:

@@ -22,6 +22,7 @@ class ModelFacts:
     guided: whether each step also denoises the unconditional half (guidance above 1).
     in_blocks: those of the linears that `compile` with scope blocks compiles.
     one_row: those that see one row a video.
+    row_a_frame: those that see one for each of the frames, of which a video has so many.
     """
 
     pipeline: str
@@ -34,6 +35,8 @@ class ModelFacts:
     separate_guidance: bool = False  # both halves of guidance in calls of their own
     in_blocks: frozenset[str] = frozenset()
     one_row: frozenset[str] = frozenset()
+    row_a_frame: frozenset[str] = frozenset()
+    frames: int = 1
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,12 @@ def _enough_rows(variant: Variant, machine: Machine) -> bool:
     if not machine.cuda or model is None:
         return True
     compiled = model.in_blocks if variant.compile.scope == "blocks" else model.linears.keys()
-    return not of_int8_inputs(wanted, model) & model.one_row & compiled
+    split = variant.parallel is not None and variant.parallel.cfg > 1
+    halves = 2 if model.guided and not model.separate_guidance and not split else 1
+    few = model.one_row
+    if halves * model.frames < LEAST_ROWS:
+        few |= model.row_a_frame
+    return not of_int8_inputs(wanted, model) & few & compiled
 
 
 def _fp8_gpu(machine: Machine) -> bool:
@@ -223,6 +228,7 @@ def _whole_groups(variant: Variant, model: ModelFacts) -> bool:
 
 
 PACKAGES = ("torchao", "optimum.quanto")
+LEAST_ROWS = 17  # of what torch._int_mm takes on a GPU (PyTorch's ATen/native/cuda/Blas.cpp)
 RULES: tuple[Rule, ...] = (
     Rule(
         "torchao",
@@ -319,7 +325,8 @@ RULES: tuple[Rule, ...] = (
         lambda v: v.compile is not None and _of("torchao", activations="int8")(v),
         always,
         "INT8 GEMMs on a GPU take more than 16 rows, and some of the compiled linears see one a "
-        "video: exclude [time_embedding, norm], of Wan [time_proj], or leave out compile",
+        "video, or a UNet's one a frame: exclude [time_embedding, norm], of Wan [time_proj], of a "
+        "UNet with so few frames [time_emb_proj], or leave out compile",
         room=_enough_rows,
     ),
 )

@@ -65,6 +65,7 @@ class VideoPipeline(ABC):
     separate_guidance: ClassVar[bool] = False
     # Linears that see one row a video whatever its length: parts of their names.
     one_row: ClassVar[tuple[str, ...]]
+    row_a_frame: ClassVar[tuple[str, ...]] = ()  # the same of those that see one for each frame
     dynamic_cfg: ClassVar[bool] = False  # whether its pipeline has `use_dynamic_cfg`
 
     def __init__(self, pipe: Pipe) -> None:

@@ -55,6 +55,7 @@ class TextToVideoSD(VideoPipeline):
         "layers_per_block": 2,
     }
     one_row = ("time_embedding",)
+    row_a_frame = ("time_emb_proj",)  # the UNet repeats what time_embedding made over the frames
     schedulers: ClassVar = {"ddim": "DDIMScheduler", "dpm": "DPMSolverMultistepScheduler"}
 
     @classmethod

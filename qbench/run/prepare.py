@@ -206,7 +206,8 @@ def _check_model(session: Session) -> None:
 
     from qbench import support
 
-    model = support.model_facts(session.pipeline, session.generation.guided)
+    run = session.generation
+    model = support.model_facts(session.pipeline, run.guided, run.frames)
     machine = replace(_machine(session.job), model=model)
     support.check(session.recipe.variant, machine)
 

@@ -136,7 +136,7 @@ def search(
     known = _possible(recipe, wanted, machine)  # before anything is loaded
     out.mkdir(parents=True, exist_ok=True)
     video, run = _loaded(recipe, model, device)
-    facts = support.model_facts(video, run.guided)
+    facts = support.model_facts(video, run.guided, run.frames)
     schemes = _possible(recipe, wanted, dataclasses.replace(machine, model=facts))
     if left := [scheme for scheme in known if scheme not in schemes]:
         tell(f"not searched, for some layers of this model cannot have them: {', '.join(left)}")

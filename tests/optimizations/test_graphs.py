@@ -114,7 +114,7 @@ def test_what_is_quantized_beside_compiled_blocks_is_refused_and_what_is_said_in
     family: str, tmp_path: Path
 ) -> None:
     video = tiny.build(family, tmp_path, torch.bfloat16)
-    model = support.model_facts(video, guided=True)
+    model = support.model_facts(video, guided=True, frames=tiny.FRAMES)
     machine = dataclasses.replace(FULL, model=model)
     whole = {"backend": "torchao", "scheme": "int8_dynamic", "exclude": ["time_embedding", "norm"]}
 

@@ -28,7 +28,7 @@ def pipeline() -> Any:
 
 def test_faster_cache_needs_guidance_and_fails_without(pipeline: Any) -> None:
     faster = {"cache": {"kind": "faster", "interval": 2}}
-    guided, not_guided = (support.model_facts(pipeline, guided) for guided in (True, False))
+    guided, not_guided = (support.model_facts(pipeline, guided, 9) for guided in (True, False))
     assert "guidance above 1" in _why_not(faster, not_guided)
     assert _why_not(faster, guided) == ""
     assert _why_not({"cache": {"kind": "pab", "interval": 2}}, not_guided) == ""
@@ -47,7 +47,7 @@ def test_groups_of_32_need_widths_of_whole_groups(pipeline: Any, scheme: str) ->
     def odd() -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(48, 32)).bfloat16()
 
-    facts = dataclasses.replace(support.model_facts(pipeline, True), linears={"0": 64, "1": 48})
+    facts = dataclasses.replace(support.model_facts(pipeline, True, 9), linears={"0": 64, "1": 48})
     wanted = {"backend": "torchao", "scheme": scheme}
     assert "groups of 32" in _why_not({"quantize": wanted}, facts)
     with pytest.raises(AssertionError):
@@ -59,7 +59,7 @@ def test_groups_of_32_need_widths_of_whole_groups(pipeline: Any, scheme: str) ->
 
 
 def test_fp8_attention_and_strips_are_for_models_that_they_were_written_for(pipeline: Any) -> None:
-    facts = support.model_facts(pipeline, True)
+    facts = support.model_facts(pipeline, True, 9)
     assert facts.head_dim == 64
     assert _why_not({"attention": "fp8"}, facts) == ""
     wide = dataclasses.replace(facts, head_dim=128, causal_vae=False, exports=False)

@@ -198,7 +198,7 @@ def test_caches_keep_the_two_calls_of_guidance_apart_or_are_refused(
     own = {"threshold": 10.0} if kind == "first_block" else {"interval": 2}
     variant = Variant.model_validate({"cache": {"kind": kind, **own}})
     if kind in ("pab", "faster"):
-        model = support.model_facts(video, guided=True)
+        model = support.model_facts(video, guided=True, frames=FRAMES)
         reason = support.why_not(variant, Machine("cpu", model=model))
         assert "one state for both halves" in str(reason)
         return
@@ -316,7 +316,7 @@ def test_noise_of_a_scheduler_is_the_same_in_every_dtype_and_is_not_the_initial_
 
 
 @FAMILIES
-def test_linears_that_see_one_row_a_video_are_those_that_the_family_names(
+def test_linears_that_see_one_row_a_video_or_a_frame_are_those_that_the_family_names(
     video: VideoPipeline,
 ) -> None:
     """An INT8 GEMM of so few rows is none that a GPU computes."""
@@ -333,9 +333,10 @@ def test_linears_that_see_one_row_a_video_are_those_that_the_family_names(
     for layer in linears:
         layer.register_forward_pre_hook(see)
     denoised(video, settings(video, guidance=1.0), [0], steps=1)
-    lone = {name for name, count in rows.items() if count == 1}
-    assert lone
-    assert lone == {name for name in rows if any(part in name for part in video.one_row)}
+    for count, parts in ((1, video.one_row), (FRAMES, video.row_a_frame)):
+        found = {name for name, seen in rows.items() if seen == count}
+        assert found == {name for name in rows if any(part in name for part in parts)}
+    assert video.one_row
 
 
 @FAMILIES
@@ -349,7 +350,7 @@ def test_int8_gemms_of_one_row_are_refused_where_a_gpu_would_compile_them(
         machine = Machine(device, (9, 0), frozenset(support.PACKAGES), model=model)
         return support.why_not(variant, machine) or ""
 
-    model = support.model_facts(video, guided=True)
+    model = support.model_facts(video, guided=True, frames=24)
     lone = sorted(model.one_row if scope == "model" else model.one_row & model.in_blocks)
     assert ("16 rows" in why_not()) == bool(lone)
     assert "16 rows" not in why_not("cpu")
@@ -358,3 +359,26 @@ def test_int8_gemms_of_one_row_are_refused_where_a_gpu_would_compile_them(
         others = dict.fromkeys(set(lone) - {name}, "int8_weight_only")
         assert "16 rows" in why_not(layers=others)
         assert "16 rows" not in why_not(layers=others | {name: "none"})
+
+
+@pytest.mark.parametrize(
+    ("frames", "guided", "cfg", "refused"),
+    [(8, True, 1, True), (9, True, 1, False), (16, False, 1, True), (17, False, 1, False),
+     (16, True, 2, True), (17, True, 2, False)],
+)  # fmt: skip
+def test_int8_gemms_of_a_row_a_frame_are_refused_where_there_are_too_few_of_them(
+    frames: int, guided: bool, cfg: int, refused: bool, tmp_path: Path
+) -> None:
+    """A UNet's: 17 rows are the least that torch._int_mm takes, and halves of guidance count."""
+    model = support.model_facts(build("unet", tmp_path), guided, frames)
+    machine = Machine("cuda", (9, 0), frozenset(support.PACKAGES), devices=2, model=model)
+
+    def why_not(*exclude: str) -> str:
+        quantize = {"backend": "torchao", "scheme": "int8_dynamic", "exclude": [*exclude]}
+        parallel = {"cfg": cfg} if cfg > 1 else None
+        fields = {"quantize": quantize, "compile": {"scope": "blocks"}, "parallel": parallel}
+        return support.why_not(Variant.model_validate(fields), machine) or ""
+
+    assert model.row_a_frame <= model.in_blocks
+    assert ("of a UNet with so few frames [time_emb_proj]" in why_not()) == refused
+    assert why_not("time_emb_proj") == ""

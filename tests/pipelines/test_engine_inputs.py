@@ -73,7 +73,7 @@ def test_a_denoiser_that_is_not_exported_is_skipped_with_the_reason(
     """As a family of another package may be."""
     video = build("cogvideox", tmp_path)
     monkeypatch.setattr(type(video), "exports", False)
-    model = support.model_facts(video, guided=True)
+    model = support.model_facts(video, guided=True, frames=9)
     packages = frozenset(support.PACKAGES)
     machine = Machine("cpu", packages=packages, model=model)
     reason = support.why_not(Variant(engine="onnxruntime"), machine)
