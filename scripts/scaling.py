@@ -21,7 +21,7 @@ import torch
 
 from qbench.meters import clock, environment, flops
 from qbench.optimizations import attention, quantization
-from qbench.pipelines import cogvideox, random_weights
+from qbench.pipelines import cogvideox_layers, random_weights
 from qbench.recipe.schema import Quantize, Variant
 
 TEXT, WARMUP, REPEATS = 226, 1, 10
@@ -68,7 +68,7 @@ def measure(frames: int, height: int, width: int, name: str) -> dict[str, Any]:
     if variant.quantize:
         quantization.apply(module, variant.quantize)
     if variant.attention != "auto":
-        cogvideox.set_attention(module, attention.load(variant.attention))
+        cogvideox_layers.set_attention(module, attention.load(variant.attention))
     torch.cuda.reset_peak_memory_stats()
     times = clock.sample(lambda: module(*inputs), "cuda", WARMUP, REPEATS)
     return {

@@ -4,22 +4,50 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import RECIPES, ROOT, qbench
+
+HEAVY = {"torch", "diffusers", "transformers", "torchao", "scipy", "pandas", "matplotlib"}
+
+
+def _imported(*words: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """The command in a new Python, and what that had imported when it ended."""
+    code = (
+        "import sys\n"
+        "from qbench.__main__ import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(*sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    return done, set(done.stderr.splitlines()[-1].split())
 
 
 def test_help_loads_nothing_heavy() -> None:
     """What makes `qbench --help` slow is an import of torch or its like, so none may happen."""
-    code = (
-        "import sys\n"
-        "sys.argv = ['qbench', '--help']\n"
-        "from qbench.cli import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'numpy', 'scipy', 'pandas', 'matplotlib', 'diffusers', 'pydantic'}\n"
-        "sys.exit(', '.join(heavy & set(sys.modules)) or None)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done, imported = _imported("--help")
     assert done.returncode == 0, done.stderr
     assert "validate" in done.stdout
+    assert not imported & (HEAVY | {"numpy", "pydantic"})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("validate", "recipes"), ""),
+        (("validate", "int8", "--model=cogvideox-2b"), ""),
+        (("validate", "int8", "--model=zeroscope-v2-xl"), ""),
+        (("validate", "int8", "--model=wan2.1-1.3b"), ""),
+        (("run", "int8", "--set=generation.height=65"), "the nearest is 64"),
+        (("search", "int8", "--set=generation.height=65"), "the nearest is 64"),
+        (("export", "int8", "--out=x", "--set=generation.frames=18"), "to ask for is 17"),
+    ],
+)
+def test_a_recipe_is_checked_without_torch(words: tuple[str, ...], said: str) -> None:
+    """Whether its model can make the size included: torch alone would take longer than all else."""
+    done, imported = _imported(*words)
+    assert done.returncode == (2 if said else 0), done.stderr
+    assert said in done.stderr
+    assert not imported & HEAVY
 
 
 def test_validate_names_every_recipe() -> None:

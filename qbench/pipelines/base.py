@@ -3,7 +3,8 @@
 A family is a subclass of `VideoPipeline`. Each stage is a call of diffusers' own pipeline, so what
 is timed is what users run. diffusers' conventions are the defaults (`_repeated_blocks`, its
 registry of transformer blocks, its attention dispatcher); a family overrides what differs.
-docs/extending/pipeline.md says how to add one.
+docs/extending/pipeline.md says how to add one. Recipes are checked against the class before
+anything is loaded: torch is imported where tensors are worked on, and not with the class.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-import torch
-
 from qbench.errors import InputError, Unsupported
-from qbench.pipelines import attention, capture, noise, schedulers
+from qbench.pipelines import attention, noise, schedulers
 from qbench.pipelines.sizes import Grid
 from qbench.pipelines.values import Conditioning, Resolved
 
 if TYPE_CHECKING:
+    import torch
     from torch import Generator, Tensor
 
+    from qbench.pipelines import capture
     from qbench.pipelines.known import Model
     from qbench.pipelines.rescaling import Rescaling
     from qbench.recipe.schema import Generation
@@ -264,7 +265,6 @@ class VideoPipeline(ABC):
         """One CPU generator a video, for the noise that a scheduler adds between steps."""
         return noise.generators(seeds)
 
-    @torch.no_grad()
     def encode(self, run: Resolved, prompts: list[str]) -> Conditioning:
         """Embeddings of the prompts and of the negative prompt, in the denoiser's dtype.
 
@@ -272,7 +272,10 @@ class VideoPipeline(ABC):
         """
         if not self.text_encoders():
             return self.random_conditioning(run, prompts)
-        made = self.encode_text(run, prompts)
+        import torch
+
+        with torch.no_grad():
+            made = self.encode_text(run, prompts)
         dtype = self.denoiser.dtype
         parts = {
             name: value.to(dtype) if value is not None and value.is_floating_point() else value
@@ -287,7 +290,6 @@ class VideoPipeline(ABC):
         positive, negative = (noise.initial(shape, seed).to(**where) for seed in (0, 1))
         return Conditioning(positive, negative if run.guided else None)
 
-    @torch.no_grad()
     def denoise(
         self,
         run: Resolved,
@@ -304,7 +306,9 @@ class VideoPipeline(ABC):
         generators: one for each video of the batch, from `generators`; the scheduler's noise.
         `exchange(i, latents)` sees the latents after step i and says which the loop goes on with.
         """
-        with noise.seeded(self.pipe.scheduler, generators):
+        import torch
+
+        with torch.no_grad(), noise.seeded(self.pipe.scheduler, generators):
             result: Tensor = self.pipe(
                 **self.arguments(run, conditioning),
                 **self.callback(on_step, exchange),
@@ -355,11 +359,13 @@ class VideoPipeline(ABC):
         With classifier-free guidance a step is one call with both halves, or two calls, as the
         family has it. Without `compute` the denoiser is not run, and every prediction is zero.
         """
+        from qbench.pipelines import capture
+
         module = self.denoiser
         recorder = capture.Recorder(module, compute)
         self.denoiser = recorder
         try:
-            own = noise.generators(range(len(latents)))
+            own = self.generators(range(len(latents)))
             self.denoise(run, conditioning, latents, recorder.end_step, generators=own, steps=steps)
         finally:
             self.denoiser = module

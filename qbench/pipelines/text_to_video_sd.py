@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from qbench.pipelines import attention
 from qbench.pipelines.base import Configs, Exchange, Module, OnStep, VideoPipeline, frames_of
 from qbench.pipelines.sizes import Grid
@@ -88,7 +86,6 @@ class TextToVideoSD(VideoPipeline):
         positive, negative = self.pipe.encode_prompt(prompts, device, 1, run.guided)
         return Conditioning(positive, negative if run.guided else None)
 
-    @torch.no_grad()
     def denoise(
         self,
         run: Resolved,
@@ -119,14 +116,16 @@ class TextToVideoSD(VideoPipeline):
 
         return {"callback": at_end}
 
-    @torch.no_grad()
     def decode(self, run: Resolved, latents: Tensor) -> Tensor:
         """(batch, frames, 3, height, width) in [0, 1], float32, on the pipeline's device.
 
         The pipeline decodes every frame of every video in one batch; `memory.vae_slicing` takes
         them one by one, which is what makes 24 frames of 576x1024 fit a small card.
         """
-        return frames_of(self.pipe.decode_latents(latents.to(self.pipe.vae.dtype)))
+        import torch
+
+        with torch.no_grad():
+            return frames_of(self.pipe.decode_latents(latents.to(self.pipe.vae.dtype)))
 
     def compiled_parts(self) -> list[Module]:
         """What regional compilation compiles: all that a UNet repeats, its convolutions included.

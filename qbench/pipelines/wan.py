@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from qbench.errors import Unsupported
 from qbench.pipelines.base import Config, Configs, Pipe, VideoPipeline, frames_of
 from qbench.pipelines.sizes import Grid
 from qbench.pipelines.values import Conditioning, Resolved
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 TOKENS = 512  # of UMT5's, which the makers cut and fill every prompt to
@@ -83,6 +82,8 @@ class Wan(VideoPipeline):
         return (1, channels, frames, run.height // spatial, run.width // spatial)
 
     def latents_dtype(self) -> torch.dtype:
+        import torch
+
         return torch.float32  # its loop keeps them so, and casts for each call
 
     def embeddings_shape(self, run: Resolved, prompts: int) -> tuple[int, int, int]:
@@ -100,8 +101,9 @@ class Wan(VideoPipeline):
         )
         return Conditioning(positive, negative)
 
-    @torch.no_grad()
     def decode(self, run: Resolved, latents: Tensor) -> Tensor:
+        import torch
+
         vae = self.pipe.vae
         shape = (1, vae.config.z_dim, 1, 1, 1)
         mean, std = (
@@ -110,4 +112,5 @@ class Wan(VideoPipeline):
         )
         # As the pipeline has it, which has no call of its own for this.
         scaled = latents.to(vae.dtype) / (1.0 / std) + mean
-        return frames_of(vae.decode(scaled, return_dict=False)[0])
+        with torch.no_grad():
+            return frames_of(vae.decode(scaled, return_dict=False)[0])

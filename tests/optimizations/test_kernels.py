@@ -13,7 +13,7 @@ from torch.nn import functional
 from qbench.optimizations import attention, axes, quantization
 from qbench.optimizations.kernels import fp8_attention, fp8_linear, rows, vae_conv
 from qbench.optimizations.vae import patch
-from qbench.pipelines import cogvideox, specs
+from qbench.pipelines import cogvideox_layers, specs
 from qbench.recipe.schema import Decode, Quantize, Variant
 from scripts import attention_inputs
 
@@ -288,7 +288,7 @@ def test_offload_brings_the_weights_of_every_fp8_layer() -> None:
     module = specs.load(specs.find("tiny-cogvideox"), "fp32", "cpu").denoiser
     axes.fuse_qkv(module)
     quantization.apply(module, Quantize(backend="qbench", scheme="fp8_dynamic_row"))
-    cogvideox.set_attention(module, _exact)
+    cogvideox_layers.set_attention(module, _exact)
     inputs = _inputs(module)
     expected = _call(module, *inputs)
     cpu_offload(module, "cpu", offload_buffers=True)
@@ -396,7 +396,7 @@ def test_our_processor_is_diffusers_own_with_another_kernel(rotary: bool, fused:
     if fused:
         axes.fuse_qkv(module)
         assert torch.allclose(_step(module), expected, atol=1e-5)
-    cogvideox.set_attention(module, _exact)
+    cogvideox_layers.set_attention(module, _exact)
     assert torch.allclose(_step(module), expected, atol=1e-5)
 
 
@@ -407,7 +407,7 @@ def test_a_denoiser_in_fp8_throughout_stays_close() -> None:
     expected = _step(module)
     wanted = Quantize(backend="qbench", scheme="fp8_dynamic_row")
     axes.apply(pipeline, Variant(fuse_qkv=True, quantize=wanted), "cpu", steps=1)
-    cogvideox.set_attention(module, fp8_attention.emulated)
+    cogvideox_layers.set_attention(module, fp8_attention.emulated)
     assert 0.003 < _error(_step(module), expected) < 0.06
 
 
@@ -433,7 +433,7 @@ def test_attention_over_a_fused_fp8_projection_equals_the_unfused_one() -> None:
     expected = plain(video, encoder_hidden_states=text)
     plain.fuse_projections()
     fp8_linear.replace(plain, {"to_qkv"})
-    plain.set_processor(cogvideox.Processor(_exact))
+    plain.set_processor(cogvideox_layers.Processor(_exact))
     for ours, theirs in zip(plain(video, encoder_hidden_states=text), expected, strict=True):
         assert _error(ours, theirs) < 0.06  # FP8's own error
 
