@@ -21,8 +21,7 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
     """Recipes of `folder` or the shipped ones, models, schemes, metrics, prompts: and why not."""
     from qbench import prompts, support
     from qbench.pipelines import known
-    from qbench.quality.evaluate import available
-    from qbench.quality.metrics.catalogue import METRICS
+    from qbench.quality.metrics import catalogue
     from qbench.recipe import files, schema, shipped
     from qbench.recipe.choices import CALIBRATED
 
@@ -67,8 +66,8 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
     _head(console, "metrics")
     bundled, other = known.KNOWN["tiny-cogvideox"], known.Model("any", "any")
     plain = schema.Quality()
-    ours, others = available(bundled, plain), available(other, plain)
-    for name, about in METRICS.items():
+    ours, others = catalogue.lacking(plain, bundled), catalogue.lacking(plain, other)
+    for name, about in catalogue.METRICS.items():
         why_not = ours[name] or (f"bundled models only: {others[name]}" if others[name] else "")
         best = "0 is as the reference" if about.better == "zero" else f"{about.better} is better"
         said = f"{about.what} ({about.unit}, {about.range}, {best})"

@@ -27,11 +27,6 @@ class Evaluation:
     notes: list[str]
 
 
-def available(model: Model, quality: Quality) -> dict[str, str]:
-    """Metric -> why it cannot be computed for this model here, empty where it can."""
-    return {name: spec.lacking(quality, model) for name, spec in catalogue.METRICS.items()}
-
-
 def measure(
     outputs: Outputs,
     reference: Outputs | None,

@@ -10,35 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qbench import cache, textfile
-from qbench.errors import InputError, brief, nearest
+from qbench.errors import InputError, brief
 from qbench.pipelines.known import BUNDLED, Model
 from qbench.quality import weights
 from qbench.quality.metrics import catalogue
 from qbench.quality.metrics.base import Network
+from qbench.quality.metrics.needs import I3D, PROBE, fvd_network
 from qbench.recipe.schema import Fvd, Quality, digest
 
-PROBE, I3D = "probe", "i3d"
 HUB_S = 5.0  # how long the hub is asked whether it has a model
 
 
 def used(quality: Quality) -> set[Network]:
     """The networks of the metrics that a recipe asks for."""
     return {network for spec in catalogue.chosen(quality) for network in spec.networks}
-
-
-def named(fvd: Fvd, model: Model) -> str:
-    """What FVD's features come from: `probe`, `i3d`, or a TorchScript file.
-
-    Raises InputError, which begins with the field, where it is none of these.
-    """
-    if fvd.network == "auto":
-        return PROBE if model.world else I3D
-    if fvd.network in (PROBE, I3D) or textfile.is_file(textfile.expanded(fvd.network)):
-        return fvd.network
-    raise InputError(
-        f"quality.fvd.network: {brief(fvd.network)} is neither a known network nor a file"
-        f"{nearest(fvd.network, (PROBE, I3D))}"
-    )
 
 
 def digests(quality: Quality, model: Model) -> dict[str, str]:
@@ -68,7 +53,7 @@ def _digests(quality: Quality, model: Model) -> Iterator[tuple[str, str]]:
     if "probe" in networks and model.world:
         yield "probe", cache.folder_digest(BUNDLED / "probe")
     if "fvd" in networks:
-        name = named(quality.fvd, model)
+        name = fvd_network(quality.fvd, model)
         if name == PROBE:
             yield "fvd", cache.folder_digest(BUNDLED / "probe")
         elif name == I3D:
@@ -94,7 +79,7 @@ def check(quality: Quality, model: Model) -> None:
 
 
 def _check_fvd(fvd: Fvd, model: Model) -> None:
-    name = named(fvd, model)
+    name = fvd_network(fvd, model)
     if name == I3D:
         _check_weights("quality.fvd.network", I3D, asked_for=fvd.network == I3D)
     elif name == PROBE:

@@ -21,7 +21,7 @@ from qbench.quality.metrics import (
     features,
     fidelity,
     fvd,
-    probe,
+    needs,
     temporal,
     trajectory,
     validity,
@@ -346,10 +346,12 @@ def test_probe_is_right_on_larger_clips_that_are_shrunk_for_it() -> None:
 
 
 def test_what_the_probe_is_shown_is_as_large_as_it_can_read_and_square() -> None:
+    tiny = known.KNOWN["tiny-cogvideox"]
     for frames, height, width in ((49, 256, 256), (17, 64, 64)):
-        assert not probe.unfit((frames, 3, height, width))
+        assert not needs.probe(Quality(), tiny, (frames, 3, height, width))
     for frames, height, width in ((16, 64, 64), (17, 64, 128), (17, 48, 48)):
-        assert "or more of a larger square" in probe.unfit((frames, 3, height, width))
+        said = needs.probe(Quality(), tiny, (frames, 3, height, width))
+        assert "or more of a larger square" in said
 
 
 def test_probe_refuses_clips_of_another_shape() -> None:

@@ -7,22 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from qbench import world
-from qbench.pipelines.known import BUNDLED, Model
+from qbench.pipelines.known import BUNDLED
 from qbench.quality.metrics import probe
-from qbench.quality.metrics.base import Batch, Context, MetricSpec, Shape
+from qbench.quality.metrics.base import Batch, Context, MetricSpec
 from qbench.quality.metrics.catalogue import SMALL_WORLD
 from qbench.quality.statistics import Metric
-from qbench.recipe.schema import Quality
 
 
 def meter(specs: Sequence[MetricSpec], context: Context) -> Adherence:
     return Adherence(specs[0], context.device)
-
-
-def lacking(name: str, quality: Quality, model: Model, shape: Shape | None) -> str:
-    if not model.world:
-        return "knows the bundled model's world alone"
-    return probe.unfit(shape) if shape else ""
 
 
 class Adherence:

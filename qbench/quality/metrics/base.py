@@ -24,6 +24,8 @@ Aspect = Literal["content", "picture", "motion"]  # what a loss of would be seen
 Better = Literal["higher", "lower", "zero"]  # zero: signed, and 0 is as the reference
 Network = Literal["clip", "lpips", "fvd", "probe"]  # see `quality.networks`
 Shape = tuple[int, ...]  # of one video: (frames, 3, height, width)
+# Why a metric cannot be computed, empty where it can; the shape is None where it is not known yet.
+Needs = Callable[["Quality", "Model", "Shape | None"], str]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class MetricSpec:
     away: best at 0 and of one sign, so that other videos as good are away from 0 (another seed's
     have other colours here and there, and other movements); see `verdict`.
     networks: of qbench's own, that it is computed with; they are hashed into fingerprints.
+    needs: asked whether it can be computed, before `module` is loaded.
     few: videos below which the value says more about their number than about quality; tables say
     how many there were.
     """
@@ -67,6 +70,7 @@ class MetricSpec:
     away: bool = False
     few: int = 0
     networks: tuple[Network, ...] = ()
+    needs: Needs | None = None
 
     def load(self) -> MetricModule:
         """The module, imported."""
@@ -74,8 +78,7 @@ class MetricSpec:
 
     def lacking(self, quality: Quality, model: Model, shape: Shape | None = None) -> str:
         """Why it cannot be computed here, empty where it can; shape: of a video, where known."""
-        check = getattr(self.load(), "lacking", None)
-        return str(check(self.name, quality, model, shape)) if check else ""
+        return self.needs(quality, model, shape) if self.needs else ""
 
     def figure(self, value: float, note: str = "", **more: object) -> Metric:
         """A value with this metric's unit and direction; more: further fields of `Metric`."""
@@ -133,11 +136,7 @@ class Meter(Protocol):
 
 
 class MetricModule(Protocol):
-    """What a metric's module offers.
-
-    It may also have `lacking(name, quality, model, shape) -> str`: why the metric cannot be
-    computed, empty where it can. shape: of one video, or None where it is not known yet.
-    """
+    """What a metric's module offers."""
 
     def meter(self, specs: Sequence[MetricSpec], context: Context) -> Meter:
         """One meter for all of these metrics; called once there are videos to show it."""

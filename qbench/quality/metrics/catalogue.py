@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import assert_never
 
 from qbench.errors import InputError, Mistakes, nearest
+from qbench.pipelines.known import Model
+from qbench.quality.metrics import needs
 from qbench.quality.metrics.base import Column, MetricSpec
 from qbench.quality.statistics import Metric
 from qbench.recipe.schema import Margin, Quality
@@ -55,6 +58,7 @@ _OWN = (
         reads=PAIRED,
         source="Zhang et al. 2018, version 0.1, mean over frames",
         module=f"{HERE}.lpips",
+        needs=needs.lpips,
         networks=("lpips",),
         paired=True,
         column=Column("LPIPS", "{:.4f}"),
@@ -119,6 +123,7 @@ _OWN = (
         reads=PAIRED,
         source="log ratio of root mean square differences of consecutive frames",
         module=f"{HERE}.motion",
+        needs=functools.partial(needs.frames, 2),
         paired=True,
         margin=Margin(size=0.1),  # a tenth faster or slower
         sees=frozenset({"motion"}),
@@ -132,6 +137,7 @@ _OWN = (
         reads=PAIRED,
         source="cosine of gradient times change over time (Horn and Schunck 1981), less 1",
         module=f"{HERE}.motion",
+        needs=functools.partial(needs.frames, 2),
         paired=True,
         margin=Margin(size=0.1),
         sees=frozenset({"motion"}),
@@ -146,6 +152,7 @@ _OWN = (
         reads=PAIRED,
         source="difference of coefficients of variation of the steps' mean absolute changes",
         module=f"{HERE}.motion",
+        needs=functools.partial(needs.frames, 3),
         paired=True,
         margin=Margin(size=0.05),
         sees=frozenset({"motion"}),
@@ -185,6 +192,7 @@ _OWN = (
         reads="features of all videos, at least 2",
         source="Unterthiner et al. 2018",
         module=f"{HERE}.distances",
+        needs=needs.fvd,
         networks=("fvd",),
         paired=True,
         per_video=False,
@@ -201,6 +209,7 @@ _OWN = (
         reads="features of all videos, at least 2",
         source="Unterthiner et al. 2018; cubic kernel of Binkowski et al. 2018",
         module=f"{HERE}.distances",
+        needs=needs.fvd,
         networks=("fvd",),
         paired=True,
         per_video=False,
@@ -215,6 +224,7 @@ _OWN = (
         reads="features of all videos, at least 2",
         source="Unterthiner et al. 2018",
         module=f"{HERE}.distances",
+        needs=needs.rendered,
         networks=("fvd",),
         per_video=False,
         few=FEW,
@@ -239,6 +249,7 @@ _OWN = (
         reads="17 frames of 64x64, larger squares shrunk to it",
         source="qbench's own probe of the rendered world",
         module=f"{HERE}.adherence",
+        needs=needs.probe,
         networks=("probe",),
         column=Column("adherence", "{:.0%}"),
         margin=Margin(size=0.05),
@@ -300,6 +311,11 @@ def chosen(quality: Quality) -> list[MetricSpec]:
     if quality.metrics is None:
         return list(METRICS.own.values())
     return [find(name) for name in dict.fromkeys(quality.metrics)]
+
+
+def lacking(quality: Quality, model: Model) -> dict[str, str]:
+    """Metric -> why it cannot be computed for this model here, empty where it can."""
+    return {name: spec.lacking(quality, model) for name, spec in METRICS.items()}
 
 
 def margin(spec: MetricSpec, quality: Quality) -> Margin | None:

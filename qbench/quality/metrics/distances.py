@@ -11,13 +11,12 @@ from collections.abc import Sequence
 import torch
 
 from qbench import world
-from qbench.pipelines.known import Model
 from qbench.quality.means import LEAST
 from qbench.quality.metrics import features, fvd
-from qbench.quality.metrics.base import Batch, Context, MetricSpec, Shape
+from qbench.quality.metrics.base import Batch, Context, MetricSpec
 from qbench.quality.metrics.catalogue import FEW, SMALL_WORLD
 from qbench.quality.statistics import Metric
-from qbench.recipe.schema import Quality, digest
+from qbench.recipe.schema import digest
 
 RENDER_SEED = 4242
 PART = 64  # rendered clips looked at together, of the smallest
@@ -26,17 +25,6 @@ OWN, RENDERED = "own", "rendered"  # features kept, (videos, size) each
 
 def meter(specs: Sequence[MetricSpec], context: Context) -> Distances:
     return Distances(specs, context)
-
-
-def lacking(name: str, quality: Quality, model: Model, shape: Shape | None) -> str:
-    if name == "fvd_rendered":
-        if not model.world:
-            return "knows the bundled model's world alone"
-        if shape and shape[2] != shape[3]:
-            return "rendered clips are square"
-    if reason := features.why_not(quality.fvd, model):
-        return reason
-    return features.unfit(quality.fvd, model, shape) if shape else ""
 
 
 class Distances:

@@ -15,8 +15,8 @@ from qbench import cache, textfile, world
 from qbench.errors import InputError
 from qbench.pipelines.known import BUNDLED, Model
 from qbench.quality import networks, weights
-from qbench.quality.metrics import i3d, probe
-from qbench.quality.networks import I3D, PROBE
+from qbench.quality.metrics import i3d, needs, probe
+from qbench.quality.metrics.needs import I3D, PROBE
 from qbench.recipe.schema import Fvd
 
 
@@ -38,29 +38,9 @@ class Extractor:
         return hashlib.sha256(self.protocol.encode()).hexdigest()[:12]
 
 
-def why_not(fvd: Fvd, model: Model) -> str:
-    """Why there are no features by this protocol here, empty where there are."""
-    name = networks.named(fvd, model)
-    if name == I3D:
-        return weights.missing(I3D)
-    if name == PROBE:
-        return "" if model.world else "the probe knows the bundled model's world alone"
-    return ""
-
-
-def unfit(fvd: Fvd, model: Model, expected: tuple[int, ...]) -> str:
-    """Why videos of this shape cannot be read, empty where they can."""
-    if networks.named(fvd, model) == PROBE:
-        return probe.unfit(expected)
-    left = len(range(0, expected[0], fvd.stride)[: fvd.frames])
-    if left < i3d.FEWEST_FRAMES:
-        return f"I3D needs {i3d.FEWEST_FRAMES} frames, and the protocol leaves {left}"
-    return ""
-
-
 def load(fvd: Fvd, model: Model, device: str) -> Extractor:
     """The extractor of this protocol. Raises InputError where its network is not here."""
-    name = networks.named(fvd, model)
+    name = needs.fvd_network(fvd, model)
     if name == PROBE:
         return _probe(device)
     if name == I3D:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qbench.quality.metrics.needs import I3D_FRAMES
+
 CLASSES, FEATURES, SIDE = 400, 1024, 224
-FEWEST_FRAMES = 9  # below, nothing is left to average over
 MIXED = {
     "Mixed_3b": (192, (64, 96, 128, 16, 32, 32)),
     "Mixed_3c": (256, (128, 128, 192, 32, 96, 64)),
@@ -69,7 +70,7 @@ class Inception(nn.Module):
 
 
 class I3D(nn.Module):
-    """frames (batch, time, 3, 224, 224) in [-1, 1], time at least FEWEST_FRAMES."""
+    """frames (batch, time, 3, 224, 224) in [-1, 1], time at least I3D_FRAMES."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,8 +94,8 @@ class I3D(nn.Module):
             raise ValueError(
                 f"I3D reads (batch, time, 3, {SIDE}, {SIDE}), got {tuple(frames.shape)}"
             )
-        if frames.shape[1] < FEWEST_FRAMES:
-            raise ValueError(f"I3D needs {FEWEST_FRAMES} frames, got {frames.shape[1]}")
+        if frames.shape[1] < I3D_FRAMES:
+            raise ValueError(f"I3D needs {I3D_FRAMES} frames, got {frames.shape[1]}")
         x = frames.transpose(1, 2)
         x = functional.pad(x, _same(x, (7, 7, 7), (2, 2, 2)))
         x = functional.relu_(self.Conv3d_1a_7x7(x))

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qbench.pipelines.known import Model
 from qbench.quality import weights
-from qbench.quality.metrics.base import Context, MetricSpec, PerVideo, Shape
+from qbench.quality.metrics.base import Context, MetricSpec, PerVideo
 from qbench.quality.metrics.fidelity import same_shape
-from qbench.recipe.schema import Quality
+from qbench.quality.metrics.needs import LPIPS_SIDES
 
 Net = Literal["alex", "vgg"]
 # (out, in, kernel, stride, padding) of each convolution, "pool", and "tap" after the ReLU of
@@ -31,22 +30,12 @@ VGG: tuple[Layer, ...] = (
     (512, 512, 3, 1, 1), (512, 512, 3, 1, 1), (512, 512, 3, 1, 1), "tap",
 )  # fmt: skip
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-SMALLEST = {"alex": 32, "vgg": 16}  # side in pixels below which a pooling layer runs empty
 
 
 def meter(specs: Sequence[MetricSpec], context: Context) -> PerVideo:
     network = load_lpips(context.quality.lpips, context.device)
     note = f"{context.quality.lpips}, FP32 without TF32"
     return PerVideo(dict.fromkeys(specs, lambda batch: lpips(network, *batch.pair())), note)
-
-
-def lacking(name: str, quality: Quality, model: Model, shape: Shape | None) -> str:
-    net = quality.lpips
-    if reason := weights.missing(f"lpips-{net}"):
-        return reason
-    if shape is not None and min(shape[-2:]) < (least := SMALLEST[net]):
-        return f"{net} reads frames of {least} pixels and more"
-    return ""
 
 
 class LPIPS(nn.Module):
@@ -106,10 +95,10 @@ def load_lpips(net: Net, device: torch.device | str = "cpu") -> LPIPS:
 def lpips(network: LPIPS, videos: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Mean over frames of each video's distance to the reference's; lower is closer.
 
-    Both (batch, frames, 3, height, width) in [0, 1], sides at least SMALLEST. Returns (batch,).
+    Both (batch, frames, 3, height, width) in [0, 1], sides at least LPIPS_SIDES. Returns (batch,).
     """
     same_shape(videos, reference)
-    if min(videos.shape[-2:]) < SMALLEST[network.net]:
-        raise ValueError(f"LPIPS ({network.net}) needs sides of {SMALLEST[network.net]} pixels")
+    if min(videos.shape[-2:]) < (least := LPIPS_SIDES[network.net]):
+        raise ValueError(f"LPIPS ({network.net}) needs sides of {least} pixels")
     found = [network(x.float(), y.float()).mean() for x, y in zip(videos, reference, strict=True)]
     return torch.stack(found)

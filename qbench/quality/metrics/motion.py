@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
-from qbench.quality.metrics.base import Batch, Context, MetricSpec, PerVideo, Shape
+from qbench.quality.metrics.base import Batch, Context, MetricSpec, PerVideo
 from qbench.quality.metrics.fidelity import same_shape
 from qbench.quality.metrics.temporal import motion
 
@@ -31,11 +31,6 @@ def meter(specs: Sequence[MetricSpec], context: Context) -> PerVideo:
         "motion_rhythm": lambda batch: motion_rhythm(*batch.pair()),
     }
     return PerVideo({spec: compute[spec.name] for spec in specs})
-
-
-def lacking(name: str, quality: object, model: object, shape: Shape | None) -> str:
-    fewest = 3 if name == "motion_rhythm" else 2
-    return f"needs {fewest} frames" if shape and shape[0] < fewest else ""
 
 
 def motion_amount(videos: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

@@ -48,15 +48,6 @@ class Probe(nn.Module):
         return {name: head(hidden) for name, head in self.heads.items()}
 
 
-def unfit(shape: tuple[int, ...]) -> str:
-    """Why it can be shown no videos of this shape (frames, 3, height, width); empty: it can."""
-    frames, _, height, width = shape
-    if world.shrinks(frames, height, width):
-        return ""
-    smallest = f"{world.FRAMES} frames of {world.SIDE}x{world.SIDE}"
-    return f"the probe reads {smallest}, or more of a larger square"
-
-
 def load_probe(folder: Path, device: torch.device | str = "cpu") -> Probe:
     """The probe with the weights of `folder`/model.safetensors, in float32."""
     from safetensors.torch import load_file
