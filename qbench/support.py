@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import shutil
@@ -86,10 +87,17 @@ def check(variant: Variant, machine: Machine) -> None:
 
 
 def this_machine(device: str = "auto") -> Machine:
-    """The machine as found; `device` is what the recipe asks for."""
-    import torch
+    """The machine as found; `device` is what the recipe asks for.
 
-    cuda = torch.cuda.is_available() and device != "cpu"
+    What GPUs there are is torch's to say, and torch takes a second to load: where no driver is, or
+    none is asked for, it is not.
+    """
+    capability, devices = (0, 0), 0
+    if device != "cpu" and (device != "auto" or _nvidia_driver()):
+        import torch
+
+        if torch.cuda.is_available():
+            capability, devices = torch.cuda.get_device_capability(), torch.cuda.device_count()
     packages = set(filter(_installed, PACKAGES))
     try:
         importlib.metadata.version("onnxruntime-gpu")
@@ -97,12 +105,21 @@ def this_machine(device: str = "auto") -> Machine:
     except importlib.metadata.PackageNotFoundError:
         pass
     return Machine(
-        device="cuda" if cuda else "cpu",
-        capability=torch.cuda.get_device_capability() if cuda else (0, 0),
+        device="cuda" if devices else "cpu",
+        capability=capability,
         packages=frozenset(packages),
-        devices=torch.cuda.device_count() if cuda else 1,
+        devices=max(devices, 1),
         compiler=any(map(shutil.which, ("g++", "clang++", "c++"))),
     )
+
+
+def _nvidia_driver() -> bool:
+    """Whether the library is here by which torch looks for GPUs."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def model_facts(video: VideoPipeline, guided: bool, frames: int) -> ModelFacts:

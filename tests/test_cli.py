@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import RECIPES, ROOT, qbench
 
 HEAVY = {"torch", "diffusers", "transformers", "torchao", "scipy", "pandas", "matplotlib"}
@@ -47,6 +48,14 @@ def test_a_recipe_is_checked_without_torch(words: tuple[str, ...], said: str) ->
     done, imported = _imported(*words)
     assert done.returncode == (2 if said else 0), done.stderr
     assert said in done.stderr
+    assert not imported & HEAVY
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch describes the GPU of this machine")
+@pytest.mark.parametrize("words", [("ls",), ("ls", "--why"), ("ls", "recipes/parallel")])
+def test_a_machine_without_a_gpu_says_what_it_has_without_torch(words: tuple[str, ...]) -> None:
+    done, imported = _imported(*words)
+    assert done.returncode == 0, done.stderr
     assert not imported & HEAVY
 
 
