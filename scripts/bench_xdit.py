@@ -43,8 +43,12 @@ from scripts import bench
 
 MODEL = "cogvideox-2b"
 PACKAGES = ("xfuser", "yunchang", "distvae", "einops", "peft", "flash-attn")
-HEADS = ("", "GPUs", "compiled", "step", "fastest to slowest", "speed-up", "error", "n")
+HEADS = (
+    "", "GPUs", "compiled", "attention", "step", "fastest to slowest", "speed-up",
+    "error of the denoiser", "n",
+)  # fmt: skip
 REFERENCE = "diffusers"
+TORCHS = "torch's choice"
 # Attention by random weights is the mean over all tokens, or nearly, and is lost in what it is
 # added to: half of it missing would not be seen. Powers of two are taken back without a trace.
 LOUDER_QUERIES, LOUDER_ATTENTION = 4, 8
@@ -96,7 +100,7 @@ def _of_xfuser(pipe: Any, way: Way, args: argparse.Namespace) -> tuple[Any, str]
     ).create_config()
     wrapped = xFuserCogVideoXPipeline(pipe, config)
     chosen = str(get_runtime_state().attention_backend.name).lower()
-    return wrapped, chosen if way.split in ("ulysses", "ring") else "torch's choice"
+    return wrapped, chosen if way.split in ("ulysses", "ring") else TORCHS
 
 
 def _of_qbench(pipe: Any, way: Way, args: argparse.Namespace) -> tuple[Any, str]:
@@ -106,13 +110,13 @@ def _of_qbench(pipe: Any, way: Way, args: argparse.Namespace) -> tuple[Any, str]
     if way.compiled:
         fields |= {"variant.compile.scope": "blocks"}
     recipe = qbench.load_recipe(f"parallel/{way.split}", fields)
-    return qbench.apply(pipe, recipe), recipe.variant.attention or "torch's choice"
+    return qbench.apply(pipe, recipe), recipe.variant.attention.replace("auto", TORCHS)
 
 
 def _of_diffusers(pipe: Any, way: Way, args: argparse.Namespace) -> tuple[Any, str]:
     if way.compiled:
         pipe.transformer.forward = torch.compile(pipe.transformer.forward)
-    return pipe, "torch's choice"
+    return pipe, TORCHS
 
 
 WRAP: dict[str, Callable[[Any, Way, argparse.Namespace], tuple[Any, str]]] = {
@@ -299,6 +303,7 @@ def combined(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     ranks = [found[rank] for rank in sorted(found)]
     row = dict(ranks[0])
     row["seconds"] = [max(step) for step in zip(*(one["seconds"] for one in ranks), strict=True)]
+    row["step_s"] = statistics.median(row["seconds"])
     for name in ("first_s", "peak_bytes"):
         if name in row:
             row[name] = max(one[name] for one in ranks)
@@ -313,15 +318,15 @@ def combined(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, from the file's rows: the speed-up is over diffusers as it comes, on one GPU."""
     lines = [f"| {' | '.join(HEADS)} |", f"|{' --- |' * len(HEADS)}"]
-    medians = {row["name"]: statistics.median(row["seconds"]) for row in rows if "seconds" in row}
-    alone = medians.get(REFERENCE)
+    alone = {row["name"]: row["step_s"] for row in rows if "step_s" in row}.get(REFERENCE)
     for row in rows:
         what = " ".join(part for part in (row["who"], row["split"]) if part)
         shown = [what, str(row["gpus"]), "yes" if row["compiled"] else "no"]
-        if row["name"] in medians:
-            step, of = medians[row["name"]], row["seconds"]
+        if "step_s" in row:
+            step, of = row["step_s"], row["seconds"]
             error = row.get("denoiser_relative_error")
             shown += [
+                row["attention"],
                 f"{step * 1e3:.0f} ms",
                 f"{min(of) * 1e3:.0f} to {max(of) * 1e3:.0f} ms",
                 f"{alone / step:.2f}x" if alone else "",
@@ -329,7 +334,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 str(len(of)),
             ]
         else:
-            shown += [f"failed: {row['reason'][:80]}", "", "", "", "0"]
+            shown += ["", f"failed: {row['reason'][:80]}", "", "", "", "0"]
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
 

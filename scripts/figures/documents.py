@@ -84,6 +84,7 @@ class ScriptTable(BaseModel):
         "bench_ray",
         "bench_sparse_attention",
         "bench_weight_values",
+        "bench_xdit",
         "calibration_limits",
         "plan_sweep",
         "ray_faults",

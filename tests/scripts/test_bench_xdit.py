@@ -49,6 +49,7 @@ def test_ranks_parts_have_the_error_of_the_whole(dim: int) -> None:
     row = bench_xdit.combined(found)
     assert row["denoiser_relative_error"] == pytest.approx(float(off.norm() / wanted.norm()))
     assert row["seconds"] == [2.0, 3.0]  # each step's slowest rank
+    assert row["step_s"] == 2.5
     swapped = dict(enumerate(parts[::-1]))
     squares = [bench_xdit.distance(x, wanted, rank) for rank, x in swapped.items()]
     assert sum(off for off, _ in squares) > 0.9 * sum(of for _, of in squares)
