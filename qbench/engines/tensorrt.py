@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from qbench.engines import onnx, onnx_static, static_balance, static_forms, tensorrt_plan
 from qbench.engines.manifest import Bound, compute_capability
 from qbench.engines.tensorrt_plan import LIBRARIES, Bindings
 from qbench.errors import Unsupported
+from qbench.optimizations import schemes
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Variant
 from qbench.units import bytes_text
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 PACKAGES = (*onnx.PACKAGES, *LIBRARIES)
 PLAN, GRAPH, COMPILED = "denoiser.plan", "denoiser.onnx", "denoiser.cache"
-NUMBERS: dict[str, Literal["int8", "fp8"]] = {"int8_static": "int8", "fp8_static": "fp8"}
 
 
 def refuses(variant: Variant) -> str:
@@ -60,7 +60,9 @@ def write(
     tensorrt_plan.check(chosen, gpu)
     graph = folder / GRAPH
     if wanted:
-        form = static_forms.Symmetric(NUMBERS[wanted.scheme])
+        computed = schemes.find(wanted).activations
+        assert computed is not None
+        form = static_forms.Symmetric(computed)
         with static_balance.balanced(video, seen or {}, form) as found:
             spared_s = onnx.export(module, signature, example, graph)
         onnx_static.quantize(graph, found, form, onnx.is_large(module))

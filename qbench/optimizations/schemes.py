@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qbench.optimizations.calibration.numbers import Activations, Weights
 
 Format = Literal["int8", "int6", "int5", "int4", "int3", "int2", "fp8"]
+Computed = Literal["int8", "fp8"]  # formats that GEMMs are computed in
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Scheme:
     backend: Backend
     name: str
     weights: Format
-    activations: Format | None
+    activations: Computed | None
     granularity: Literal["tensor", "row", "group"]
     build: Build | None
     skips: tuple[tuple[int, int], ...] = ()
@@ -151,9 +152,9 @@ def numbers(wanted: Quantize, dtype: torch.dtype) -> tuple[Weights, Activations]
         group_of(wanted) if grouped else 0,
         dtype if grouped else torch.float32,
     )
+    granularity: Literal["tensor", "row"]
     granularity = "tensor" if entry.granularity == "tensor" or entry.static else "row"
-    formats = {"int8": "int8", "fp8": "fp8", None: None}
-    return stored, Activations(formats[entry.activations], granularity, entry.static)  # type: ignore[arg-type]
+    return stored, Activations(entry.activations, granularity, entry.static)
 
 
 def picks(wanted: Quantize, name: str) -> bool:
@@ -169,7 +170,7 @@ def _of(
     backend: Backend,
     *,
     weights: Format | None = None,
-    activations: Format | None = None,
+    activations: Computed | None = None,
     granularity: str | None = None,
 ) -> Callable[[Variant], bool]:
     """Whether a variant quantizes by `backend`, and as the rest says where it says so."""

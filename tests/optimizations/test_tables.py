@@ -7,7 +7,7 @@ import typing
 import pytest
 
 from qbench import engines
-from qbench.engines import formats, tensorrt
+from qbench.engines import formats
 from qbench.engines.base import engine
 from qbench.optimizations import attention, axes, caching, schemes
 from qbench.recipe import choices
@@ -31,7 +31,8 @@ def test_each_name_that_a_recipe_may_choose_has_its_entry_and_no_other() -> None
         assert (one.build is None) == (one.backend in choices.ENGINES)
         assert one.static == one.name.endswith("_static")
     of_tensorrt = choices.SCHEMES["tensorrt"]
-    assert {tensorrt.NUMBERS[name] for name in of_tensorrt} == {"int8", "fp8"}
+    computed = {schemes.SCHEMES["tensorrt", name].activations for name in of_tensorrt}
+    assert computed == {"int8", "fp8"}  # what its graphs can be written in
 
 
 def test_unknown_names_raise() -> None:
