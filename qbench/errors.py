@@ -41,13 +41,18 @@ class Mistakes:
     def add(self, *lines: str) -> None:
         self._lines |= dict.fromkeys(lines)
 
+    def and_also(self, *lines: str) -> InputError:
+        """All that was kept and what nothing can go on after, to be raised."""
+        self.add(*lines)
+        told = list(self._lines)
+        if len(told) > MOST_MISTAKES:
+            told[MOST_MISTAKES:] = [f"and {len(told) - MOST_MISTAKES} more"]
+        return InputError(*told)
+
     def tell(self) -> None:
         """Raises InputError with all that was kept, if anything was."""
-        lines = list(self._lines)
-        if len(lines) > MOST_MISTAKES:
-            lines[MOST_MISTAKES:] = [f"and {len(lines) - MOST_MISTAKES} more"]
-        if lines:
-            raise InputError(*lines)
+        if self._lines:
+            raise self.and_also()
 
 
 class LoadError(Exception):

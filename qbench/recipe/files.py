@@ -54,9 +54,7 @@ def read(
     try:
         values, places, outermost = _merged(path, (), mistakes)
     except InputError as error:
-        mistakes.add(*error.lines)
-        mistakes.tell()
-        raise
+        raise mistakes.and_also(*error.lines) from None
     root = _root(path, outermost)
     return _overridden(values, places, overrides, options or {}, path, root, mistakes)
 
@@ -86,13 +84,11 @@ def _overridden(
         with mistakes.kept():
             _override(values, places, key, text, options.get(key))
     values.setdefault("name", _relative(path, root).with_suffix("").as_posix())
-    recipe = None
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        mistakes.add(*said(error, places, path))
+        raise mistakes.and_also(*said(error, places, path)) from None
     mistakes.tell()
-    assert recipe
     return Loaded(recipe, path, root, places)
 
 
