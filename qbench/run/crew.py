@@ -8,7 +8,6 @@ begin the same ones in the same order, and the one that is behind is the one to 
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from qbench.results.record import Status
 from qbench.run import folders, worker
 from qbench.run.events import Beat, Event, RankFailed, RunEnded, StageEntered
 from qbench.run.job import Job
-from qbench.run.processes import Child, show_where
+from qbench.run.processes import Child, show_where, signal_name
 from qbench.run.together import MEETING
 
 SILENT_S = 15.0  # without a sign of life: stopped, or the machine is out of memory
@@ -207,7 +206,7 @@ def _end(child: Child) -> str:
     if code is None:
         return "closed its connection"
     if code < 0:
-        return f"died of {signal.Signals(-code).name}"
+        return f"died of {signal_name(-code)}"
     return f"ended with exit code {code}"
 
 

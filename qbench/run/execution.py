@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from qbench.run.crew import Crew, Lost
 from qbench.run.events import Event, FirstCallDone, StageEntered, TurnAsked
 from qbench.run.interrupts import Interrupts
 from qbench.run.job import Job
-from qbench.run.processes import Child
+from qbench.run.processes import Child, signal_name
 from qbench.run.reference_server import ReferenceServer
 
 CACHE = "compiler-cache"  # in the run's folder, for as long as it runs
@@ -190,6 +189,6 @@ def how_it_ended(code: int) -> str:
     """A process that has left no record, by its exit code, negative for a signal."""
     if code >= 0:
         return f"the process ended with exit code {code} and left no record; see its log"
-    name = signal.Signals(-code).name
+    name = signal_name(-code)
     hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
     return f"the process died of {name}{hint}"

@@ -211,6 +211,14 @@ class Child:
                 self._process.kill()
 
 
+def signal_name(number: int) -> str:
+    """SIGKILL and such; those for real-time use, of which Python names only two, by number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def show_where(children: Iterable[Child]) -> None:
     """As a child's own, of several at once."""
     for child in children:

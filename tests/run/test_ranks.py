@@ -25,6 +25,7 @@ from qbench.run.events import Beat, Event, RunEnded, StageEntered
 from qbench.run.processes import Child
 
 pytestmark = pytest.mark.slow
+UNNAMED = signal.SIGRTMIN + 6  # of which Python knows no name
 CFG = RECIPES / "parallel" / "cfg.yaml"
 OWN = dict(word.removeprefix("--set=").split("=", 1) for word in SMALL) | {"device": "cpu"}
 
@@ -32,7 +33,7 @@ OWN = dict(word.removeprefix("--set=").split("=", 1) for word in SMALL) | {"devi
 class _Striking(sweep.Silent):
     """Sends a signal to a rank once the run has come to a stage."""
 
-    def __init__(self, stage: str, rank: int, number: signal.Signals | None) -> None:
+    def __init__(self, stage: str, rank: int, number: int | None) -> None:
         self._stage, self._rank, self._number = stage, rank, number
         self.struck: set[int] = set()
 
@@ -111,11 +112,13 @@ def test_waiting_for_ranks_between_steps_is_in_no_step() -> None:
     [
         (1, signal.SIGKILL, "rank 1 of 2: the process died of SIGKILL"),
         (0, signal.SIGKILL, "rank 0 of 2: the process died of SIGKILL"),
+        (0, UNNAMED, f"rank 0 of 2: the process died of signal {UNNAMED}"),
+        (1, UNNAMED, f"rank 1 of 2: the process died of signal {UNNAMED}"),
         (1, signal.SIGSTOP, "rank 1 of 2: no sign of life for 2 s"),
     ],
 )
 def test_rank_that_dies_or_stops_ends_the_run_and_is_named(
-    rank: int, number: signal.Signals, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rank: int, number: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if number == signal.SIGSTOP:
         monkeypatch.setattr(crew, "SILENT_S", 2.0)
