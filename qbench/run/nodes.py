@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import assert_never
 
 from qbench.meters.environment import Environment
 from qbench.pipelines import specs
@@ -85,7 +86,7 @@ class Done:
 
 
 Message = Heard | Noted | Piece | Lies | Done
-Inbox = queue.SimpleQueue[Message | BaseException]
+Inbox = queue.SimpleQueue[Heard | Noted | Done | BaseException]
 
 
 class _Listener:
@@ -253,6 +254,8 @@ class Node:
                     shutil.rmtree(folder, ignore_errors=True)
                 yield message
                 return
+            elif not isinstance(message, Heard):
+                assert_never(message)
 
 
 @functools.cache  # which holds what it gives: where that goes, the folder does

@@ -12,11 +12,14 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from qbench.run import worker
 from qbench.run.events import Event, ServerFailed, ServerReady, TurnTaken
 from qbench.run.job import Job
 from qbench.run.processes import Child
+
+Awaited = TypeVar("Awaited", bound=Event)
 
 
 class ReferenceServer:
@@ -42,8 +45,7 @@ class ReferenceServer:
         try:
             child = self._child or self._start(deadline)
             child.answer(number)
-            taken = self._next(TurnTaken, deadline)
-            return taken.seconds if isinstance(taken, TurnTaken) else math.nan
+            return self._next(TurnTaken, deadline).seconds
         except TimeoutError:
             raise
         except (OSError, EOFError):
@@ -57,7 +59,7 @@ class ReferenceServer:
         self._next(ServerReady, deadline)
         return self._child
 
-    def _next(self, awaited: type[Event], deadline: Callable[[], float]) -> Event:
+    def _next(self, awaited: type[Awaited], deadline: Callable[[], float]) -> Awaited:
         """The next event of this type. Raises EOFError where the process ends before it."""
         for event in self._child.events(deadline) if self._child else ():
             if isinstance(event, awaited):
