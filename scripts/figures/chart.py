@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from qbench.report import charts
 from scripts.figures.values import ROOT, evaluate, row_of
 
 FILE = ROOT / "docs" / "assets" / "cogvideox-2b-h100.png"
@@ -21,13 +22,7 @@ ROWS = {
     "int8-dynamic": "INT8, torchao",
     "bf16": "BF16, diffusers",
 }
-COLOURS = {
-    "indistinguishable": "#009E73",
-    "drift": "#0072B2",
-    "degraded": "#E69F00",
-    "broken": "#D55E00",
-}
-OTHER = "#999999"
+COLOURS: dict[str, str] = dict(charts.VERDICTS.items())
 
 
 def plotted() -> list[list[object]]:
@@ -46,12 +41,10 @@ def draw() -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from qbench.report import charts
-
     rows = plotted()
     figure, axes = plt.subplots(figsize=(8, 3.1), layout="constrained")
     for place, (_, seconds, text, verdict) in enumerate(rows):
-        colour = COLOURS.get(str(verdict).rstrip("?"), OTHER)
+        colour = COLOURS[str(verdict).rstrip("?")]
         axes.barh(place, float(str(seconds)), color=colour, height=0.68)
         axes.text(float(str(seconds)) + 0.3, place, f"{text}  {verdict}", va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [str(row[0]) for row in rows], fontsize=10)

@@ -14,6 +14,7 @@ from scripts.figures import sizes
 from scripts.figures.values import PUBLISHED, Fault, evaluate
 
 COG, ZERO, WAN = "cogvideox-2b", "zeroscope-v2-xl", "wan2.1-1.3b"
+WORDS = {"cog": COG, "zero": ZERO, "wan": WAN}
 MODELS = {COG: "CogVideoX-2B", ZERO: "Zeroscope v2 XL", WAN: "Wan 2.1 1.3B"}
 STEPS, ZERO_STEPS, WAN_STEPS = "h100/steps", "h100/zeroscope", "h100/wan"
 WAN_FAST, WAN_LARGE = "h200/wan", "h200/wan-14b"
@@ -60,9 +61,7 @@ def row_of(
     name: str, cells: Mapping[str, tuple[str, list[Found]]], believed: str = "", note: str = ""
 ) -> Row:
     made = {
-        key: Cell(short=cells[word][0], found=tuple(cells[word][1]))
-        for word, key in (("cog", COG), ("zero", ZERO), ("wan", WAN))
-        if word in cells
+        WORDS[word]: Cell(short=short, found=tuple(found)) for word, (short, found) in cells.items()
     }
     return Row(name=name, believed=believed, cells=made, note=note)
 
@@ -135,7 +134,7 @@ def _millions(count: int) -> str:
 
 def _parameters() -> Row:
     cells = {}
-    for word, model in (("cog", COG), ("zero", ZERO), ("wan", WAN)):
+    for word, model in WORDS.items():
         parts = sizes.parameters(model)
         by_part = ", ".join(f"{name} {_millions(count)}" for name, count in parts.items())
         whole = sum(parts.values())
@@ -154,7 +153,7 @@ def _disk() -> Row:
         ZERO: (ZERO_STEPS, ("bf16", "int8", "fp8")),
         WAN: (WAN_STEPS, ("bf16", "fp8-dynamic")),
     }
-    for word, model in (("cog", COG), ("zero", ZERO), ("wan", WAN)):
+    for word, model in WORDS.items():
         parts = sizes.parameters(model)
         folder, recipes = stated[model]
         held = ", ".join(f"{name} {fig(f'{folder} {name} weights')}" for name in recipes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qbench.models import Found, Row
-from scripts.figures.model_rows import COG, WAN, ZERO, known, row, row_of, unmeasured
+from scripts.figures.model_rows import COG, WAN, WORDS, ZERO, known, row, row_of, unmeasured
 from scripts.figures.values import Fault
 
 PIPELINES = {COG: "CogVideoXPipeline", ZERO: "TextToVideoSDPipeline", WAN: "WanPipeline"}
@@ -126,7 +126,7 @@ def _lora() -> Row:
     loaders = {COG: "CogVideoXLoraLoaderMixin", ZERO: "StableDiffusionLoraLoaderMixin",
                WAN: "WanLoraLoaderMixin"}  # fmt: skip
     cells = {}
-    for word, model in (("cog", COG), ("zero", ZERO), ("wan", WAN)):
+    for word, model in WORDS.items():
         if loaders[model] not in _bases(PIPELINES[model]):
             raise Fault(f"{PIPELINES[model]} of {_version()} has no {loaders[model]}")
         adapters = hasattr(getattr(diffusers, DENOISERS[model]), "load_lora_adapter")
@@ -154,7 +154,7 @@ def _fine_tuning() -> Row:
         WAN: ("trained by finetrainers, of diffusers' makers",
               "https://github.com/huggingface/finetrainers"),
     }  # fmt: skip
-    for word, model in (("cog", COG), ("zero", ZERO), ("wan", WAN)):
+    for word, model in WORDS.items():
         kind = getattr(diffusers, DENOISERS[model])
         can = bool(kind._supports_gradient_checkpointing)
         text, address = scripts[model]
@@ -188,7 +188,7 @@ def _consistency() -> Row:
         "report of whole videos, and what the bundled model loses is in the results on quality.",
         cells={
             word: ("not measured between models", [unmeasured(text, _own(model, "scenes-v1"))])
-            for word, model in (("cog", COG), ("zero", ZERO), ("wan", WAN))
+            for word, model in WORDS.items()
         },
     )
 
@@ -208,6 +208,6 @@ def _camera() -> Row:
                 "as prompted, by words alone; not measured",
                 [unmeasured(text, _own(model, "camera-v1"))],
             )
-            for word, model in (("cog", COG), ("zero", ZERO), ("wan", WAN))
+            for word, model in WORDS.items()
         },
     )

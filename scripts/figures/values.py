@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from qbench.meters.profile import Class
 from qbench.quality.metrics.trajectory import ErrorGrowth
 from qbench.quality.statistics import paired_difference
 from qbench.report import tables
@@ -21,6 +22,7 @@ from qbench.results.record import Record
 ROOT = Path(__file__).parent.parent.parent
 PUBLISHED = ROOT / "results" / "published"
 AGAINST = " against "
+NUMBER = re.compile(r"[+-]?[\d,]+(?:\.\d+)?")
 CONSTANT = re.compile(r"(\d+(?:\.\d+)?)GiB")
 
 
@@ -59,12 +61,8 @@ class Row:
         profile = profiles_of(self.ranking).get(self.record.run)
         if profile is None:
             raise Fault(f"{self.record.run} has no profile")
-        by_kind: dict[str, float] = dict(profile.seconds())  # type: ignore[arg-type]
-        parts = KERNELS[kind]
-        known = [by_kind[part] for part in parts if part in by_kind]
-        if not known:
-            raise Fault(f"{self.record.run}: its profile has no {kind}")
-        return _seconds(sum(known))
+        seconds = profile.seconds()
+        return _seconds(sum(seconds[part] for part in KERNELS[kind]))
 
     def video_of(self, steps: int) -> Figure:
         """A video of more steps than were run, as what they add: an estimate."""
@@ -87,7 +85,7 @@ class Row:
         return Figure(f"{rate / 1e12:.0f} TFLOP/s", rate)
 
     def tflop(self, field: str) -> Figure:
-        value = getattr(self.record.work, field, None)
+        value = None if self.record.work is None else getattr(self.record.work, field)
         return Figure(tables.MISSING if value is None else f"{value / 1e12:.0f} TFLOP", value)
 
     def quality(self, name: str, form: str) -> Figure:
@@ -163,10 +161,10 @@ class Row:
         return Figure(f"{share:.0%}", share)
 
 
-KERNELS = {
+KERNELS: dict[str, tuple[Class, ...]] = {
     "attention": ("attention",),
     "gemm": ("gemm",),
-    "other": ("pointwise", "movement", "other"),
+    "other": ("pointwise", "movement"),
 }
 
 
@@ -298,7 +296,11 @@ def row_of(folder: str, recipe: str, fields: dict[str, str]) -> Row:
 def _field(record: Record, dotted: str) -> str:
     value: object = record.recipe.model_dump()
     for part in dotted.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+        if value is None:  # a section that this recipe has not
+            break
+        if not isinstance(value, dict) or part not in value:
+            raise Fault(f"recipes have no field {dotted}")
+        value = value[part]
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -353,7 +355,11 @@ def evaluate(expression: str) -> Figure:
     unit = left.text.rpartition(" ")[2]
     if unit in ("ms", "s"):
         return _seconds(value)
-    return _bytes(value) if unit.endswith("iB") else Figure(f"{value:.2f}", value)
+    if unit.endswith("iB"):
+        return _bytes(value)
+    if unit != "dB" and not NUMBER.fullmatch(left.text):
+        raise Fault(f"{expression!r}: figures such as {left.text} are not added up")
+    return Figure(f"{value:.2f}", value)
 
 
 def _paired(expression: str, other: str) -> Figure:

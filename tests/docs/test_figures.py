@@ -1,11 +1,14 @@
 """Figures in the documents are those of the published records."""
 
+import typing
 from pathlib import Path
 
 import pytest
 
+from qbench.meters.profile import Class
+from qbench.recipe import schema
 from scripts.figures import __main__ as command
-from scripts.figures import chart, documents, values
+from scripts.figures import chart, documents, model_rows, values
 
 TABLE = """<!-- figures
 from: h100/videos
@@ -38,6 +41,17 @@ def test_wrong_figure_is_named_with_its_line(
     shown = capsys.readouterr().err
     assert "page.md:3: the records say" in shown
     assert "-->14.4 s<!--/-->" in shown
+
+
+def test_every_kind_of_kernels_is_in_a_share() -> None:
+    kinds = [kind for parts in values.KERNELS.values() for kind in parts]
+    assert sorted(kinds) == sorted(typing.get_args(Class))
+
+
+def test_every_verdict_has_a_colour_in_the_chart_and_a_model_that_is_none_no_cell() -> None:
+    assert set(typing.get_args(schema.Verdict)) == chart.COLOURS.keys()
+    with pytest.raises(KeyError, match="wam"):
+        model_rows.row("speed", wam=("none", []))
 
 
 def test_seconds_do_not_contradict_the_speed_up_beside_them() -> None:
@@ -86,6 +100,8 @@ def test_expressions_relate_figures_and_choose_by_field() -> None:
         ("a <!--= h100/videos fast psnr against bf16 -->1<!--/-->", "bf16 has no psnr of the same"),
         ("a <!--= h100/cards fast peak -->1<!--/-->", "3 records fast"),
         ("a <!--= h100/steps fast psnr -->1<!--/-->", "the record has none"),
+        ("a <!--= h100/videos fast measure.steps=None video -->1<!--/-->", "no field measure.step"),
+        ("a <!--= h100/videos fast speed-up - exact speed-up -->1<!--/-->", "2.36x are not added"),
         ("<!--= h100/videos fast video -->1<!--/-->", "may not begin a line"),
         ("- In\n  <!--= h100/videos fast video -->1<!--/-->", "2: a mark may not begin a line"),
         ("- <!--= h100/videos fast video -->1<!--/-->", "may not begin a line"),
