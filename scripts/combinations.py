@@ -33,7 +33,7 @@ from pydantic import ValidationError
 from qbench import support
 from qbench.meters.environment import Environment
 from qbench.recipe import schema
-from qbench.recipe.choices import FIXED
+from qbench.recipe.choices import ENGINES, FIXED, CacheKind
 from qbench.recipe.schema import Variant
 from qbench.run import machines, processes
 from qbench.run.failures import named
@@ -57,6 +57,20 @@ CALIBRATED = (
     ("svdquant", ("qbench", "int4_weight_only")),
 )
 LITTLE = {"prompts": 1, "steps": 1, "samples": 64}
+CACHES: dict[CacheKind, dict[str, Any]] = {
+    "first_block": {"threshold": 0.5},
+    "pab": {"interval": 2},
+    "faster": {"interval": 2},
+    "taylorseer": {"interval": 2},
+    "mag": {"threshold": 1.0, "prompts": 1},
+    "sea": {"threshold": 0.3},
+    "dbcache": {"threshold": 0.5, "front": 1, "first": 2},
+}
+# Axes of which nothing is tried: what several processes or a folder make, and what says how much.
+LEFT_OUT = (
+    "sparse_attention", "parallel", "step_share", "seed_offset", "fault", "engine_options",
+    "exported",
+)  # fmt: skip
 
 
 def choices() -> dict[str, list[Any]]:
@@ -74,22 +88,16 @@ def choices() -> dict[str, list[Any]]:
         for method, (backend, scheme) in CALIBRATED
     ]
     return {
-        "dtype": ["fp32", "fp16"],
+        "dtype": [dtype for dtype in typing.get_args(schema.Dtype) if dtype != "bf16"],
         "fuse_qkv": [True],
         "quantize": schemes,
         "attention": [kind for kind in typing.get_args(schema.Attention) if kind != "auto"],
-        "cache": [
-            {"kind": "first_block", "threshold": 0.5},
-            *({"kind": kind, "interval": 2} for kind in ("pab", "faster", "taylorseer")),
-            {"kind": "mag", "threshold": 1.0, "prompts": 1},
-            {"kind": "sea", "threshold": 0.3},
-            {"kind": "dbcache", "threshold": 0.5, "front": 1, "first": 2},
-        ],
+        "cache": [{"kind": kind, **CACHES[kind]} for kind in typing.get_args(CacheKind)],
         "compile": [{"scope": "blocks"}, {"scope": "model"}],
         "cuda_graph": [True],
         "memory": [{"offload": kind} for kind in ("model", "sequential", "group")],
-        "decode": [{kind: True} for kind in ("fused", "strips", "split_norms")],
-        "engine": ["onnxruntime", "tensorrt"],
+        "decode": [{kind: True} for kind in schema.Decode.model_fields],
+        "engine": [one for one in ENGINES if one != "aoti"],  # which compiles for minutes
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from conftest import ROOT
 
 from qbench import support
 from qbench.meters import environment
-from qbench.recipe.schema import Variant
+from qbench.recipe.schema import Compile, Memory, Variant
 from qbench.results import store
 from scripts import combinations
 
@@ -75,6 +76,16 @@ def test_no_rule_refuses_what_ran_and_every_choice_ran() -> None:
         missing = _missing(those)
         assert all(any(word in each for word in but) for each in missing), missing
         assert all(any(word in each for each in missing) for word in but), "a word is there no more"
+
+
+def test_every_axis_is_tried_or_left_out_by_name() -> None:
+    tried = combinations.choices()
+    assert tried.keys().isdisjoint(combinations.LEFT_OUT)
+    assert {*tried, *combinations.LEFT_OUT} == set(Variant.model_fields)
+    for axis, section, field in (("memory", Memory, "offload"), ("compile", Compile, "scope")):
+        kinds = typing.get_args(section.model_fields[field].annotation)
+        names = {name for kind in kinds for name in typing.get_args(kind) or (kind,)}
+        assert {value[field] for value in tried[axis]} == names - {type(None)}
 
 
 def _missing(variants: list[Variant]) -> set[str]:
