@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import ROOT
 from pipelines import tiny
 
 import qbench
+from qbench import calls
 from qbench.optimizations import axes
 from qbench.pipelines import specs
 from qbench.recipe.schema import Recipe
@@ -159,6 +161,17 @@ def test_calls_that_a_cache_cannot_serve_say_so_and_leave_it_on(tmp_path: Path) 
         with pytest.raises((qbench.InputError, qbench.Unsupported), match=said):
             pipe(PROMPT, generator=_seeded(), **(asked | change))
         assert torch.equal(pipe(PROMPT, generator=_seeded(), **asked).frames, before)
+
+
+def test_a_call_with_too_few_frames_for_compiled_int8_gemms_is_refused(tmp_path: Path) -> None:
+    """On a GPU, which alone has that limit; it is another number than the recipe's."""
+    pipe = tiny.build("unet", tmp_path, torch.bfloat16).pipe
+    quantize = {"backend": "torchao", "scheme": "int8_dynamic", "exclude": ["time_embedding"]}
+    qbench.apply(pipe, _recipe(dtype="bf16", quantize=quantize, compile={"scope": "blocks"}))
+    state = getattr(pipe, calls.STATE)
+    state._machine = dataclasses.replace(state._machine, device="cuda", capability=(9, 0))
+    with pytest.raises(qbench.Unsupported, match="so few frames"):
+        pipe(PROMPT, num_frames=8, height=tiny.HEIGHT, width=tiny.WIDTH)
 
 
 def test_restore_gives_the_pipeline_back_and_says_what_stays() -> None:
