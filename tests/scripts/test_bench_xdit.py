@@ -57,7 +57,7 @@ def test_ranks_parts_have_the_error_of_the_whole(dim: int) -> None:
 
 def test_half_of_attention_missing_is_seen_only_where_attention_matters() -> None:
     from qbench.optimizations.parallel.tokens import plain
-    from qbench.pipelines import cogvideox
+    from qbench.pipelines import families
 
     def half(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         keys = k.shape[1] // 2
@@ -65,12 +65,13 @@ def test_half_of_attention_missing_is_seen_only_where_attention_matters() -> Non
 
     args = argparse.Namespace(**SIZE, device="cpu")
     pipe, call = bench_xdit.pipeline(args)
+    video = families.wrap(pipe)
     before = {name: x.clone() for name, x in pipe.transformer.state_dict().items()}
 
     def error() -> float:
-        cogvideox.set_attention(pipe.transformer, plain)
+        video.set_attention(plain)
         right = bench_xdit.first_step(pipe, call)["denoiser"]
-        cogvideox.set_attention(pipe.transformer, half)
+        video.set_attention(half)
         wrong = bench_xdit.first_step(pipe, call)["denoiser"]
         off, of = bench_xdit.distance(wrong, right, 0)
         return (off / of) ** 0.5
