@@ -69,7 +69,8 @@ def planned(
         with mistakes.kept():
             found += shipped.find(word)
     mistakes.tell()
-    told_left_out([line for word in words for line in shipped.passed_over(word)])
+    if left_out := [line for word in words for line in shipped.passed_over(word)]:
+        told_left_out(left_out)  # which loads what reads records
     paths = [path for path in found if path.stem != shipped.BASE]
     if not paths:
         raise InputError(f"{found[0]}: is what other recipes extend, and none to run by itself")
