@@ -1,14 +1,17 @@
 """What a sweep on Ray gains by a second GPU: the same runs over all GPUs and over one.
 
-    python -m scripts.bench_ray --out FILE [--gpus 0,1] [--videos 256] [--turns 1] [--work FOLDER]
-        [--device cuda] [--set FIELD=VALUE]
+    python -m scripts.bench_ray --out FILE [--gpus 0,1] [--beside 2] [--videos 256] [--turns 1]
+        [--work FOLDER] [--device cuda] [--set FIELD=VALUE]
 
 Twelve runs of the bundled model whose quality is measured and whose latency is not, each sweep in a
 folder of its own and on a cluster that `--ray local` starts for it. Before the first, a sweep of
 few videos fills what compilers and the disk's cache keep, so that neither order of the two is
-favoured; in every second turn it is the other way round. What is timed is the whole command,
-Ray's start included. The file says of each run how it ended and what its videos' digest is; if a
-run is not ok, or its videos are not bit for bit those of the first sweep, the script ends with 1.
+favoured; in every second turn it is the other way round. With --beside both happen at the same
+time, the one on a GPU of its own: long sweeps, whose starts and ends count for less, are done
+sooner. What one of them disturbs in the other is then in their times. What is timed is the whole
+command, Ray's start included. The file says of each run how it ended and what its videos' digest
+is; if a run is not ok, or its videos are not bit for bit those of the first sweep, the script ends
+with 1.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,6 +99,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--gpus", default="0,1", help="all of them; the first is the one alone")
+    parser.add_argument("--beside", metavar="GPU", help="the one alone, at the same time")
     parser.add_argument("--videos", type=int, default=256, help="of each run")
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--work", type=Path, help="folder for the runs; else a temporary one")
@@ -107,15 +112,22 @@ def main() -> None:
     shutil.rmtree(work / "warm", ignore_errors=True)
     rows: list[dict[str, Any]] = []
     settings.append(f"prompts.count={args.videos}")
+
+    def measured(turn: int, gpus: str) -> None:
+        folder = work / f"{turn}-{gpus.replace(',', '-') or 'none'}"
+        row = swept(folder, gpus, args.device, settings)
+        rows.append({"turn": turn, "videos": args.videos, "beside": args.beside is not None, **row})
+        bench.write(args.out, args.device, rows=rows)
+        shutil.rmtree(folder)
+        print(f"{row['gpus']} GPUs: {row['s']:.1f} s", flush=True)
+
+    alone = args.gpus.split(",")[0] if args.beside is None else args.beside
     for turn in range(args.turns):
-        both = [args.gpus, args.gpus.split(",")[0]]
-        for gpus in both if turn % 2 == 0 else both[::-1]:
-            folder = work / f"{turn}-{gpus.replace(',', '-') or 'none'}"
-            row = swept(folder, gpus, args.device, settings)
-            rows.append({"turn": turn, "videos": args.videos, **row})
-            bench.write(args.out, args.device, rows=rows)
-            shutil.rmtree(folder)
-            print(f"{row['gpus']} GPUs: {row['s']:.1f} s", flush=True)
+        both = [args.gpus, alone] if turn % 2 == 0 else [alone, args.gpus]
+        with ThreadPoolExecutor(1 if args.beside is None else 2) as pool:
+            list(pool.map(measured, (turn, turn), both))
+    rows.sort(key=lambda row: (row["turn"], -row["gpus"]))
+    bench.write(args.out, args.device, rows=rows)
     print(table(rows))
     if found := faults(rows):
         raise SystemExit("\n".join(found))
