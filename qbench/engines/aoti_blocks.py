@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from qbench.engines import aoti, weights
 from qbench.engines.base import run_of
 from qbench.errors import Unsupported
-from qbench.pipelines.base import blocks_of
+from qbench.pipelines.blocks import blocks_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from qbench.errors import InputError, Unsupported
 from qbench.pipelines import attention, noise, schedulers
+from qbench.pipelines.blocks import blocks_of
 from qbench.pipelines.sizes import Grid
 from qbench.pipelines.values import Conditioning, Resolved
 
@@ -388,19 +389,3 @@ def frames_of(video: Tensor) -> Tensor:
     frames = video.float() / 2 + 0.5
     # Infinity would be clamped to white, and nobody would see that the decoder had overflown.
     return frames.clamp(0, 1).masked_fill(~frames.isfinite(), float("nan")).transpose(1, 2)
-
-
-def blocks_of(module: Module) -> list[Module]:
-    """The blocks that a denoiser of diffusers is a stack of. Raises Unsupported without any."""
-    from diffusers.hooks._helpers import TransformerBlockRegistry
-
-    names = getattr(module, "_repeated_blocks", None)
-    if names:
-        found = [layer for layer in module.modules() if type(layer).__name__ in names]
-    else:
-        TransformerBlockRegistry._register()
-        kinds = tuple(TransformerBlockRegistry._registry)
-        found = [layer for layer in module.modules() if isinstance(layer, kinds)]
-    if not found:
-        raise Unsupported(f"diffusers names no repeated blocks of a {type(module).__name__}")
-    return found

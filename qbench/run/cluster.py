@@ -11,14 +11,13 @@ import contextlib
 import os
 import secrets
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast
 
 from qbench.errors import InputError, nearest, one_line
 from qbench.meters.environment import Environment, variables
@@ -120,7 +119,7 @@ class Cluster:
         if address != "auto":
             reachable.check(address)
         ray = _ray()
-        with _own_errors() as said:
+        with reachable.own_errors() as said:
             try:
                 ray.init(address=address, logging_level="ERROR", log_to_driver=False)
             except Exception as error:  # of a dozen types, by what is wrong with the cluster
@@ -381,19 +380,6 @@ def _machine(node: Mapping[str, object]) -> Machine:
         cpus=int(resources.get("CPU", 0)),
         kinds=tuple(sorted(accelerators + own)),
     )
-
-
-@contextlib.contextmanager
-def _own_errors() -> Iterator[IO[bytes]]:
-    """The file that takes standard error meanwhile: Ray's C++ writes there, a line each second."""
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield said
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def _line(error: BaseException) -> str:

@@ -1,10 +1,14 @@
-"""What answers at the address of a cluster, before Ray is asked, which would try for minutes."""
+"""What answers at the address of a cluster: before Ray is asked, which would try for minutes, and
+what Ray says of it, which is more than a line."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+import tempfile
+from collections.abc import Iterator
+from typing import IO
 
 from qbench.errors import InputError
 
@@ -33,3 +37,16 @@ def check(address: str) -> None:
         raise InputError(f"--ray {address}: no cluster answers there: {why}") from None
     if said[3:] != SETTINGS:
         raise InputError(f"--ray {address}: what answers there is no Ray cluster's head")
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[IO[bytes]]:
+    """The file that takes standard error meanwhile: Ray's C++ writes there, a line each second."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
