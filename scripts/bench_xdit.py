@@ -21,7 +21,6 @@ that fails, or takes longer than --row-limit, is a line with the reason.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -37,7 +36,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from qbench import textfile
 from qbench.errors import one_line
+from qbench.meters import environment
 from qbench.meters.clock import Clock
 from scripts import bench
 
@@ -256,15 +257,13 @@ def _rank(way: Way, rank: int, args: argparse.Namespace, folder: Path) -> None:
         found = _run(way, rank, args, folder)
     except Exception as error:
         found = {"reason": f"{type(error).__name__}: {one_line(error, 300)}"}
-    part = folder / f"{rank}.part"
-    part.write_text(json.dumps(found))
-    part.rename(folder / f"{rank}.json")
+    textfile.replace(folder / f"{rank}.json", json.dumps(found))
     time.sleep(20)  # the other one may still read what this one sends; `measured` ends both
     os._exit(0)
 
 
 def measured(way: Way, args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """A row: what its processes found, or the reason of the first that failed."""
+    """Of a row: what its processes found, or the reason of the first that failed."""
     folder = Path(tempfile.mkdtemp(prefix=f"{way.name}-", dir=work))
     spawn = multiprocessing.get_context("spawn")
     began = time.monotonic()
@@ -292,7 +291,7 @@ def measured(way: Way, args: argparse.Namespace, work: Path) -> dict[str, Any]:
             process.kill()
             process.join()
     whole_s = time.monotonic() - began
-    return {**vars(way), "name": way.name, "gpus": way.gpus, "s": whole_s, **combined(found)}
+    return {"s": whole_s, **combined(found)}
 
 
 def combined(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -339,16 +338,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def main() -> None:
     names = [way.name for way in WAYS]
     parser = argparse.ArgumentParser(
@@ -374,17 +363,17 @@ def main() -> None:
         "model": MODEL,
         "size": {name: getattr(args, name) for name in ("frames", "height", "width")},
         "changed": {k: v for k in ("layers", "heads", "attention", "set") if (v := vars(args)[k])},
-        "versions": _versions(),
+        "versions": environment.libraries(PACKAGES),
     }
     with tempfile.TemporaryDirectory(prefix="bench-xdit-") as work:
         for way in WAYS:
             if way.name not in args.only:
                 continue
             if time.monotonic() - began > args.limit:
-                row = {**vars(way), "name": way.name, "gpus": way.gpus}
-                row["reason"] = f"not begun after {args.limit:.0f} s"
+                found = {"reason": f"not begun after {args.limit:.0f} s"}
             else:
-                row = measured(way, args, Path(work))
+                found = measured(way, args, Path(work))
+            row = {**vars(way), "name": way.name, "gpus": way.gpus, **found}
             rows.append(row)
             bench.write(args.out, args.device, **facts, rows=rows)
             print(table([row]).splitlines()[-1], flush=True)

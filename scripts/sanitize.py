@@ -117,22 +117,21 @@ def plant() -> None:
 
 def checked(tool: str, limit: float) -> Iterator[dict[str, Any]]:
     """What a tool finds in the planted kernel, and then in the tests of one file more each time."""
-    said = run(tool, limit, "-c", "from scripts import sanitize; sanitize.plant()")
-    row: dict[str, Any] = {"tool": tool, "planted": errors(said or ""), "tests": []}
+    said = run(tool, limit, "-c", "from scripts import sanitize; sanitize.plant()") or ""
+    row: dict[str, Any] = {"tool": tool, "planted": errors(said), "tests": []}
     print(f"{tool}: planted {row['planted']}", flush=True)
     yield row
     for file, which in chosen(tool).items():
-        said = run(tool, limit, *pytest_words(f"{HERE}/{file}", which))
-        row["tests"].append(
-            {
-                "file": file,
-                "passed": counted(said or "", "passed"),
-                "failed": counted(said or "", "failed") + counted(said or "", "error"),
-                "errors": errors(said or ""),
-            }
-        )
-        print(f"{tool}: {row['tests'][-1]}", flush=True)
-        if not _clean(row["tests"][-1]):
+        said = run(tool, limit, *pytest_words(f"{HERE}/{file}", which)) or ""
+        test = {
+            "file": file,
+            "passed": counted(said, "passed"),
+            "failed": counted(said, "failed") + counted(said, "error"),
+            "errors": errors(said),
+        }
+        row["tests"].append(test)
+        print(f"{tool}: {test}", flush=True)
+        if not _clean(test):
             print(*(said or "too slow").splitlines()[-SHOWN:], sep="\n", flush=True)
         yield row
 
@@ -158,12 +157,12 @@ def main() -> None:
     if not shutil.which(TOOL):
         parser.error(f"{TOOL} is not installed: it comes with the CUDA toolkit")
     version = subprocess.run([TOOL, "--version"], capture_output=True, text=True).stdout
+    told = version.strip().splitlines()[-1:]
     rows: dict[str, dict[str, Any]] = {}
     for tool in args.tools:
         for row in checked(tool, args.limit):
             rows[tool] = row
             if args.out:
-                told = version.strip().splitlines()[-1:]
                 bench.write(args.out, "cuda", sanitizer=told, rows=list(rows.values()))
     if not all(map(clean, rows.values())):
         sys.exit(1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import sys
@@ -46,10 +45,6 @@ def place(module: Module, signature: Signature, example: Mapping[str, Tensor]) -
 
     if not _plain(module):
         return None
-    versions = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     weights = {name: (str(p.dtype), list(p.shape)) for name, p in module.named_parameters()}
     buffers = hashlib.sha256()
     for name, value in module.named_buffers():
@@ -58,7 +53,7 @@ def place(module: Module, signature: Signature, example: Mapping[str, Tensor]) -
         buffers.update(content.numpy().tobytes())
     facts = [
         environment.code(),
-        versions,
+        environment.libraries(LIBRARIES),
         f"{type(module).__module__}.{type(module).__qualname__}",
         repr(module),
         repr(dict(module.config)),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -174,14 +176,12 @@ def code(*more: str) -> str:
     return hashed.hexdigest()[:12]
 
 
-def libraries() -> dict[str, str]:
-    """Versions of those of LIBRARIES that are installed."""
+def libraries(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
+    """Versions of those that are installed."""
     versions = {}
-    for name in LIBRARIES:
-        try:
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 

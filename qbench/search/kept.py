@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,10 +45,6 @@ def made_from(
     from qbench.meters import environment
     from qbench.recipe.schema import digest
 
-    versions = {}
-    for name in LIBRARIES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     outliers = recipe.outliers.model_dump() if recipe.outliers else None
     facts: dict[str, object] = {
         "model": [model.digest(recipe.weights), recipe.weights_variant, outliers],
@@ -62,7 +56,7 @@ def made_from(
         "--every": every,
         "device": device,
         "version of qbench": environment.code("search"),
-        "version of a library": versions,
+        "version of a library": environment.libraries(LIBRARIES),
     }
     return {name: digest(fact) for name, fact in facts.items()}
 
