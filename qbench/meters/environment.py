@@ -27,6 +27,7 @@ LIBRARIES = (  # every one that a choice of a recipe may compute with
     "flash-attn",
     "flash-attn-3",
     "flash-attn-4",
+    "fa3-fwd",
     "onnx",
     "onnxscript",
     "onnxruntime",

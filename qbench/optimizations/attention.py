@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qbench.errors import Unsupported
+from qbench.optimizations import flash_attention_3
 from qbench.optimizations.changes import Changes
+from qbench.optimizations.flash_attention_3 import FORWARD_OF_3, OWN, first
 from qbench.optimizations.rules import Machine, ModelFacts, Rule, always
 from qbench.pipelines.attention import Kernel as AttentionFunction
 from qbench.recipe.choices import SPARSE
@@ -147,46 +149,15 @@ def _sage() -> AttentionFunction:
 def _flash_4() -> AttentionFunction:
     from flash_attn.cute import flash_attn_func
 
-    return _opaque("flash_4", lambda q, k, v: _first(flash_attn_func(q, k, v)))
+    return _opaque("flash_4", lambda q, k, v: first(flash_attn_func(q, k, v)))
 
 
 def _flash_3() -> AttentionFunction:
-    """From FlashAttention 3's own package, or from the library inside xformers' wheel."""
-    import importlib.util
-
-    import torch
-
-    if importlib.util.find_spec("flash_attn_interface"):
-        from flash_attn_interface import flash_attn_func
-
-        return _opaque("flash_3", lambda q, k, v: _first(flash_attn_func(q, k, v)))
-    _load_library_of_xformers()
-    return _opaque("flash_3", lambda q, k, v: torch.ops.flash_attn_3.fwd(q, k, v)[0])
+    return _opaque("flash_3", flash_attention_3.forward())
 
 
 def _flash_3_fp8() -> AttentionFunction:
-    """By FlashAttention 3's own package; the library inside xformers has no FP8 kernels."""
-    from flash_attn_interface import flash_attn_func
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q8, k8, v8 = (per_head(x) for x in (q, k, v))
-        scales = {"q_descale": q8[1], "k_descale": k8[1], "v_descale": v8[1]}
-        return _first(flash_attn_func(q8[0], k8[0], v8[0], **scales)).to(q.dtype)
-
-    return _opaque("flash_3_fp8", attend)
-
-
-def per_head(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x: (batch, tokens, heads, channels) in FP8 (E4M3), and what each head is to be scaled by.
-
-    The scales are (batch, heads) float32: as FlashAttention 3 takes them.
-    """
-    import torch
-
-    format = torch.finfo(torch.float8_e4m3fn)
-    scales = x.float().abs().amax((1, 3)).clamp_min(format.tiny) / format.max
-    rounded = (x.float() / scales[:, None, :, None]).clamp(format.min, format.max)
-    return rounded.to(torch.float8_e4m3fn), scales
+    return _opaque("flash_3_fp8", flash_attention_3.forward_in_fp8())
 
 
 def _torchao_fp8() -> AttentionFunction:
@@ -206,30 +177,6 @@ def _torchao_fp8() -> AttentionFunction:
         return out.transpose(1, 2)
 
     return _opaque("torchao_fp8", attend)
-
-
-def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _load_library_of_xformers() -> None:
-    """Load the library alone: the package around it insists on the torch that it was built with."""
-    import ctypes
-    import importlib.util
-    from pathlib import Path
-
-    import torch
-
-    spec = importlib.util.find_spec("xformers")
-    library = Path((spec.origin if spec else None) or "").parent / "flash_attn_3" / "_C.so"
-    if not library.is_file():
-        raise Unsupported("FlashAttention 3 is not installed: pip install xformers==0.0.34")
-    # The library is linked against CUDA 12's runtime, which a torch built for 13 does not bring.
-    runtime = importlib.util.find_spec("nvidia.cuda_runtime")
-    for folder in runtime.submodule_search_locations or () if runtime else ():
-        for path in Path(folder).glob("lib/libcudart.so.12"):
-            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    torch.ops.load_library(str(library))
 
 
 def _opaque(name: str, run: AttentionFunction) -> AttentionFunction:
@@ -281,7 +228,8 @@ def _heads_of_64_or_128(_: Variant, model: ModelFacts) -> bool:
 
 
 PACKAGES = (
-    "flash_attn_interface",
+    OWN,
+    FORWARD_OF_3,
     "flash_attn.cute",
     "flash_attn.flash_attn_interface",
     "sageattention",
@@ -320,15 +268,28 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "FlashAttention 3",
         _is("flash-3"),
-        lambda m: bool({"flash_attn_interface", "xformers"} & m.packages),
+        lambda m: bool({OWN, FORWARD_OF_3, "xformers"} & m.packages),
         "FlashAttention 3 is not installed: pip install --no-deps xformers==0.0.34 "
         "nvidia-cuda-runtime-cu12",
     ),
     Rule(
+        "FlashAttention 3 in FP16",
+        lambda variant: variant.attention == "flash-3" and variant.dtype == "fp16",
+        lambda m: FORWARD_OF_3 not in m.packages or bool({OWN, "xformers"} & m.packages),
+        "fa3-fwd has FlashAttention 3's kernels in BF16 and FP8 alone: "
+        "pip install --no-deps xformers==0.0.34 nvidia-cuda-runtime-cu12",
+    ),
+    Rule(
         "FlashAttention 3's FP8 kernels",
-        _is("flash-3-fp8", "torchao-fp8"),
-        lambda m: "flash_attn_interface" in m.packages,
-        "FlashAttention 3's own package, which alone has its FP8 kernels, is not installed: it is "
+        _is("flash-3-fp8"),
+        lambda m: bool({OWN, FORWARD_OF_3} & m.packages),
+        "FlashAttention 3's FP8 kernels are not installed: pip install --no-deps fa3-fwd==0.0.3",
+    ),
+    Rule(
+        "torchao's low-precision attention",
+        _is("torchao-fp8"),
+        lambda m: OWN in m.packages,
+        "FlashAttention 3's own package, whose operators torchao calls, is not installed: it is "
         "built from hopper/ of github.com/Dao-AILab/flash-attention",
     ),
     Rule(

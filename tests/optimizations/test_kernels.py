@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from qbench.optimizations import attention, axes, quantization
+from qbench.optimizations import axes, flash_attention_3, quantization
 from qbench.optimizations.kernels import fp8_attention, fp8_linear, rows, vae_conv
 from qbench.optimizations.vae import patch
 from qbench.pipelines import cogvideox_layers, specs
@@ -535,7 +535,7 @@ def test_scales_of_a_head_fill_fp8() -> None:
     """What FlashAttention 3 takes: the largest value of each head is FP8's own largest."""
     x = torch.randn(2, 50, 3, 16, generator=torch.Generator().manual_seed(0)) * 70
     x[:, :, 1] = 0
-    rounded, scales = attention.per_head(x)
+    rounded, scales = flash_attention_3.per_head(x)
     assert rounded.dtype == torch.float8_e4m3fn
     assert scales.shape == (2, 3)
     assert rounded.float().abs().amax((1, 3))[:, [0, 2]].unique().tolist() == [448]
