@@ -272,6 +272,18 @@ def test_videos_equal_to_the_bit_leave_nothing_open() -> None:
     )
 
 
+def test_an_interval_below_every_video_does_not_make_other_videos_of_them() -> None:
+    """Tokens split over two processes: six of eight videos equal to the bit, none below 62 dB."""
+    most = [100.0, 62.0, 100.0, 67.8, 100.0, 100.0, 100.0, 100.0]
+    same = {**cut(REFERENCE, 8), "psnr": sampled(np.array(most))}
+    assert (same["psnr"].summary or summarise(most)).low < MARGINS["psnr"] < min(most)
+    found = judge([Candidate("v", same)], cut(REFERENCE, 8), Floor(), MARGINS)[0]
+    assert found.text == "indistinguishable"
+    assert "at least 62.0" in found.because
+    one = Candidate("v", {**same, "psnr": sampled(np.array([100.0, 45.0, *most[2:]]))}, older=True)
+    assert judge([one], cut(REFERENCE, 8), Floor(), MARGINS)[0].verdict == "drift"
+
+
 def test_a_gain_beyond_the_margin_is_a_change() -> None:
     found = said(variant(loss=-2.0))
     assert found.verdict == "drift"
