@@ -259,6 +259,7 @@ FIGURES: dict[str, Callable[[Row], Figure]] = {
     "n": lambda row: Figure(str(len(row.record.latency_s) or sum(map(len, row.record.step_s)))),
     "date": lambda row: Figure(row.record.started[:10]),
     "device": lambda row: Figure(row.record.environment.device_name),
+    "recipe": lambda row: Figure(f"`{row.record.recipe.name}`"),
 }
 
 
