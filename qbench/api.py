@@ -36,7 +36,7 @@ def load_recipe(
         if texts:
             raise InputError("overrides are for a recipe's file; use Recipe.model_copy for one")
         return recipe
-    found = shipped.find(str(recipe))
+    found, _ = shipped.find(str(recipe))
     if len(found) != 1:
         raise InputError(f"{recipe}: a folder of {len(found)} recipes; name one of them")
     return files.load(found[0], texts)
@@ -176,7 +176,7 @@ def _file(recipe: str | Path | Recipe, scratch: Path, name: str) -> Path:
         path = scratch / f"{name}.yaml"
         path.write_text(recipe.model_dump_json(exclude_unset=True), encoding="utf-8")  # YAML too
         return path
-    found = shipped.find(str(recipe))
+    found, _ = shipped.find(str(recipe))
     if len(found) != 1:
         raise InputError(f"{recipe}: {len(found)} recipes{nearest(str(recipe), shipped.names())}")
     return found[0]

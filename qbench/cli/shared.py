@@ -65,11 +65,14 @@ def planned(
     }
     mistakes = Mistakes()
     found: list[Path] = []
+    left_out: list[str] = []
     for word in words:
         with mistakes.kept():
-            found += shipped.find(word)
+            recipes, passed_over = shipped.find(word)
+            found += recipes
+            left_out += passed_over
     mistakes.tell()
-    if left_out := [line for word in words for line in shipped.passed_over(word)]:
+    if left_out:
         told_left_out(left_out)  # which loads what reads records
     paths = [path for path in found if path.stem != shipped.BASE]
     if not paths:

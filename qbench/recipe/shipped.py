@@ -49,44 +49,37 @@ def path(name: str) -> Path:
     raise InputError(f"no recipe {brief(name)} is shipped{nearest(name, names())}")
 
 
-def find(word: str) -> list[Path]:
+def find(word: str) -> tuple[list[Path], list[str]]:
     """The recipe or the recipes that a word on the command line stands for.
+
+    And a line for each place where nobody may look, so that this was found elsewhere.
 
     A file, a folder that `qbench export` wrote, a folder of either (its base left out), or the name
     of a shipped recipe or folder: `int8`, `attention/fp8`, `cache`, or `recipes` for those at the
-    top. What exists wins over what is shipped, a recipe over a folder of its name; `passed_over`
-    says what nobody could see. Raises InputError with the nearest name.
+    top. What exists wins over what is shipped, a recipe over a folder of its name. Raises
+    InputError with the nearest name.
     """
     given = textfile.expanded(word)
-    if textfile.is_file(given):
-        return [given]
-    if is_exported(given):
-        return [given]
-    if textfile.is_folder(given) and (inside := _inside(given)):
-        return inside
+    if textfile.is_file(given) or is_exported(given):
+        return [given], []
+    is_folder = textfile.is_folder(given)
+    inside, passed_over = _inside(given) if is_folder else ([], [])
+    if inside:
+        return inside, passed_over
+    if textfile.is_closed(given):
+        passed_over = [textfile.closed(given)]
     name = word.strip("/")
     if name in names() and not word.endswith("/"):
-        return [path(name)]
+        return [path(name)], passed_over
     folder = FOLDER if name == "recipes" else FOLDER / name
-    if name in _folders() and (inside := _inside(folder)):
-        return inside
-    if textfile.is_folder(given):
-        left_out = (f"left out: {line}" for line in passed_over(word))
+    if name in _folders() and (recipes := _inside(folder)[0]):
+        return recipes, passed_over
+    if is_folder:
+        left_out = (f"left out: {line}" for line in passed_over)
         raise InputError(f"{word}: no recipes (*.yaml) in this folder", *left_out)
-    if textfile.is_closed(given):
-        raise InputError(textfile.closed(word))
+    if passed_over:
+        raise InputError(*passed_over)
     raise InputError(f"{shortened(word)}: no such recipe{_near(given, name)}")
-
-
-def passed_over(word: str) -> list[str]:
-    """A line for each place where `find` could not look: nobody may, and it looked elsewhere."""
-    given = textfile.expanded(word)
-    if textfile.is_closed(given):
-        return [textfile.closed(given)]
-    if not textfile.is_folder(given):
-        return []
-    inner = [path for path in _entries(given) if path.suffix != ".yaml"]
-    return [textfile.closed(path) for path in inner if textfile.is_closed(path / EXPORTED)]
 
 
 def is_exported(folder: Path) -> bool:
@@ -118,16 +111,16 @@ def _name(file: Path) -> str:
     return file.relative_to(FOLDER).with_suffix("").as_posix()
 
 
-def _inside(folder: Path) -> list[Path]:
-    recipes = [path for path in _entries(folder) if path.suffix == ".yaml" or is_exported(path)]
-    return [path for path in recipes if path.stem != BASE]
-
-
-def _entries(folder: Path) -> list[Path]:
+def _inside(folder: Path) -> tuple[list[Path], list[str]]:
+    """The recipes in a folder, and a line for each folder in it that may be one and is closed."""
     try:
-        return sorted(folder.iterdir())
+        entries = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
+    recipes = [path for path in entries if path.suffix == ".yaml" or is_exported(path)]
+    others = [path for path in entries if path.suffix != ".yaml"]
+    closed = [textfile.closed(path) for path in others if textfile.is_closed(path / EXPORTED)]
+    return [path for path in recipes if path.stem != BASE], closed
 
 
 def _folders() -> set[str]:
