@@ -61,9 +61,9 @@ def apply(pipe: PipelineT, recipe: str | Path | Recipe) -> PipelineT:
     machine or model cannot run the recipe. The pipeline is then as it was.
     """
     from qbench import live
-    from qbench.engines import manifest
+    from qbench.recipe import shipped
 
-    if isinstance(recipe, (str, Path)) and (Path(recipe) / manifest.FILE).is_file():
+    if isinstance(recipe, (str, Path)) and shipped.is_exported(Path(recipe)):
         live.apply_engine(pipe, Path(recipe))
     else:
         live.apply(pipe, load_recipe(recipe))

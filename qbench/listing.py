@@ -26,8 +26,7 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
     from qbench.recipe.choices import CALIBRATED
 
     if folder is not None and not textfile.is_folder(folder):
-        closed = textfile.is_closed(folder)
-        raise InputError(textfile.closed(folder) if closed else f"{folder}: no such folder")
+        raise InputError(textfile.lacking(folder, "no such folder"))
     machine = support.this_machine()
     _head(console, f"recipes in {folder}" if folder else "recipes (qbench run NAME)")
     paths = shipped.files(folder or shipped.FOLDER)

@@ -45,6 +45,11 @@ def closed(path: Path | str) -> str:
     return f"{path}: cannot be read: {os.strerror(errno.EACCES)}"
 
 
+def lacking(path: Path, said: str) -> str:
+    """What is said of a path where nothing of the kind that was wanted could be seen."""
+    return closed(path) if is_closed(path) else f"{path}: {said}"
+
+
 def expanded(name: str) -> Path:
     """The path of a name that may begin with `~`; where nobody has that home, as it stands."""
     return Path(os.path.expanduser(name))  # pathlib's raises RuntimeError

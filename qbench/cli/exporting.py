@@ -83,7 +83,7 @@ def verify(
 ) -> None:
     """Check an exported engine where it will run. Exit code 1: wrong; 2: cannot be checked here."""
     if not textfile.is_folder(folder):
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(textfile.lacking(folder, "no such folder"))
     shared.quiet_libraries()
     from qbench.engines.verify import verify as verified
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qbench import textfile
 from qbench.errors import Unsupported, brief
 from qbench.recipe import shipped
 from qbench.recipe.choices import ExportFormat
@@ -189,10 +190,15 @@ class Elsewhere(Exception):
 
 
 def read(folder: Path) -> tuple[Manifest, str]:
-    """The manifest and its SHA-256. Raises Wrong, or Elsewhere where its schema is newer."""
+    """The manifest and its SHA-256.
+
+    Raises Wrong, or Elsewhere where its schema is newer or nobody may look into the folder.
+    """
     path = folder / FILE
     try:
         kind = path.lstat()
+    except PermissionError:
+        raise Elsewhere(textfile.closed(path)) from None
     except OSError:
         raise Wrong(f"{folder}: no {FILE}: not a folder that 'qbench export' wrote") from None
     if not stat.S_ISREG(kind.st_mode):

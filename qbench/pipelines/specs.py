@@ -33,6 +33,8 @@ def find(name: str) -> Model:
     if name in KNOWN:
         return KNOWN[name]
     folder = textfile.expanded(name)
+    if textfile.is_closed(folder / folders.INDEX):  # whatever it is, no hub id takes its place
+        raise InputError(f"model {textfile.closed(brief(name))}")
     if textfile.is_folder(folder):
         return _in_folder(name, folder.resolve())
     if name.lower() in IDS:

@@ -128,6 +128,8 @@ def _check_weights(field: str, name: str, asked_for: bool = False) -> None:
 def _check_clip(source: str) -> None:
     """A folder with a model, a tokenizer and a preprocessor in it; or an id that the hub has."""
     folder = Path(source)
+    if textfile.is_closed(folder / "config.json"):
+        raise InputError(f"quality.clip: {textfile.closed(brief(source))}")
     if textfile.is_folder(folder):
         needed = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
         lacking = [name for name in needed if not (folder / name).is_file()]

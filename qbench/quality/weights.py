@@ -234,6 +234,8 @@ def _local(origin: str) -> bytes:
     place = textfile.expanded(origin)
     try:
         if not textfile.is_file(place):
+            if textfile.is_closed(place):
+                raise InputError(textfile.closed(origin))
             raise InputError(f"{origin or repr(origin)}: neither a file nor an http(s) address")
         if (size := place.stat().st_size) > MOST_BYTES:
             raise InputError(f"{origin}: {size:,} bytes, more than any of these archives has")

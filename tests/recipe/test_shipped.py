@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from conftest import RECIPES, as_anybody
 
-from qbench import listing, prompts
-from qbench.cli import shared
+from qbench import api, listing, prompts
+from qbench.cli import exporting, shared
+from qbench.engines import verify
 from qbench.errors import InputError
-from qbench.recipe import files, shipped
+from qbench.pipelines import known, specs
+from qbench.quality import networks, weights
+from qbench.recipe import files, schema, shipped
 
 
 def test_every_shipped_recipe_is_named_by_its_path() -> None:
@@ -64,6 +67,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Path("cache").mkdir()
     Path("cache").chmod(0o777)
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")  # that of root's is not anybody's
+    shared.told_left_out([])  # what it imports may be root's
     Path("own/locked").chmod(0)
     yield Path("own")
     Path("own/locked").chmod(0o755)
@@ -104,6 +108,49 @@ def test_what_lies_in_a_locked_folder_is_not_said_to_be_absent(own: Path) -> Non
         f"{own / 'locked/in'}": lambda: listing.show(shared.console(), own / "locked/in"),
         f"{own / 'locked/texts.txt'}": lambda: prompts.load(str(own / "locked/texts.txt")),
     }
+    _refused_as_closed(refusals)
+
+
+def test_models_engines_and_networks_in_a_locked_folder_are_not_said_to_be_absent(
+    own: Path,
+) -> None:
+    """Nor taken for what the hub has."""
+    model, folder, inside = known.KNOWN["tiny-cogvideox"], own / "locked", own / "locked/in"
+
+    def fvd(file: Path) -> object:
+        return networks.check(schema.Quality(fvd=schema.Fvd(network=str(file))), model)
+
+    def clip(place: Path) -> object:
+        return networks.check(schema.Quality(clip=str(place)), model)
+
+    refusals = {
+        f"model '{folder}'": lambda: specs.find(str(folder)),
+        f"model '{inside}'": lambda: specs.find(str(inside)),
+        f"{inside}": lambda: exporting.verify(inside),
+        f"{inside / 'engine'}": lambda: api.apply(None, inside / "engine"),
+        f"quality.fvd.network: '{inside}'": lambda: fvd(inside),
+        f"quality.clip: '{folder}'": lambda: clip(folder),
+        f"quality.clip: '{inside}'": lambda: clip(inside),
+        f"{inside}.zip": lambda: weights.fetch("lpips-alex", origin=f"{inside}.zip"),
+    }
+    _refused_as_closed(refusals)
+    folder.rename("locked")
+    _refused_as_closed({"model 'locked/in'": lambda: specs.find("locked/in")})
+    Path("locked").rename(folder)
+
+
+def test_an_exported_folder_that_may_not_be_looked_into_cannot_be_verified_here(own: Path) -> None:
+    place = own / "locked"
+    verify.verify(place)
+    with as_anybody():
+        found = verify.verify(place)
+    (check,) = found.checks
+    assert check.said == f"{place / 'manifest.json'}: cannot be read: Permission denied"
+    assert found.exit_code == 2
+
+
+def _refused_as_closed(refusals: Mapping[str, Callable[[], object]]) -> None:
+    """Each is an error that begins with the place and names the true reason."""
     for place, refused in refusals.items():
         with suppress(InputError):  # what it imports may be root's
             refused()

@@ -29,8 +29,11 @@ def fvd_network(fvd: Fvd, model: Model) -> str:
     """
     if fvd.network == "auto":
         return PROBE if model.world else I3D
-    if fvd.network in (PROBE, I3D) or textfile.is_file(textfile.expanded(fvd.network)):
+    path = textfile.expanded(fvd.network)
+    if fvd.network in (PROBE, I3D) or textfile.is_file(path):
         return fvd.network
+    if textfile.is_closed(path):
+        raise InputError(f"quality.fvd.network: {textfile.closed(brief(fvd.network))}")
     raise InputError(
         f"quality.fvd.network: {brief(fvd.network)} is neither a known network nor a file"
         f"{nearest(fvd.network, (PROBE, I3D))}"
