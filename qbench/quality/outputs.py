@@ -61,13 +61,18 @@ class Outputs:
     def take(self, folder: Path | None, first: int, count: int) -> bool:
         """Keep so many videos from `first` on that another run of this left in that folder.
 
-        Whether it has them, all in one file.
+        Whether it has them, all in one file. That is shared where the file system can: thousands
+        of videos take longer to copy than a part of them to start.
         """
         path = self._path(first, count)
         if folder is None or not (folder / path.name).is_file():
             return False
         self._folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / path.name, path)
+        path.unlink(missing_ok=True)
+        try:
+            os.link(folder / path.name, path)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(folder / path.name, path)
         self._count[first] = count
         return True
 

@@ -37,7 +37,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Working:
-    """A run, or a part of one, has started and begins its videos."""
+    """A run, or a part of one, has started, and has a first step behind it."""
 
     name: str
 

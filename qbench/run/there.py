@@ -15,7 +15,7 @@ from qbench.recipe.schema import Recipe
 from qbench.results.record import Record, Status
 from qbench.run import execution, folders, recorder
 from qbench.run.cluster import Lost, NoSeat, Seat
-from qbench.run.events import Event, Placed, StageEntered, WorkPlanned
+from qbench.run.events import Event, Placed, StageEntered, StepsDone
 from qbench.run.here import Task
 from qbench.run.messages import Again, Message, PartEnded, Working
 from qbench.run.order import Start
@@ -163,12 +163,14 @@ class Heard:
 
     def __init__(self, head: Head, name: str, label: Recipe | None = None) -> None:
         self._head, self._name, self._label = head, name, label
+        self._working = False
         self.stage = "start"
 
     def event(self, recipe: Recipe, event: Event) -> None:
         if isinstance(event, StageEntered):
             self.stage = event.stage
-        elif isinstance(event, WorkPlanned):  # it has started
+        elif isinstance(event, StepsDone) and not self._working:
+            self._working = True  # with all that a first step loads, builds or compiles behind it
             self._head.tell(Working(self._name))
         self._head.watcher.event(self._label or recipe, event)
 

@@ -454,6 +454,31 @@ def test_the_references_videos_are_held_against_their_digest(tmp_path: Path) -> 
     assert not Outputs(tmp_path).verify(digest, 9)  # gone is made anew
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_videos_that_others_made_are_taken_and_outlast_their_folder(
+    linked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands are gigabytes: they lie on the disk once where its file system has links."""
+    if not linked:
+
+        def refuse(*_: object) -> None:
+            raise OSError("Operation not permitted")
+
+        monkeypatch.setattr("os.link", refuse)
+    frames, latents = torch.rand(2, 3, 3, 8, 8), torch.randn(2, 4)
+    Outputs(tmp_path / "part").add(0, frames, latents)
+    (file,) = (tmp_path / "part").iterdir()
+    ours = Outputs(tmp_path / "ours")
+    assert not ours.take(tmp_path / "part", 0, 1)
+    assert not ours.take(None, 0, 2)
+    for _ in range(2):  # once more, as of a run that has them already
+        assert ours.take(tmp_path / "part", 0, 2)
+    assert (tmp_path / "ours" / file.name).samefile(file) is linked
+    file.unlink()
+    assert torch.equal(ours.stored(0, 2)[0], encoded(frames))
+    assert torch.equal(Outputs(tmp_path / "ours").stored(0, 2)[1], latents)
+
+
 def test_metric_networks_are_computed_without_tf32() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
