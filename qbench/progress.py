@@ -14,6 +14,7 @@ from qbench import units
 from qbench.errors import one_line
 from qbench.recipe.schema import Recipe
 from qbench.results.record import Record
+from qbench.run import folders
 from qbench.run.events import Event, Placed, StageEntered, StepsDone, WorkPlanned
 
 LARGE = 2**30  # bytes of raw videos from which a user is told of them
@@ -123,7 +124,8 @@ class Progress:
         else:
             text = f"{line.head}: {record.status}: {record.reason}"
             if record.status not in ("ok", "skipped", "invalid"):
-                text += f" (stage {record.stage}; log: {path / 'log.txt'})"
+                log = folders.log_of(record, path)
+                text += f" (stage {record.stage}" + (f"; log: {log})" if log else ")")
         wrong = record.status not in ("ok", "skipped")
         if not self._quiet or wrong:
             colour = COLOURS.get(record.status, "red")

@@ -48,6 +48,18 @@ def settle(work: Path, folder: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
+def log_of(record: Record, folder: Path) -> Path | None:
+    """The log that a run has left, also where an earlier one is complete; a lost run left none."""
+    try:
+        kept = store.read(folder / store.FILE).run == record.run
+    except store.Unreadable:
+        kept = False
+    if not kept and record.status == "interrupted":
+        return None
+    path = folder / (LOG if kept else FAILED_LOG)
+    return path if path.is_file() else None
+
+
 def complete(folder: Path, draft: Record) -> Record | None:
     """The record that makes this run unnecessary, or None.
 

@@ -93,7 +93,7 @@ class There:
         except Lost as lost:
             record = self._lost(task, work, heard, lost)
         except OSError as error:
-            record = _not_kept(task, work, heard, error)
+            record = _not_kept(task, work, heard.stage, error)
         self.clear()
         return record
 
@@ -182,12 +182,14 @@ def _ended(task: Task, work: Path, status: Status, reason: str, stage: str) -> R
     """The record of a run that was ended from here, in place of whatever of it has arrived."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    record = recorder.ended(task.draft, status, reason, stage)
+    record = recorder.changed(recorder.ended(task.draft, status, reason, stage), files={})
     execution.keep(record, work)
     return record
 
 
-def _not_kept(task: Task, work: Path, heard: Heard, error: OSError) -> Record:
+def _not_kept(task: Task, work: Path, stage: str, error: OSError) -> Record:
     """A run whose results this machine cannot keep has failed, as it has where it runs alone."""
-    why = f"{error.filename or work}: {error.strerror or error}"
-    return _ended(task, work, "failed", f"its results could not be kept: {why}", heard.stage)
+    # Of a file that did not get here, the place that it was to have, not where a node has it.
+    where = error.filename2 or error.filename or work
+    why = f"{where}: {error.strerror or error}"
+    return _ended(task, work, "failed", f"its results could not be kept: {why}", stage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,7 @@ from qbench.run import (
     processes,
     recorder,
     sweep,
+    there,
 )
 from qbench.run.execution import Limits
 from qbench.run.interrupts import Interrupts
@@ -369,3 +371,22 @@ def test_software_is_other_where_instructions_threads_or_code_are(
     plain = read.model_copy(update={"variables": {}})
     assert read.software() != plain.software()
     assert plain.software() != plain.model_copy(update={"code": "other"}).software()
+
+
+def test_results_that_a_full_disk_does_not_take_name_that_disk(tmp_path: Path) -> None:
+    """Of a move from a node's disk to the head's it was the node's file that was named."""
+    published = ROOT / "results" / "published" / "amd-epyc-2t"
+    draft = store.read_all(store.find([published]))[0][0][1]
+    source, target = tmp_path / "video.safetensors", tmp_path / "head.part"
+    source.write_bytes(bytes(8192))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as full:
+            shutil.copyfile(source, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    work = tmp_path / "run"
+    record = there._not_kept(here.Task(draft, ()), work, "quality", full.value)
+    assert record.reason == f"its results could not be kept: {target}: File too large"
+    assert [path.name for path in work.iterdir()] == [store.FILE]

@@ -354,7 +354,10 @@ def test_an_interrupt_leaves_a_record_and_nothing_else(address: str, tmp_path: P
             break
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130, out
-    assert _records(tmp_path)["fp32"].status == "interrupted"
+    record = _records(tmp_path)["fp32"]
+    assert record.status == "interrupted"
+    assert record.files == {}  # its log was the node's
+    assert "log:" not in out
     assert "Traceback" not in out
     assert _left_behind() == []
 
