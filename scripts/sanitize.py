@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ TOOL = "compute-sanitizer"
 TOOLS = ("memcheck", "racecheck", "synccheck")
 HERE = "tests/optimizations"
 SHOWN = 60  # lines of a program that is not clean
+KINDS = 8  # of reports that are told apart
 # Tests by their file, narrowed to shapes that a tool which watches every access gets through.
 SMALL = {
     "test_kernels.py": "test_kernel_computes_what_its_model_says or views_as_they_lie "
@@ -65,6 +67,13 @@ def errors(output: str) -> int | None:
     """How many a tool's output tells of; None where it came to no end."""
     found = [int(one or other) for one, other in SUMMARY.findall(output)]
     return sum(found) if found else None
+
+
+def kinds(output: str) -> dict[str, int]:
+    """What a tool reports by the first line of each report, without addresses: how many of each."""
+    firsts = re.findall(r"^\.*=========\s(?!COMPUTE-SANITIZER|\s)(.+)$", output, re.MULTILINE)
+    told = [re.sub(r"\+0x[0-9a-f]+", "", line) for line in firsts if "SUMMARY" not in line]
+    return dict(Counter(told).most_common(KINDS))
 
 
 def chosen(tool: str) -> dict[str, str]:
@@ -128,6 +137,7 @@ def checked(tool: str, limit: float) -> Iterator[dict[str, Any]]:
             "passed": counted(said, "passed"),
             "failed": counted(said, "failed") + counted(said, "error"),
             "errors": errors(said),
+            "kinds": kinds(said),
         }
         row["tests"].append(test)
         print(f"{tool}: {test}", flush=True)

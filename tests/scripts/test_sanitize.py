@@ -26,6 +26,19 @@ def test_errors_are_those_of_all_processes() -> None:
     assert sanitize.errors("killed") is None
 
 
+def test_reports_are_told_apart_by_what_they_say_first() -> None:
+    race = """.========= Error: Race reported between Write access at attend+0x{}
+=========     and Read access at attend+0xb60 [24 hazards]
+========= 
+"""
+    said = MEMCHECK.format(1, "") + race.format("4430") + race.format("5f00") + RACECHECK
+    assert sanitize.kinds(said) == {
+        "Error: Race reported between Write access at attend": 2,
+        "Invalid __global__ write of size 4 bytes": 1,
+    }
+    assert sanitize.kinds("........ 8 passed") == {}
+
+
 @pytest.mark.parametrize(
     ("planted", "errors", "passed", "failed", "clean"),
     [(64, 0, 5, 0, True), (0, 0, 5, 0, False), (None, 0, 5, 0, False), (64, 1, 5, 0, False),

@@ -375,6 +375,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
                 int matters = look(after_stage);
                 weigh_scores();
                 wgmma_wait<0>();
+                __syncwarp();  // lanes have read the tile's scale before two of them give it back
                 if (lane < CLUSTER) barrier_arrive(empty + 8 * stage, lane);
                 add_fresh();
                 keep = any_of_warpgroup(matters, warpgroup);
@@ -383,6 +384,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
                 wgmma_fence();
                 issue_scores(after_stage);
                 wgmma_wait<0>();
+                __syncwarp();
                 if (lane < CLUSTER) barrier_arrive(empty + 8 * stage, lane);
                 keep = any_of_warpgroup(look(after_stage), warpgroup);
                 if (keep) {
@@ -406,6 +408,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1)
             wgmma_wait<1>();
             weigh_scores(after_stage);
             wgmma_wait<0>();
+            __syncwarp();
             if (lane < CLUSTER) barrier_arrive(empty + 8 * stage, lane);
             add_fresh();
             pack_codes(p);
