@@ -212,18 +212,18 @@ def published(folder: str) -> bool:
 
 def _vram() -> Row:
     cards: dict[float, list[str]] = {}
-    for record in records("h100/cards"):
+    for record in records("h200/cards"):
         limit = record.recipe.measure.memory_limit_gib
         if limit and record.status == "ok":
             cards.setdefault(limit, []).append(record.recipe.name)
     fits = [
         measured(f"on a card of {limit:g} GiB, simulated, ran: {', '.join(sorted(names))}",
-                 "h100/cards")
+                 "h200/cards")
         for limit, names in sorted(cards.items())
     ]  # fmt: skip
     peaks = ", ".join(
-        f"{name} {fig(f'h100/memory {name} peak')}"
-        for name in ("bf16", "fp8-dynamic", "fast", "fast-tiling", "fast-group")
+        f"{name} {fig(f'h200/memory {name} peak')}"
+        for name in ("bf16", "fp8-dynamic", "fast", "offload/fast-tiling", "offload/fast-group")
     )
     encoder = fig("h100/text_encoder.json rows[scheme=bf16].peak.allocated_bytes GiB")
     zero = [
@@ -268,7 +268,7 @@ def _vram() -> Row:
             "tiles, 24 GiB in BF16 without",
             [
                 *fits,
-                measured(f"peaks of a video, of what torch allocated: {peaks}", "h100/memory"),
+                measured(f"peaks of a video, of what torch allocated: {peaks}", "h200/memory"),
                 measured(
                     f"the text encoder by itself peaks at {encoder}, before the rest where it is "
                     "offloaded, else beside it",

@@ -80,7 +80,7 @@ def test_expressions_relate_figures_and_choose_by_field() -> None:
     ratio = values.evaluate("h200/peers diffusers-torchao step / fast step")
     assert ratio.value == pytest.approx(2.406 / 1.296, rel=0.002)
     assert ratio.text == "1.86"
-    fragments = values.evaluate("h100/cards bf16 measure.memory_limit_gib=12 fragments")
+    fragments = values.evaluate("h200/cards bf16 measure.memory_limit_gib=12 fragments")
     assert fragments.value == pytest.approx(1138166333.44)
     folder = "h200/peers-caches peers"
     by_means = values.evaluate(f"{folder}/sea-20 psnr - peers/steps-20 psnr")
@@ -98,7 +98,7 @@ def test_expressions_relate_figures_and_choose_by_field() -> None:
         ("a <!--= h100/nowhere fast video -->1<!--/-->", "no results/published/h100/nowhere"),
         ("a <!--= h100/videos fast sped -->1<!--/-->", "'sped' is not a figure"),
         ("a <!--= h100/videos fast psnr against bf16 -->1<!--/-->", "bf16 has no psnr of the same"),
-        ("a <!--= h100/cards fast peak -->1<!--/-->", "3 records fast"),
+        ("a <!--= h200/cards fast peak -->1<!--/-->", "3 records fast"),
         ("a <!--= h100/steps fast psnr -->1<!--/-->", "the record has none"),
         ("a <!--= h100/videos fast measure.steps=None video -->1<!--/-->", "no field measure.step"),
         ("a <!--= h100/videos fast speed-up - exact speed-up -->1<!--/-->", "2.36x are not added"),
