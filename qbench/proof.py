@@ -46,7 +46,7 @@ def check_machine(recipe: Recipe, form: manifest.Format) -> None:
     from qbench import support
     from qbench.engines.export import device_of
 
-    variant, device = recipe.variant, device_of(recipe)
+    variant, device = _held(recipe.variant, form), device_of(recipe)
     if form == "tensorrt":
         return
     if form == "qbench" and device == "cpu":
@@ -54,17 +54,24 @@ def check_machine(recipe: Recipe, form: manifest.Format) -> None:
     support.check(variant, support.this_machine(device))
 
 
-def check_model(recipe: Recipe, video: VideoPipeline, run: Resolved) -> None:
+def check_model(recipe: Recipe, form: manifest.Format, video: VideoPipeline, run: Resolved) -> None:
     """Raises Unsupported where the machine could run the variant, and the live model cannot."""
     from qbench import support
     from qbench.engines.export import device_of
 
-    machine = support.this_machine(device_of(recipe))
-    anywhere = support.refusing(recipe.variant, machine)
+    variant, machine = _held(recipe.variant, form), support.this_machine(device_of(recipe))
+    anywhere = support.refusing(variant, machine)
     whole = replace(machine, model=support.model_facts(video, run.guided, run.frames))
-    for rule in support.refusing(recipe.variant, whole):
+    for rule in support.refusing(variant, whole):
         if rule not in anywhere:
             raise Unsupported(rule.reason)
+
+
+def _held(variant: Variant, form: manifest.Format) -> Variant:
+    """The variant as a folder of this format holds it: AOTInductor compiles all of any."""
+    if form != "aoti":
+        return variant
+    return variant.model_copy(update={"engine": form, "compile": None})
 
 
 def prove(folder: Path, recipe: Recipe, count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 from engines.exporting import append, damage_graphs
 from onnx.numpy_helper import from_array
 from PIL import Image
+from pipelines.tiny import build, settings
 
 import qbench
-from qbench import proof
+from qbench import proof, support
 from qbench.engines import export, manifest
+from qbench.errors import Unsupported
+from qbench.optimizations.rules import Machine
 from qbench.recipe.files import load, overrides
 
 RECIPES = Path(qbench.__file__).parent.parent / "recipes"
@@ -44,6 +48,24 @@ def test_engine_and_variant_are_compiled_alike(
     assert proof.compiled(recipe.variant, form) == compiled
     beside = proof.twin(recipe, form).variant.compile
     assert beside == (recipe.variant.compile if compiled == "both" else None)
+
+
+def test_what_a_format_compiles_is_held_against_the_machine_and_the_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Blocks alone would be compiled in Python, and what stands before them sees one row."""
+    gpu = Machine("cuda", (9, 0), frozenset(support.PACKAGES))
+    monkeypatch.setattr(support, "this_machine", lambda _: gpu)
+    video = build("cogvideox", tmp_path)
+    recipe = load(RECIPES / "int8-dynamic.yaml", overrides(["variant.quantize.exclude=[norm]"]))
+    run = settings(video, guidance=1.0)
+    proof.check_model(recipe, "diffusers", video, run)
+    proof.check_machine(recipe, "aoti")
+    with pytest.raises(Unsupported, match="more than 16 rows"):
+        proof.check_model(recipe, "aoti", video, run)
+    monkeypatch.setattr(support, "this_machine", lambda _: replace(gpu, compiler=False))
+    with pytest.raises(Unsupported, match="AOTInductor needs"):
+        proof.check_machine(recipe, "aoti")
 
 
 def test_the_chart_shows_every_call(tmp_path: Path) -> None:

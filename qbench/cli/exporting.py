@@ -58,7 +58,7 @@ def export(
             force,
             tell=lambda line: shared.say(console, line),
             check=lambda: proof.check_machine(chosen, form),
-            suits=lambda video, run: proof.check_model(chosen, video, run),
+            suits=lambda video, run: proof.check_model(chosen, form, video, run),
             prove=lambda folder: proof.prove(folder, chosen, videos),
             denoiser_only=denoiser_only,
         )

@@ -202,11 +202,11 @@ def of_int8_inputs(wanted: Quantize, model: ModelFacts) -> set[str]:
 def _enough_rows(variant: Variant, machine: Machine) -> bool:
     """Whether what the compiler makes of INT8 GEMMs has as many rows as a GPU's take."""
     model, wanted = machine.model, variant.quantize
-    assert variant.compile is not None
     assert wanted is not None
     if not machine.cuda or model is None:
         return True
-    compiled = model.in_blocks if variant.compile.scope == "blocks" else model.linears.keys()
+    scope = (variant.compile or variant.engine_options).scope
+    compiled = model.in_blocks if scope == "blocks" else model.linears.keys()
     split = variant.parallel is not None and variant.parallel.cfg > 1
     halves = 2 if model.guided and not model.separate_guidance and not split else 1
     few = model.one_row
@@ -323,11 +323,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "INT8 GEMMs, compiled",
         # Without the compiler torchao computes the GEMMs that would fail in FP32.
-        lambda v: v.compile is not None and _of("torchao", activations="int8")(v),
+        lambda v: (
+            (v.compile is not None or v.engine == "aoti") and _of("torchao", activations="int8")(v)
+        ),
         always,
         "INT8 GEMMs on a GPU take more than 16 rows, and some of the compiled linears see one a "
         "video, or a UNet's one a frame: exclude [time_embedding, norm], of Wan [time_proj], of a "
-        "UNet with so few frames [time_emb_proj], or leave out compile",
+        "UNet with so few frames [time_emb_proj], or leave out compile and AOTInductor",
         room=_enough_rows,
     ),
 )

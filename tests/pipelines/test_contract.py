@@ -340,18 +340,19 @@ def test_linears_that_see_one_row_a_video_or_a_frame_are_those_that_the_family_n
 
 
 @FAMILIES
-@pytest.mark.parametrize("scope", ["blocks", "model"])
+@pytest.mark.parametrize("scope", ["blocks", "model", "engine"])
 def test_int8_gemms_of_one_row_are_refused_where_a_gpu_would_compile_them(
     video: VideoPipeline, scope: str
 ) -> None:
     def why_not(device: str = "cuda", **more: Any) -> str:
         quantize = {"backend": "torchao", "scheme": "int8_dynamic"} | more
-        variant = Variant.model_validate({"quantize": quantize, "compile": {"scope": scope}})
+        compiled = {"engine": "aoti"} if scope == "engine" else {"compile": {"scope": scope}}
+        variant = Variant.model_validate({"quantize": quantize} | compiled)
         machine = Machine(device, (9, 0), frozenset(support.PACKAGES), model=model)
         return support.why_not(variant, machine) or ""
 
     model = support.model_facts(video, guided=True, frames=24)
-    lone = sorted(model.one_row if scope == "model" else model.one_row & model.in_blocks)
+    lone = sorted(model.one_row & model.in_blocks if scope == "blocks" else model.one_row)
     assert ("16 rows" in why_not()) == bool(lone)
     assert "16 rows" not in why_not("cpu")
     assert "16 rows" not in why_not(exclude=list(video.one_row))
