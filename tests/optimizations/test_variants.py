@@ -185,6 +185,7 @@ def test_regional_compilation_keeps_the_function_and_makes_one_program_of_all_bl
 BARE = support.Machine(device="cpu", packages=frozenset(), compiler=False)
 GPU_ALONE = support.Machine(device="cuda", capability=(8, 0), packages=frozenset())
 CLASHING = support.Machine("cuda", (9, 0), frozenset({"xformers", "flash_attn.cute"}))
+FORWARD = support.Machine("cuda", (9, 0), frozenset({"fa3_fwd_interface"}))
 FULL = support.Machine(
     device="cuda",
     capability=(9, 0),
@@ -225,6 +226,7 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
             {"attention": "cudnn"},
             {"attention": "sage"},
             {"attention": "flash", "dtype": "fp32"},
+            {"attention": "flash-3", "dtype": "fp16"},
             {"memory": {"offload": "model"}},
             {"engine": "onnxruntime"},
             {"quantize": fp8},
@@ -260,7 +262,7 @@ def test_everything_runs_on_a_full_machine_and_every_rule_can_refuse() -> None:
     for rule in support.RULES:
         about = [variant for variant in [*shipped, *others] if rule.applies(variant)]
         assert about, rule.about
-        machines = (BARE, GPU_ALONE, CLASHING, dataclasses.replace(FULL, model=ODD))
+        machines = (BARE, GPU_ALONE, CLASHING, FORWARD, dataclasses.replace(FULL, model=ODD))
         assert any(rule.refuses(v, m) for v in about for m in machines), rule.about
 
 

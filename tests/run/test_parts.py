@@ -44,6 +44,7 @@ from qbench.run import (
 )
 from qbench.run.execution import Limits
 from qbench.run.interrupts import Interrupts
+from qbench.run.messages import Message, Working
 from qbench.run.timing import Turns
 
 
@@ -103,6 +104,37 @@ def test_progress_shows_what_every_event_says(record: Record, tmp_path: Path) ->
     assert "steady: step 2/3" in text
     assert "step 4/8" in text
     assert "waiting for [red] (process 7)" in text
+
+
+class _Head:
+    """Who is told, in place of a sweep."""
+
+    def __init__(self) -> None:
+        self.watcher, self.stopping = sweep.Silent(), False
+        self.told: list[Message] = []
+
+    def tell(self, message: Message) -> None:
+        self.told.append(message)
+
+    def lost_before(self, name: str) -> str | None:
+        return None
+
+
+def test_a_run_has_started_once_a_step_is_behind_it(record: Record) -> None:
+    """What it loads, builds or compiles first would else count as its work, and each part's."""
+    head = _Head()
+    heard = there.Heard(head, "int8")
+    planned = [
+        events.StageEntered("load"),
+        events.WorkPlanned(8),
+        events.StageEntered("first call"),
+    ]
+    for event in planned:
+        heard.event(record.recipe, event)
+    assert not head.told
+    for _ in range(2):
+        heard.event(record.recipe, events.StepsDone())
+    assert head.told == [Working("int8")]
 
 
 # Folders -----------------------------------------------------------------------------------------

@@ -35,12 +35,10 @@ from qbench.run import (
     recorder,
     spread,
     sweep,
-    there,
 )
 from qbench.run.cluster import Asked
-from qbench.run.events import StageEntered, StepsDone, WorkPlanned
+from qbench.run.events import StageEntered
 from qbench.run.here import Task
-from qbench.run.messages import Message, Working
 from qbench.run.plan import plan
 
 SECONDS = "seconds"  # what differs from run to run, and says nothing about what was computed
@@ -48,33 +46,6 @@ TIMES = (
     "run", "started", "ended", "first_call_s", "latency_s", "latency", "step_s", "step", "gauges",
     "ceilings", "stages", "facts", "notes", "reference",
 )  # fmt: skip
-
-
-class _Head:
-    """Who is told, in place of a sweep."""
-
-    def __init__(self) -> None:
-        self.watcher, self.stopping = sweep.Silent(), False
-        self.told: list[Message] = []
-
-    def tell(self, message: Message) -> None:
-        self.told.append(message)
-
-    def lost_before(self, name: str) -> str | None:
-        return None
-
-
-def test_a_run_has_started_once_a_step_is_behind_it(record: Record) -> None:
-    """What it loads, builds or compiles first would else count as its work, and each part's."""
-    head = _Head()
-    heard = there.Heard(head, "int8")
-    planned = [StageEntered("load"), WorkPlanned(8), StageEntered("first call")]
-    for event in planned:
-        heard.event(record.recipe, event)
-    assert not head.told
-    for _ in range(2):
-        heard.event(record.recipe, StepsDone())
-    assert head.told == [Working("int8")]
 
 
 @pytest.fixture(scope="module")
