@@ -412,12 +412,16 @@ def test_a_reference_in_fp32_is_reckoned_to_hold_its_ranking_up_for_longer() -> 
     from qbench.run.loads import load_of
 
     def pair(device: str, **size: str) -> tuple[Load, Load]:
-        planned = _plan("fp32", "bf16", prompts__count="200", model="tiny-cogvideox", **size)
+        settings = {"prompts__count": "200", "model": "tiny-cogvideox"} | size
+        planned = _plan("fp32", "bf16", **settings)
         return load_of(planned["fp32"], device), load_of(planned["bf16"], device)
 
+    alone = {"prompts__count": "8", "measure__interleave": "false"}
+    full, half = pair("cuda", model="cogvideox-2b", weights="random", **alone)
+    assert full.fixed == pytest.approx(10 * half.fixed)  # a step takes 6.2 s for 0.63 on an H200
     large = {"generation__height": "256", "generation__width": "256"}
     full, half = pair("cuda", **large)
-    assert full.shared == pytest.approx(10 * half.shared)  # as CogVideoX-2B's steps on an H200
+    assert full.shared == pytest.approx(2 * half.shared)
     full, half = pair("cuda")
     assert half.shared < full.shared < 2 * half.shared
     full, half = pair("cpu")
