@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from qbench.pipelines import specs
+from qbench.pipelines.known import Model
 from qbench.run.parts import Load
 from qbench.run.plan import Planned
 
@@ -35,13 +36,11 @@ def load_of(item: Planned, device: str) -> Load:
     steps = 1 if measure.unit == "step" else recipe.generation.steps or model.steps
     variant = recipe.variant
     small = pixels < SMALL
-    slower = 1.0
-    if variant.dtype == "fp32" and device == "cuda":
-        slower = PRECISE_SMALL if small else PRECISE_BUNDLED if model.world else PRECISE
-    video = pixels * steps * variant.step_share * slower
+    precise = variant.dtype == "fp32" and device == "cuda"
+    video = pixels * steps * variant.step_share * (_slower(model, small) if precise else 1.0)
     compared = measure.unit == "video" and recipe.weights == "pretrained"
     turns = 2 if measure.interleave and measure.timing and not recipe.is_reference else 1
-    judged = pixels * JUDGED * prompts / (2 if recipe.is_reference else 1) if compared else 0.0
+    judged = pixels * prompts * JUDGED * compared * (0.5 if recipe.is_reference else 1.0)
     rest = max(0, prompts - measure.repeats) if compared else 0
     alone = ALONE[device] if variant.one_by_one and small else 1
     batch = 1 if variant.one_by_one else recipe.quality.batch
@@ -67,6 +66,13 @@ def load_of(item: Planned, device: str) -> Load:
         # A CPU is one device, whose timed runs would wait for parts, and parts for them.
         early=device == "cuda" or not measure.timing,
     )
+
+
+def _slower(model: Model, small: bool) -> float:
+    """How many times as long a GPU takes in FP32 as in BF16. small: under SMALL pixels a video."""
+    if small:
+        return PRECISE_SMALL
+    return PRECISE_BUNDLED if model.world else PRECISE
 
 
 def seats_of(load: Load) -> int:
