@@ -55,11 +55,17 @@ extern "C" __global__ void planted(float* x, int n) {
     __shared__ float row[64];
     row[threadIdx.x] = x[threadIdx.x];
     x[n + threadIdx.x] = row[63 - threadIdx.x];
+    if (threadIdx.x <= 16) {
+        __syncwarp(0xffff);
+        row[threadIdx.x] += 1;
+    }
     if (threadIdx.x < 40) __syncthreads();
+    x[threadIdx.x] = row[threadIdx.x];
 }
 """
 # In it memcheck has to find a store past the end, racecheck a read beside the store that it needs,
-# and synccheck a barrier that some threads of a warp do not come to.
+# and synccheck a lane at a barrier of its warp that is not for it, or warps of which some lanes do
+# not come to the block's.
 SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
 
 
