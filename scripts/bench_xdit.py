@@ -37,7 +37,7 @@ import torch
 import torch.distributed as dist
 
 from qbench import textfile
-from qbench.errors import one_line
+from qbench.errors import one_line, shortened
 from qbench.meters import environment
 from qbench.meters.clock import Clock
 from scripts import bench
@@ -333,7 +333,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 str(len(of)),
             ]
         else:
-            shown += ["", f"failed: {row['reason'][:80]}", "", "", "", "0"]
+            shown += ["", f"failed: {shortened(row['reason'], 80)}", "", "", "", "0"]
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
 
