@@ -26,7 +26,7 @@ import torch.distributed as dist
 from qbench.meters.clock import sample
 from qbench.optimizations import attention
 from qbench.optimizations.changes import Changes
-from qbench.optimizations.parallel import groups, rows, tokens
+from qbench.optimizations.parallel import groups, partials, rows, tokens
 from qbench.recipe.schema import Decode, Parallel
 
 IN_A_ROW = 10
@@ -107,7 +107,7 @@ class Bench:
         whole = [x.to(self.device, dtype) for x in qkv]
         group = self.ranks.tokens
         mine = [x.tensor_split(group.size, 1)[group.index].contiguous() for x in whole]
-        one = tokens.plain if kernel == "auto" else attention.load(kernel)
+        one = partials.plain if kernel == "auto" else attention.load(kernel)
         shared = tokens.Attention(self.ranks).around(one, None)
         others = {n: tokens.Attention(self.ranks, n).around(one, None) for n in PIECES}
         expected = one(*whole).tensor_split(group.size, 1)[group.index]

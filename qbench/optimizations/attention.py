@@ -66,11 +66,11 @@ def apply(
         _only(module, backend, changes)
     by_torch = kernel == "auto" or backend is not None
     if over is not None:
-        from qbench.optimizations.parallel import tokens
+        from qbench.optimizations.parallel import partials
 
         rings = over.ranks.ring.size > 1
-        partial = tokens.with_lse(kernel) if rings else None
-        attend = over.around(tokens.plain if by_torch else load(kernel), partial)
+        partial = partials.with_lse(kernel) if rings else None
+        attend = over.around(partials.plain if by_torch else load(kernel), partial)
     elif by_torch:
         return changes
     elif sparse is not None:

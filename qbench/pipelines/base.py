@@ -186,6 +186,10 @@ class VideoPipeline(ABC):
         """
         return getattr(self.denoiser, "_cp_plan", None)
 
+    def leading_text(self) -> str:
+        """The denoiser's input whose tokens self-attention has before the video's; "" for none."""
+        return ""
+
     def heads(self) -> int:
         """Heads of each self-attention. Raises Unsupported where blocks have different numbers."""
         heads = self.denoiser.config.get("num_attention_heads")

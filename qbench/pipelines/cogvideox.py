@@ -144,6 +144,9 @@ class CogVideoX(VideoPipeline):
             "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
         }
 
+    def leading_text(self) -> str:
+        return "encoder_hidden_states"
+
     def rescalings(self) -> list[Rescaling]:
         from qbench.pipelines import cogvideox_layers
 

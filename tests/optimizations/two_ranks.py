@@ -18,7 +18,8 @@ from pipelines import tiny
 from qbench.optimizations import axes
 from qbench.optimizations.caching import magnitudes
 from qbench.optimizations.calibration import Occasion
-from qbench.optimizations.parallel import groups, rows, tokens
+from qbench.optimizations.kernels import fp8_attention
+from qbench.optimizations.parallel import groups, partials, rows, tokens
 from qbench.optimizations.vae import patch
 from qbench.pipelines import specs
 from qbench.recipe.schema import Decode, Parallel, Variant
@@ -174,12 +175,12 @@ def attention(rank: int) -> dict[str, Any]:
     ranks = groups.Ranks(Parallel(ring=2), "cpu")
     generator = torch.Generator().manual_seed(0)
     whole = [3 * torch.randn(2, 13, 3, 16, generator=generator) for _ in range(3)]
-    exact = tokens.plain(*(x.double() for x in whole)).split([9, 4], 1)[rank]
+    exact = partials.plain(*(x.double() for x in whole)).split([9, 4], 1)[rank]
     mine = [x.split([9, 4], 1)[rank] for x in whole]
     found = {}
     for kernel in ("auto", "math", "flash"):
         over = tokens.Attention(ranks)
-        out = over.around(tokens.plain, tokens.with_lse(kernel))(*mine)
+        out = over.around(partials.plain, partials.with_lse(kernel))(*mine)
         found[f"ring {kernel}"] = (out - exact).abs().max().item()
     ranks = groups.Ranks(Parallel(ulysses=2), "cpu")
     for shape in SHAPES:
@@ -192,6 +193,27 @@ def attention(rank: int) -> dict[str, Any]:
             one = _each_head(*qkv).split([9, 4], 1)[rank]
             made.append((over(*(x.split([9, 4], 1)[rank] for x in qkv)), one))
         found[f"ulysses {shape}"] = all(torch.equal(*both) for both in made)
+    return found | in_order(rank, ranks)
+
+
+def in_order(rank: int, ranks: groups.Ranks) -> dict[str, Any]:
+    """Whether text and video, each shared, are attended to by tiles as they lie on one process."""
+    generator = torch.Generator().manual_seed(1)
+    text = 20 * torch.randn(2, 29, 3, 2, 64, generator=generator)  # decides its tile's scale
+    video = torch.randn(2, 181, 3, 2, 64, generator=generator)
+
+    def share(text: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
+        return torch.cat([text.split([15, 14], 1)[rank], video.split([120, 61], 1)[rank]], 1)
+
+    one = fp8_attention.reference(*torch.cat([text, video], 1).bfloat16().unbind(2))
+    expected = share(one[:, :29], one[:, 29:])
+    found = {}
+    for told in (29, 0):
+        over = tokens.Attention(ranks)
+        over.begin(((told,),), told)
+        attend = over.around(fp8_attention.reference, None)
+        made = attend(*share(text, video).bfloat16().unbind(2))
+        found[f"ulysses, {told} of text"] = torch.equal(made, expected)
     return found
 
 
@@ -201,7 +223,7 @@ def _each_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
     for video in range(q.shape[0]):
         for head in range(q.shape[2]):
             one = (x[video : video + 1, :, head : head + 1].contiguous() for x in (q, k, v))
-            out[video, :, head] = tokens.plain(*one)[0, :, 0]
+            out[video, :, head] = partials.plain(*one)[0, :, 0]
     return out
 
 

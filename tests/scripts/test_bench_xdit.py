@@ -56,7 +56,7 @@ def test_ranks_parts_have_the_error_of_the_whole(dim: int) -> None:
 
 
 def test_half_of_attention_missing_is_seen_only_where_attention_matters() -> None:
-    from qbench.optimizations.parallel.tokens import plain
+    from qbench.optimizations.parallel.partials import plain
     from qbench.pipelines import families
 
     def half(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

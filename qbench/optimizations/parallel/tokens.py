@@ -6,12 +6,14 @@ a share of the heads. Ring (Liu 2023): keys and values go round, and what a rank
 each part is merged by the parts' log-sum-exp. Together, ranks form rows of Ulysses, between which
 keys and values go round.
 
-Attention without a mask does not ask in which order keys come. So text and video may each be split
-over all ranks, evenly or not: their order then differs from that on one GPU, and nothing else.
+Text and video may each be split over all ranks, evenly or not. Ulysses brings them into the order
+that they have on one GPU, the text first. Attention without a mask does not ask for it, but kernels
+round by what lies in each of their tiles, those in eight bits so much that the video is another.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -26,16 +28,15 @@ from qbench.optimizations.changes import Changes, Forward
 
 if TYPE_CHECKING:
     from qbench.optimizations.parallel.groups import Ranks
+    from qbench.optimizations.parallel.partials import Partial
     from qbench.pipelines.attention import Kernel
     from qbench.pipelines.base import Module, VideoPipeline
     from qbench.recipe.schema import Parallel
 
     Range = slice[int, int, None]
+    Places = list[tuple[Range, Range]]  # of a rank's own tokens, and among those of all
     Piece = tuple[Range, Range]  # of videos, and of the heads of each rank
 
-# q, k, v -> result in their shape (batch, tokens, heads, channels), and the logarithm of each
-# query's sum of exponentials, (batch, heads, tokens), FP32.
-Partial = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Shapes = tuple[tuple[int, ...], ...]
 PIECES = 2
 
@@ -70,11 +71,14 @@ def apply(video: VideoPipeline, attention: Attention, changes: Changes) -> None:
         dim = plan[name].gather_dim  # type: ignore[attr-defined]
         part = module.get_submodule(name)
         changes.replace(part, "forward", _Gathered(part.forward, attention, name, dim))
-    inner = module.forward
+    inner, leading = module.forward, video.leading_text()
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
 
     def forward(_: Module, *args: object, **kwargs: object) -> object:
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        attention.begin(tuple(tuple(x.shape) for x in tensors))
+        text = dict(zip(names, args, strict=False)) | kwargs
+        before = text[leading].shape[1] if leading else 0  # type: ignore[attr-defined]
+        attention.begin(tuple(tuple(x.shape) for x in tensors), before)
         return inner(*args, **kwargs)
 
     changes.compute(module, forward)
@@ -102,12 +106,16 @@ class Attention:
         self.ranks, self._wanted = ranks, pieces
         self._known: dict[tuple[str, Shapes], list[int]] = {}
         self._shapes: Shapes = ()
+        self._text = 0
         self._held: dict[str, Tensor] = {}
         self._in_graphs: dict[int, Tensor] = {}  # that captured graphs work in, by their addresses
 
-    def begin(self, shapes: Shapes) -> None:
-        """A call of the denoiser begins, on inputs of these shapes: the same on every rank."""
-        self._shapes = shapes
+    def begin(self, shapes: Shapes, text: int = 0) -> None:
+        """A call of the denoiser begins, on inputs of these shapes: the same on every rank.
+
+        text: tokens that stand before the video's where blocks attend, split over all ranks too.
+        """
+        self._shapes, self._text = shapes, text
 
     def around(self, kernel: Kernel, partial: Partial | None) -> Kernel:
         """`kernel` over the tokens of all ranks. `partial` is the same with what ring needs."""
@@ -120,7 +128,8 @@ class Attention:
         lengths = self.sizes("attention", q.shape[1], q.device)
         across, ring = self.ranks.ulysses, self.ranks.ring
         rows = [lengths[i : i + across.size] for i in range(0, len(lengths), across.size)]
-        own = rows[ring.index]
+        texts = _shares(self._text, len(lengths))[across.size * ring.index :]
+        places = _places(texts[: across.size], rows[ring.index])
 
         def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if ring.size == 1:
@@ -132,14 +141,14 @@ class Attention:
             return attended(q, k, v)
         split = [x.unflatten(2, (across.size, -1)) for x in (q, k, v)]
         made = q.new_empty(q.shape)
-        places = made.unflatten(2, (across.size, -1))
+        heads = made.unflatten(2, (across.size, -1))
         pieces = _pieces(q.shape[0], split[0].shape[3], self._wanted)
         coming = [
-            self._heads_for_tokens([_cut(x, one) for x in split], own, number)
+            self._heads_for_tokens([_cut(x, one) for x in split], places, number)
             for number, one in enumerate(pieces)
         ]
         going = [
-            self._tokens_for_heads(attended(*arrived()), own, _cut(places, one), number)
+            self._tokens_for_heads(attended(*arrived()), places, _cut(heads, one), number)
             for number, (one, arrived) in enumerate(zip(pieces, coming, strict=True))
         ]
         for put in going:
@@ -178,7 +187,7 @@ class Attention:
         return held[:size].view(like.dtype).view(shape)
 
     def _heads_for_tokens(
-        self, qkv: Sequence[Tensor], lengths: list[int], number: int
+        self, qkv: Sequence[Tensor], places: list[Places], number: int
     ) -> Callable[[], Sequence[Tensor]]:
         """All tokens of the group and this rank's heads, for all heads of this rank's tokens.
 
@@ -186,19 +195,21 @@ class Attention:
         side on the way, so that they are one message and arrive where they belong.
         """
         group = self.ranks.ulysses
+        mine = places[group.index]
         batch, own, _, part, channels = qkv[0].shape
-        ranges = _ranges(lengths)
-        made = self._room(f"made {number}", qkv[0], batch, sum(lengths), 3, part, channels)
+        whole = sum(of_all.stop - of_all.start for place in places for _, of_all in place)
+        made = self._room(f"made {number}", qkv[0], batch, whole, 3, part, channels)
         sends, receives = [], []
         for peer in self._peers():
             sent = self._room(f"sent {number} {peer}", made, batch, own, 3, part, channels)
             for i, x in enumerate(qkv):
                 _copy(sent[:, :, i], x[:, :, peer])
-            sends += [(peer, video) for video in sent]
-            receives += [(peer, video) for video in made[:, ranges[peer]]]
+            sends += [(peer, video[of_own]) for video in sent for of_own, _ in mine]
+            receives += [(peer, video[of_all]) for video in made for _, of_all in places[peer]]
         finish = group.begin(sends, receives)
         for i, x in enumerate(qkv):  # while the others' travel
-            _copy(made[:, ranges[group.index], i], x[:, :, group.index])
+            for of_own, of_all in mine:
+                _copy(made[:, of_all, i], x[:, of_own, group.index])
 
         def arrived() -> Sequence[Tensor]:
             finish()
@@ -207,24 +218,26 @@ class Attention:
         return arrived
 
     def _tokens_for_heads(
-        self, out: Tensor, lengths: list[int], place: Tensor, number: int
+        self, out: Tensor, places: list[Places], to: Tensor, number: int
     ) -> Callable[[], None]:
-        """The way back, into `place`: (batch, tokens, ranks, heads of each, channels)."""
-        group, ranges = self.ranks.ulysses, _ranges(lengths)
-        batch, own = place.shape[:2]
+        """The way back, into `to`: (batch, tokens, ranks, heads of each, channels)."""
+        group = self.ranks.ulysses
+        mine = places[group.index]
+        batch, own = to.shape[:2]
         out = out.contiguous()
         sends, receives, coming = [], [], {}
         for peer in self._peers():
             coming[peer] = self._room(f"back {number} {peer}", out, batch, own, *out.shape[2:])
-            sends += [(peer, video) for video in out[:, ranges[peer]]]
-            receives += [(peer, video) for video in coming[peer]]
+            sends += [(peer, video[of_all]) for video in out for _, of_all in places[peer]]
+            receives += [(peer, video[of_own]) for video in coming[peer] for of_own, _ in mine]
         finish = group.begin(sends, receives)
 
         def put() -> None:
-            _copy(place[:, :, group.index], out[:, ranges[group.index]])
+            for of_own, of_all in mine:
+                _copy(to[:, of_own, group.index], out[:, of_all])
             finish()
             for peer, arrived in coming.items():
-                _copy(place[:, :, peer], arrived)
+                _copy(to[:, :, peer], arrived)
 
         return put
 
@@ -289,6 +302,25 @@ def _ranges(lengths: Sequence[int]) -> list[Range]:
     return [slice(*both) for both in itertools.pairwise(ends)]
 
 
+def _shares(size: int, ranks: int) -> list[int]:
+    """As torch.tensor_split gives them out, and diffusers' hooks by it."""
+    return [size // ranks + (rank < size % ranks) for rank in range(ranks)]
+
+
+def _places(texts: Sequence[int], lengths: Sequence[int]) -> list[Places]:
+    """Of each rank where its tokens, its share of the text first, lie among those of all."""
+    videos = [length - text for length, text in zip(lengths, texts, strict=True)]
+    of_all = _ranges([*texts, *videos])
+    found = []
+    for rank, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+        both = [
+            (slice(0, text), of_all[rank]),
+            (slice(text, length), of_all[len(texts) + rank]),
+        ]
+        found.append([place for place in both if place[0].start < place[0].stop])
+    return found
+
+
 WIDE = torch.complex128  # the largest element that torch copies as it is
 
 
@@ -344,57 +376,3 @@ def _operator(q: Tensor, k: Tensor, v: Tensor, number: int) -> Tensor:
 @_operator.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, number: int) -> Tensor:
     return q.new_empty(q.shape)
-
-
-# Kernels of torch's that tell the log-sum-exp -----------------------------------------------------
-
-
-def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """torch's attention, of (batch, tokens, heads, channels)."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
-def with_lse(kernel: str) -> Partial:
-    """The kernel of this name as ring needs it. Raises KeyError for one that tells no more."""
-    return {
-        "auto": _auto, "math": _math, "flash": _flash, "efficient": _efficient, "cudnn": _cudnn,
-    }[kernel]  # fmt: skip
-
-
-def _auto(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    if not q.is_cuda:
-        return _flash(q, k, v)
-    half = q.dtype in (torch.float16, torch.bfloat16)
-    if not half:
-        return _efficient(q, k, v)
-    return (_cudnn if torch.cuda.get_device_capability() >= (9, 0) else _flash)(q, k, v)
-
-
-def _math(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    lse = scores.logsumexp(-1)
-    return ((scores - lse[..., None]).exp().to(v.dtype) @ v).transpose(1, 2), lse
-
-
-def _flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    ops = torch.ops.aten
-    if q.is_cuda:
-        out, lse = ops._scaled_dot_product_flash_attention(q, k, v)[:2]
-    else:
-        out, lse = ops._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    return out.transpose(1, 2), lse
-
-
-def _efficient(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    found = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
-    return found[0].transpose(1, 2), found[1][..., : q.shape[2]]  # padded to blocks
-
-
-def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)
-    return found[0].transpose(1, 2), found[1].reshape(q.shape[:3])
