@@ -25,6 +25,10 @@ def in_turns(
 
 def write(out: Path, device: str, **facts: object) -> None:
     """The facts as JSON, below where they were measured."""
-    where = {"environment": environment.read(device).model_dump()}
+    save(out, {"environment": environment.read(device).model_dump()} | facts)
+
+
+def save(out: Path, facts: Mapping[str, object]) -> None:
+    """As JSON, without the blanks: what is published travels with every clone."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(where | facts, indent=1) + "\n")
+    out.write_text(json.dumps(facts, separators=(",", ":")) + "\n")

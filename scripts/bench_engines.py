@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts import bench
+
 if TYPE_CHECKING:
     from qbench.engines.export import Plain
     from qbench.recipe.choices import ExportFormat
@@ -74,7 +76,7 @@ def main() -> None:
         for row in pool.map(lambda name: _exported(name, args), wanted):
             path = args.folder / "exports.json"
             known = json.loads(path.read_text()) if path.is_file() else {}
-            path.write_text(json.dumps({**known, **row}, indent=1) + "\n")
+            bench.save(path, {**known, **row})
     if args.no_run:
         return
     made = [str(args.folder / "engines" / name) for name in args.only]

@@ -26,6 +26,7 @@ from qbench.run.prepare import prepare
 from qbench.run.recorder import Recorder
 from qbench.run.session import Session
 from qbench.run.stages import Stages
+from scripts import bench
 
 
 def lone_session(wanted: schema.Recipe, device: str, folder: Path) -> Session:
@@ -105,7 +106,7 @@ def main() -> None:
     print(json.dumps(figures, indent=1))
     if arguments.out:
         samples = {"qbench_s": mine, "bare_s": plain}
-        arguments.out.write_text(json.dumps(figures | samples, indent=1) + "\n")
+        bench.save(arguments.out, figures | samples)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from qbench.optimizations import attention
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.parallel import groups, partials, rows, tokens
 from qbench.recipe.schema import Decode, Parallel
+from scripts import bench
 
 IN_A_ROW = 10
 PIECES = (1, 4, 6)
@@ -52,20 +53,19 @@ def main() -> None:
     dist.init_process_group(groups.BACKENDS[args.device])
     world = dist.get_world_size()
     ranks = groups.Ranks(Parallel(ulysses=world), args.device)
-    bench = Bench(ranks, args.device, args.repeats)
+    timed = Bench(ranks, args.device, args.repeats)
     found: dict[str, object] = {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "ranks": world,
         "in_a_row": IN_A_ROW,
-        "exchange": [bench.exchange(size) for size in SIZES if size <= args.largest],
-        "attention": bench.attention(args.tokens, args.heads, args.kernel),
-        "decode": bench.decode(tuple(args.latents), args.channels),
+        "exchange": [timed.exchange(size) for size in SIZES if size <= args.largest],
+        "attention": timed.attention(args.tokens, args.heads, args.kernel),
+        "decode": timed.decode(tuple(args.latents), args.channels),
     }
     if number == 0:
-        text = json.dumps(found, indent=1)
-        print(text, flush=True)
+        print(json.dumps(found, indent=1), flush=True)
         if args.out:
-            args.out.write_text(text + "\n")
+            bench.save(args.out, found)
     dist.destroy_process_group()
 
 

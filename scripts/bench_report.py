@@ -25,6 +25,7 @@ from pathlib import Path
 from qbench.results import store
 from qbench.results.record import Record
 from qbench.run import machines
+from scripts import bench
 
 SERIES = ("history", "compare")
 EACH = 10  # sweeps between two states of the source tree
@@ -73,7 +74,7 @@ def _keep(row: dict[str, object], path: Path) -> None:
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [*(one for one in rows if one["case"] != row["case"]), row]
     made = {"machine": cpu.device_name, "cores": os.cpu_count(), "python": cpu.python, "rows": rows}
-    path.write_text(json.dumps(made, indent=1) + "\n")
+    bench.save(path, made)
 
 
 def _timed(words: list[str], cache: Path) -> dict[str, float]:

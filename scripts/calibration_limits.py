@@ -27,6 +27,7 @@ from qbench.optimizations.kernels import fp8_attention
 from qbench.pipelines import specs
 from qbench.recipe.schema import Calibration, Generation, Outliers, Quantize
 from qbench.search import sensitivity
+from scripts import bench
 
 FACTORS = (None, 100.0, 1000.0, 10_000.0)
 EXCLUDE = ["time_embedding", "norm", "patch_embed", "proj_out"]
@@ -45,7 +46,7 @@ def rotated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return fp8_attention.emulated(q.float() @ turn, k.float() @ turn, v)
 
 
-def linears(video: Any, bench: Any, occasion: Occasion, scheme: str, smooth: bool) -> float:
+def linears(video: Any, seen: Any, occasion: Occasion, scheme: str, smooth: bool) -> float:
     fit = Calibration(method="smoothquant", prompts=2, steps=5, samples=512) if smooth else None
     wanted = Quantize(backend="torchao", scheme=scheme, exclude=EXCLUDE, calibration=fit)
     names = list(quantization.chosen(video.denoiser, wanted))
@@ -58,7 +59,7 @@ def linears(video: Any, bench: Any, occasion: Occasion, scheme: str, smooth: boo
             layer = video.denoiser.get_submodule(name)
             weight = stored.rounded(layer.weight.detach())
             stack.enter_context(sensitivity.rounded(layer, weight, inputs))
-        return float(mean(bench.errors()) ** 0.5)
+        return float(mean(seen.errors()) ** 0.5)
 
 
 LABELS = {
@@ -109,20 +110,20 @@ def main() -> None:
         for scheme in ("fp8_dynamic_row", "fp8_dynamic_tensor", "int8_dynamic"):
             for smooth in (False, True):
                 video = loaded()
-                bench = sensitivity.Bench.of(video.denoiser, calls)
+                seen = sensitivity.Bench.of(video.denoiser, calls)
                 name = f"{scheme}{' smoothed' if smooth else ''}"
-                row[name] = linears(video, bench, occasion, scheme, smooth)
+                row[name] = linears(video, seen, occasion, scheme, smooth)
         for name, kernel in (("fp8 attention", fp8_attention.emulated), ("rotated", rotated)):
             video = loaded()
-            bench = sensitivity.Bench.of(video.denoiser, calls)
+            seen = sensitivity.Bench.of(video.denoiser, calls)
             video.set_attention(lambda q, k, v, kernel=kernel: kernel(q, k, v).to(q.dtype))
-            error = mean(bench.errors()) ** 0.5
+            error = mean(seen.errors()) ** 0.5
             row[name] = error if math.isfinite(error) else None  # NaN is no JSON
         rows.append(row)
         print(json.dumps({k: v if v is None else round(v, 5) for k, v in row.items()}), flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     facts = {"model": model.name, "prompts": args.prompts, "torch": torch.__version__, "rows": rows}
-    args.out.write_text(json.dumps(facts, indent=1) + "\n")
+    bench.save(args.out, facts)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ planted here, gets *drift* or *indistinguishable*.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 from qbench.quality.floor import Floor, Quality
 from qbench.quality.statistics import summarise
 from qbench.quality.verdict import Candidate, Judged, judge
+from scripts import bench
 
 if TYPE_CHECKING:
     from qbench.results.ranking import Ranking
@@ -185,7 +185,7 @@ def main() -> None:
     shown = [cells(row) for row in found]
     print(table(shown))
     if arguments.out:
-        arguments.out.write_text(json.dumps({"rows": shown}, indent=1) + "\n")
+        bench.save(arguments.out, {"rows": shown})
     passed = [row.name for row in found if row.planted and row.judged.verdict in PASSED]
     passed += [row.name for row in found if row.planted and row.bare.verdict in PASSED]
     if passed:

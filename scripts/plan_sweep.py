@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 
 from qbench.run.order import Order, Site
 from qbench.run.parts import Load
+from scripts import bench
 
 RECIPES, RANKINGS = 1000, 60
 NODES = {"H200": (3, 8), "H100": (6, 8), "A100": (2, 8), "L40S": (3, 4)}  # nodes, GPUs of each
@@ -182,7 +182,7 @@ def main() -> None:
     wrong = sum(row["waited"] + row["mixed"] for row in rows)
     print(f"before their reference, or on two kinds of device: {wrong}")
     if asked.out:
-        asked.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        bench.save(asked.out, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from qbench.meters import clock, environment, flops
 from qbench.optimizations import attention, quantization
 from qbench.pipelines import cogvideox_layers, random_weights
 from qbench.recipe.schema import Quantize, Variant
+from scripts import bench
 
 TEXT, WARMUP, REPEATS = 226, 1, 10
 APART = 2000  # tokens between sizes that are named in the chart
@@ -141,7 +142,7 @@ def chart(folder: Path) -> None:
     axes.legend(frameon=False)
     axes.set_ylim(bottom=0)
     figure.savefig(folder / "scaling.png", dpi=120)
-    (folder / "scaling.json").write_text(json.dumps(facts, indent=1) + "\n")
+    bench.save(folder / "scaling.json", facts)
 
 
 def main() -> None:
@@ -166,7 +167,7 @@ def main() -> None:
                 rows.append(shape | {"error": reason})
             torch.cuda.empty_cache()
             print(json.dumps({k: v for k, v in rows[-1].items() if k != "step_s"}), flush=True)
-            (out / "scaling.json").write_text(json.dumps(facts, indent=1) + "\n")
+            bench.save(out / "scaling.json", facts)
 
 
 if __name__ == "__main__":

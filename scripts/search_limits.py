@@ -11,7 +11,6 @@ stopped.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from qbench.recipe import shipped
 from qbench.recipe.files import load
 from qbench.search import costs, kept, mixed
 from qbench.search.choice import Option, choose
+from scripts import bench
 
 if TYPE_CHECKING:
     from qbench.pipelines.base import Module
@@ -135,7 +135,7 @@ def main() -> None:
         rows.append({"form": form, "lost": lost, **where_the_error_is(tried)})
     zeros = rounded_to_zero(modules["plain"], modules["outliers"], wanted)
     facts = {"model": model.name, "torch": torch.__version__, "rows": rows, "zeros": zeros}
-    args.out.write_text(json.dumps(facts, indent=1) + "\n")
+    bench.save(args.out, facts)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ other run is held against it, then its own videos after planted changes are.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from qbench.quality.metrics.base import Batch, Context
 from qbench.quality.outputs import FOLDER, Outputs
 from qbench.quality.statistics import summarise
 from qbench.recipe.schema import Quality
+from scripts import bench
 
 NAMES = [
     spec.name for spec in catalogue.METRICS.own.values() if spec.better == "zero" and spec.margin
@@ -128,7 +128,7 @@ def main(words: Sequence[str] | None = None, say: Callable[[str], None] = print)
         rows[name] = row(found, reference, context)
     say(table(rows))
     if args.out:
-        args.out.write_text(json.dumps({"videos": count, "rows": rows}, indent=1) + "\n")
+        bench.save(args.out, {"videos": count, "rows": rows})
 
 
 if __name__ == "__main__":
