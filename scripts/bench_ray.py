@@ -1,7 +1,7 @@
 """What a sweep on Ray gains by a second GPU: the same runs over all GPUs and over one.
 
     python -m scripts.bench_ray --out FILE [--gpus 0,1] [--beside 2] [--videos 256] [--turns 1]
-        [--work FOLDER] [--device cuda] [--set FIELD=VALUE]
+        [--limit 1500] [--work FOLDER] [--device cuda] [--set FIELD=VALUE]
 
 Twelve runs of the bundled model whose quality is measured and whose latency is not, each sweep in a
 folder of its own and on a cluster that `--ray local` starts for it. Before the first, a sweep of
@@ -11,7 +11,7 @@ time, the one on a GPU of its own: long sweeps, whose starts and ends count for 
 sooner. What one of them disturbs in the other is then in their times. What is timed is the whole
 command, Ray's start included. The file says of each run how it ended and what its videos' digest
 is; if a run is not ok, or its videos are not bit for bit those of the first sweep, the script ends
-with 1.
+with 1. A sweep that takes longer than --limit is interrupted, and its row has what was done.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,18 +41,23 @@ SWEEP = (
 HEADS = ("GPUs", "runs", "videos of each", "seconds", "speed-up", "a run on its own, seconds")
 
 
-def swept(out: Path, gpus: str, device: str, settings: Sequence[str]) -> dict[str, Any]:
+def swept(
+    out: Path, gpus: str, device: str, settings: Sequence[str], limit: float | None
+) -> dict[str, Any]:
     """One sweep: its seconds, and of each run when it started, and those from then to its end."""
     words = [f"--set={setting}" for setting in settings]
     words += [f"--out={out}", f"--device={device}", "--no-floors", "--quiet", "--ray=local"]
     paths = [str(RECIPES / f"{name}.yaml") for name in SWEEP]
     visible = {"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}
     began, began_at = time.monotonic(), datetime.now(UTC)
-    subprocess.run(
-        [sys.executable, "-m", "qbench", "run", *paths, *words],
-        env=os.environ | visible,
-    )
+    command = [sys.executable, "-m", "qbench", "run", *paths, *words]
+    with subprocess.Popen(command, env=os.environ | visible) as process:
+        try:
+            process.wait(limit)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
     seconds = time.monotonic() - began
+    cut = limit is not None and seconds > limit
     found, _ = store.read_all(store.find([out]))
     runs = {}
     for _, record in found:
@@ -62,7 +68,7 @@ def swept(out: Path, gpus: str, device: str, settings: Sequence[str]) -> dict[st
             "status": record.status,
             "videos_sha256": record.outputs_sha256,
         }
-    return {"gpus": gpus.count(",") + 1, "s": seconds, "runs": runs}
+    return {"gpus": gpus.count(",") + 1, "s": seconds, "cut_off": cut, "runs": runs}
 
 
 def faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -80,14 +86,17 @@ def faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Each sweep; the speed-up over the one of the same turn on one GPU."""
-    alone = {row["turn"]: row["s"] for row in rows if row["gpus"] == 1}
+    whole = [row for row in rows if not row.get("cut_off")]
+    alone = {row["turn"]: row["s"] for row in whole if row["gpus"] == 1}
     lines = [f"| {' | '.join(HEADS)} |", f"|{' --- |' * len(HEADS)}"]
     for row in rows:
-        gain = "reference"
-        if row["gpus"] > 1:
-            gain = f"{alone[row['turn']] / row['s']:.2f}x" if row["turn"] in alone else ""
+        gain = "cut off"
+        if row in whole:
+            gain = "reference" if row["gpus"] == 1 else ""
+            if row["gpus"] > 1 and row["turn"] in alone:
+                gain = f"{alone[row['turn']] / row['s']:.2f}x"
         own = sorted(run["s"] for run in row["runs"].values())
-        spread = f"{own[0]:.0f} to {own[-1]:.0f}"
+        spread = f"{own[0]:.0f} to {own[-1]:.0f}" if own else ""
         shown = (row["gpus"], len(own), row["videos"], f"{row['s']:.0f}", gain, spread)
         lines.append(f"| {' | '.join(map(str, shown))} |")
     return "\n".join(lines)
@@ -102,20 +111,21 @@ def main() -> None:
     parser.add_argument("--beside", metavar="GPU", help="the one alone, at the same time")
     parser.add_argument("--videos", type=int, default=256, help="of each run")
     parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--limit", type=float, help="seconds that a sweep may take")
     parser.add_argument("--work", type=Path, help="folder for the runs; else a temporary one")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--set", action="append", default=[], help="besides the sweep's own")
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp(prefix="bench-ray-"))
     settings = [*CALIBRATED_QUALITY, *args.set]  # of a field that is set twice the last one counts
-    swept(work / "warm", args.gpus, args.device, [*settings, "prompts.count=8"])
+    swept(work / "warm", args.gpus, args.device, [*settings, "prompts.count=8"], args.limit)
     shutil.rmtree(work / "warm", ignore_errors=True)
     rows: list[dict[str, Any]] = []
     settings.append(f"prompts.count={args.videos}")
 
     def measured(turn: int, gpus: str) -> None:
         folder = work / f"{turn}-{gpus.replace(',', '-') or 'none'}"
-        row = swept(folder, gpus, args.device, settings)
+        row = swept(folder, gpus, args.device, settings, args.limit)
         rows.append({"turn": turn, "videos": args.videos, "beside": args.beside is not None, **row})
         bench.write(args.out, args.device, rows=rows)
         shutil.rmtree(folder)
