@@ -29,6 +29,6 @@ def write(out: Path, device: str, **facts: object) -> None:
 
 
 def save(out: Path, facts: Mapping[str, object]) -> None:
-    """As JSON, without the blanks: what is published travels with every clone."""
+    """The facts as JSON without blanks, for what is published travels with every clone."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(facts, separators=(",", ":")) + "\n")

@@ -121,7 +121,6 @@ def main() -> None:
             row[name] = error if math.isfinite(error) else None  # NaN is no JSON
         rows.append(row)
         print(json.dumps({k: v if v is None else round(v, 5) for k, v in row.items()}), flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     facts = {"model": model.name, "prompts": args.prompts, "torch": torch.__version__, "rows": rows}
     bench.save(args.out, facts)
 

@@ -64,8 +64,8 @@ extern "C" __global__ void planted(float* x, int n) {
 }
 """
 # In it memcheck has to find a store past the end, racecheck a read beside the store that it needs,
-# and synccheck a lane at a barrier of its warp that is not for it, or warps of which some lanes do
-# not come to the block's.
+# and synccheck a lane at a barrier of its warp whose mask leaves it out, or a warp of which some
+# lanes do not come to the block's.
 SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
 
 

@@ -187,7 +187,10 @@ class VideoPipeline(ABC):
         return getattr(self.denoiser, "_cp_plan", None)
 
     def leading_text(self) -> str:
-        """The denoiser's input whose tokens self-attention has before the video's; "" for none."""
+        """The denoiser's input whose tokens come before the video's in self-attention, or "".
+
+        `context_plan` splits them over all GPUs, as it does the video's.
+        """
         return ""
 
     def heads(self) -> int:

@@ -79,7 +79,7 @@ def test_ranks_agree_on_what_each_calibrated(both: tuple[Found, Found]) -> None:
 
 
 def test_fp8_linears_and_fused_projections_on_two_ranks(both: tuple[Found, Found]) -> None:
-    """Rows are quantized one by one; some CPUs round a row of few otherwise than one of many."""
+    """Rows are quantized one by one; how some CPUs round a row depends on how many there are."""
     assert both[0]["fast"] == both[1]["fast"] < 0.05
 
 
@@ -108,7 +108,7 @@ def test_ulysses_gives_every_head_all_tokens_of_uneven_shares(
 def test_ulysses_has_kernels_see_tokens_in_the_order_of_one_process(
     both: tuple[Found, Found],
 ) -> None:
-    """By FP8 in tiles the same to the bit; it is not where the text of each rank goes unsaid."""
+    """FP8 in tiles gives the same to the bit; it does not where ranks' text is not told of."""
     for found in both:
         assert found["ulysses, 29 of text"]
         assert not found["ulysses, 0 of text"]

@@ -90,7 +90,7 @@ def test_a_row_that_cannot_run_is_a_line_and_the_others_go_on(tmp_path: Path) ->
     rows = _rows(tmp_path / "x.json", "--only", "diffusers", "xfuser-ring", "qbench-cfg")
     assert rows["xfuser-ring"]["reason"].startswith(("ModuleNotFoundError: ", "RuntimeError: "))
     assert len(rows["diffusers"]["seconds"]) == len(rows["qbench-cfg"]["seconds"]) == 2
-    # Some CPUs round a batch of one otherwise than one of two; what is wrong is over 0.02.
+    # Some CPUs round a batch of one otherwise than one of two; a wrong one is off by over 0.02.
     assert rows["qbench-cfg"]["denoiser_relative_error"] < 0.01
     late = _rows(tmp_path / "y.json", "--only", "diffusers", "--limit=0")
     assert late["diffusers"]["reason"] == "not begun after 0 s"

@@ -1,4 +1,4 @@
-"""Kernels of torch's for attention over a part of the keys, which tell the log-sum-exp too.
+"""torch's kernels for attention: over all keys, and over a part of them with the log-sum-exp.
 
 All tensors are (batch, tokens, heads, channels).
 """

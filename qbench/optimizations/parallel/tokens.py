@@ -7,8 +7,8 @@ each part is merged by the parts' log-sum-exp. Together, ranks form rows of Ulys
 keys and values go round.
 
 Text and video may each be split over all ranks, evenly or not. Ulysses brings them into the order
-that they have on one GPU, the text first. Attention without a mask does not ask for it, but kernels
-round by what lies in each of their tiles, those in eight bits so much that the video is another.
+that they have on one GPU, the text first. Attention without a mask does not depend on it, but how
+kernels round depends on what lies in each of their tiles; those in eight bits make another video.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def apply(video: VideoPipeline, attention: Attention, changes: Changes) -> None:
 
     def forward(_: Module, *args: object, **kwargs: object) -> object:
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        text = dict(zip(names, args, strict=False)) | kwargs
-        before = text[leading].shape[1] if leading else 0  # type: ignore[attr-defined]
-        attention.begin(tuple(tuple(x.shape) for x in tensors), before)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        text = given[leading].shape[1] if leading else 0  # type: ignore[attr-defined]
+        attention.begin(tuple(tuple(x.shape) for x in tensors), text)
         return inner(*args, **kwargs)
 
     changes.compute(module, forward)
@@ -113,7 +113,7 @@ class Attention:
     def begin(self, shapes: Shapes, text: int = 0) -> None:
         """A call of the denoiser begins, on inputs of these shapes: the same on every rank.
 
-        text: tokens that stand before the video's where blocks attend, split over all ranks too.
+        text: how many tokens stand before the video's in attention, split over all ranks too.
         """
         self._shapes, self._text = shapes, text
 
@@ -308,7 +308,7 @@ def _shares(size: int, ranks: int) -> list[int]:
 
 
 def _places(texts: Sequence[int], lengths: Sequence[int]) -> list[Places]:
-    """Of each rank where its tokens, its share of the text first, lie among those of all."""
+    """For each rank, where its tokens (its share of the text first) lie among those of all."""
     videos = [length - text for length, text in zip(lengths, texts, strict=True)]
     of_all = _ranges([*texts, *videos])
     found = []
