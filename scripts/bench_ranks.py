@@ -27,6 +27,7 @@ from qbench.meters.clock import sample
 from qbench.optimizations import attention
 from qbench.optimizations.changes import Changes
 from qbench.optimizations.parallel import groups, partials, rows, tokens
+from qbench.pipelines.attention import Kernel
 from qbench.recipe.schema import Decode, Parallel
 from scripts import bench
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tokens", type=int, default=17776)
+    parser.add_argument("--text", type=int, default=226, help="of the tokens, the first")
     parser.add_argument("--heads", type=int, default=30)
     parser.add_argument("--latents", type=int, nargs=3, default=(13, 60, 90))
     parser.add_argument("--channels", type=int, default=128, help="of the VAE, at full resolution")
@@ -59,7 +61,7 @@ def main() -> None:
         "ranks": world,
         "in_a_row": IN_A_ROW,
         "exchange": [timed.exchange(size) for size in SIZES if size <= args.largest],
-        "attention": timed.attention(args.tokens, args.heads, args.kernel),
+        "attention": timed.attention(args.tokens, args.text, args.heads, args.kernel),
         "decode": timed.decode(tuple(args.latents), args.channels),
     }
     if number == 0:
@@ -100,17 +102,27 @@ class Bench:
             "total_s": self.seconds(lambda: group.total(outgoing[: size // 4].float())),
         }
 
-    def attention(self, count: int, heads: int, kernel: str) -> dict[str, object]:
+    def attention(self, count: int, text: int, heads: int, kernel: str) -> dict[str, object]:
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         generator = torch.Generator().manual_seed(0)
         qkv = [torch.randn(2, count, heads, 64, generator=generator) for _ in range(3)]
         whole = [x.to(self.device, dtype) for x in qkv]
         group = self.ranks.tokens
-        mine = [x.tensor_split(group.size, 1)[group.index].contiguous() for x in whole]
+
+        def share(x: torch.Tensor) -> torch.Tensor:
+            both = x.split([text, count - text], 1)
+            return torch.cat([part.tensor_split(group.size, 1)[group.index] for part in both], 1)
+
+        def over(pieces: int) -> Kernel:
+            made = tokens.Attention(self.ranks, pieces)
+            made.begin((tuple(whole[0].shape),), text)
+            return made.around(one, None)
+
+        mine = [share(x) for x in whole]
         one = partials.plain if kernel == "auto" else attention.load(kernel)
-        shared = tokens.Attention(self.ranks).around(one, None)
-        others = {n: tokens.Attention(self.ranks, n).around(one, None) for n in PIECES}
-        expected = one(*whole).tensor_split(group.size, 1)[group.index]
+        shared = over(tokens.PIECES)
+        others = {n: over(n) for n in PIECES}
+        expected = share(one(*whole))
         return {
             "one_s": self.seconds(lambda: one(*whole)),
             "shared_s": self.seconds(lambda: shared(*mine)),

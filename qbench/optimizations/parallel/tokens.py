@@ -13,6 +13,7 @@ kernels round depends on what lies in each of their tiles; those in eight bits m
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import math
@@ -78,6 +79,11 @@ def apply(video: VideoPipeline, attention: Attention, changes: Changes) -> None:
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         given = dict(zip(names, args, strict=False)) | kwargs
         text = given[leading].shape[1] if leading else 0  # type: ignore[attr-defined]
+        if 0 < text < ranks.tokens.size:
+            raise Unsupported(
+                f"variant.parallel: {text} tokens of text cannot be split over {ranks.tokens.size} "
+                "GPUs, each of which needs one"
+            )
         attention.begin(tuple(tuple(x.shape) for x in tensors), text)
         return inner(*args, **kwargs)
 
@@ -129,7 +135,7 @@ class Attention:
         across, ring = self.ranks.ulysses, self.ranks.ring
         rows = [lengths[i : i + across.size] for i in range(0, len(lengths), across.size)]
         texts = _shares(self._text, len(lengths))[across.size * ring.index :]
-        places = _places(texts[: across.size], rows[ring.index])
+        places = _places(tuple(texts[: across.size]), tuple(rows[ring.index]))
 
         def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if ring.size == 1:
@@ -307,7 +313,8 @@ def _shares(size: int, ranks: int) -> list[int]:
     return [size // ranks + (rank < size % ranks) for rank in range(ranks)]
 
 
-def _places(texts: Sequence[int], lengths: Sequence[int]) -> list[Places]:
+@functools.cache  # asked in every layer, whose host has no time to lose
+def _places(texts: tuple[int, ...], lengths: tuple[int, ...]) -> list[Places]:
     """For each rank, where its tokens (its share of the text first) lie among those of all."""
     videos = [length - text for length, text in zip(lengths, texts, strict=True)]
     of_all = _ranges([*texts, *videos])
