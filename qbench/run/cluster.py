@@ -39,7 +39,7 @@ AHEAD = 4  # messages that a run may be ahead of who reads them
 READ = (store.FILE, "*.safetensors", f"{OUTPUTS}/**/*")  # of a reference's folder, by runs
 _ORDINARY = ("CPU", "GPU", "memory", "object_store_memory")
 THREADS = "OMP_NUM_THREADS"  # Ray sets it where the user has not
-AHEAD_OF_TASKS = "RAY_prestart_worker_first_driver"  # one for each CPU
+PRESTART = "RAY_prestart_worker_first_driver"  # a process a CPU, before anybody asks for one
 MODE, TOKENS = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 NO_TOKEN = (
     f"the cluster has another token, or this machine none: export {MODE}=token, and the "
@@ -94,7 +94,7 @@ class Cluster:
             # Ray's own would be written to the user's home, and is read when Ray is imported.
             os.environ[MODE], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex()
         # No seat could take a process that was started ahead: each has variables of its own.
-        os.environ.setdefault(AHEAD_OF_TASKS, "0")
+        os.environ.setdefault(PRESTART, "0")
         ray = _ray()
         self._folder = processes.own_folder()
         try:
