@@ -28,7 +28,7 @@ def write(out: Path, device: str, **facts: object) -> None:
     save(out, {"environment": environment.read(device).model_dump()} | facts)
 
 
-def save(out: Path, facts: Mapping[str, object]) -> None:
+def save(out: Path, facts: object) -> None:
     """The facts as JSON without blanks, for what is published travels with every clone."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(facts, separators=(",", ":")) + "\n")

@@ -50,14 +50,14 @@ def swept(
     paths = [str(RECIPES / f"{name}.yaml") for name in SWEEP]
     visible = {"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}
     began, began_at = time.monotonic(), datetime.now(UTC)
-    command = [sys.executable, "-m", "qbench", "run", *paths, *words]
+    command, cut = [sys.executable, "-m", "qbench", "run", *paths, *words], False
     with subprocess.Popen(command, env=os.environ | visible) as process:
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
+            cut = True
     seconds = time.monotonic() - began
-    cut = limit is not None and seconds > limit
     found, _ = store.read_all(store.find([out]))
     runs = {}
     for _, record in found:

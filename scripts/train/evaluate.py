@@ -18,6 +18,7 @@ import torch
 
 from qbench import world
 from qbench.quality.metrics.probe import Probe, load_probe
+from scripts import bench
 from scripts.train.mixture import Length, length
 from scripts.train.rendered import together
 from scripts.train.text import TEXT_TOKENS
@@ -132,7 +133,7 @@ def main() -> None:
         row["seconds"] = round(time.monotonic() - began, 1)
         rows.append(row | {"videos": len(videos)} | share)
         print(json.dumps(rows[-1]), flush=True)
-        arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
+        bench.save(arguments.out, rows)
         if arguments.sheet:
             kind = "held-out" if held_out else "seen"
             stem = f"{arguments.sheet.stem}-{size[0]}x{size[1]}-{kind}-g{guidance:g}"

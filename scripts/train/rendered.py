@@ -19,6 +19,7 @@ import torch
 from qbench import world
 from qbench.pipelines.known import BUNDLED
 from qbench.quality.metrics.probe import Probe, load_probe
+from scripts import bench
 from scripts.train.metrics import random_clips
 from scripts.train.mixture import Length, length
 from scripts.train.vae import UNSEEN_SEED, reconstruction_psnr
@@ -78,7 +79,7 @@ def main() -> None:
             print(json.dumps(row), flush=True)
         rows.append(row)
     if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
+        bench.save(arguments.out, rows)
 
 
 if __name__ == "__main__":

@@ -134,8 +134,9 @@ class Attention:
         lengths = self.sizes("attention", q.shape[1], q.device)
         across, ring = self.ranks.ulysses, self.ranks.ring
         rows = [lengths[i : i + across.size] for i in range(0, len(lengths), across.size)]
-        texts = _shares(self._text, len(lengths))[across.size * ring.index :]
-        places = _places(tuple(texts[: across.size]), tuple(rows[ring.index]))
+        texts = _shares(self._text, len(lengths))
+        row = slice(across.size * ring.index, across.size * (ring.index + 1))
+        places = _places(tuple(texts[row]), tuple(lengths[row]))
 
         def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if ring.size == 1:
