@@ -528,9 +528,9 @@ def _optimizations() -> list[Row]:
                          f"{fig('h100/engines/exports.json onnx-bf16.relative_l2_to_variant %')}",
                          "h100/engines/exports.json"),
                 measured("on two CPU cores the bundled model: "
-                         f"{fig('amd-epyc-2t-engines onnx-int8 speed-up')} in INT8, "
-                         f"{fig('amd-epyc-2t-engines onnx speed-up')} in FP32",
-                         "amd-epyc-2t-engines")]),
+                         f"{fig('xeon-2t-demo onnx-int8 speed-up')} in INT8, "
+                         f"{fig('xeon-2t-demo onnx speed-up')} in FP32",
+                         "xeon-2t-demo")]),
             zero=("a small one of its kind exports; at full size not measured", [
                 unmeasured("ONNX Runtime at full size", _run(ZERO, "engine/onnx-bf16"))]),
             wan=("not measured", [
