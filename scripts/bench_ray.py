@@ -117,7 +117,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="besides the sweep's own")
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp(prefix="bench-ray-"))
-    settings = [*CALIBRATED_QUALITY, *args.set]  # of a field that is set twice the last one counts
+    # Of a field that is set twice the last one counts.
+    settings = [*CALIBRATED_QUALITY, "measure.warmup=0", *args.set]
     swept(work / "warm", args.gpus, args.device, [*settings, "prompts.count=8"], args.limit)
     shutil.rmtree(work / "warm", ignore_errors=True)
     rows: list[dict[str, Any]] = []

@@ -62,7 +62,7 @@ def test_no_rule_refuses_what_ran_and_every_choice_ran() -> None:
         rows = [row["variant"] for row in facts["rows"] if row["works"]]
         made = [Variant.model_validate({"dtype": "bf16", **fields}) for fields in rows]
         variants[facts["machine"]["device"]] += made
-    # No machine ran a recipe by TensorRT or had FlashAttention 3's own package, which torchao needs.
+    # No machine ran a recipe by TensorRT or had FlashAttention 3's own package, torchao's need.
     # ONNX Runtime's INT8 is for CPUs; other packed bits than four ran on a CPU alone.
     never = ("tensorrt", "torchao-fp8")
     not_on_a_gpu = (

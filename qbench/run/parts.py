@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 # a reference holds up its whole ranking.
 LONGEST, LONGEST_REFERENCE = 0.3, 0.03
 WORTH = 4  # times what a part takes to start: as much is in each that could do without
-EARLY = 1  # times that start: what is saved by parts that a device makes which is idle else
 LUCK = 0.5  # of what ends last, for which the others are idle
 ROUNDING = 1e-9  # a run that is all that is left on three devices is three times each one's
 
@@ -113,11 +112,10 @@ def _safest(load: Load, places: int, rivals: int, each: float, holds_up: bool) -
 
 
 def are_worth_it(load: Load, until: float) -> bool:
-    """Whether to make its videos while it waits, though that takes a start more.
+    """Whether to make its videos while it waits, by a device that is idle else.
 
-    The device is idle else, so the start costs nothing; but it is kept if that takes longer.
+    That takes a start more, which costs nothing while it lasts no longer than the run would wait.
 
     until: work that a device does before the run itself could begin.
     """
-    saved = min(load.shared, until - load.start)
-    return load.shared >= load.least and saved > EARLY * load.start
+    return load.shared >= load.least and until > load.start

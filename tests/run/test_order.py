@@ -208,7 +208,7 @@ def test_run_whose_part_still_goes_on_when_its_reference_has_ended_waits_for_it(
 
 def test_part_is_not_begun_beside_a_reference_that_ends_before_it_has_done_anything() -> None:
     for work, shared, more in (
-        (40.0, 0.0, {}),  # about as long as two starts
+        (20.0, 0.0, {}),  # as long as a start
         (400.0, 0.0, {"early": False}),
         (400.0, 0.0, {"shared": 0.0}),
     ):
