@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+from pathlib import Path
 from typing import Any
 
 import pytest
-from optimizations import two_ranks
+from optimizations import ranks
 
 from qbench import support
 from qbench.errors import Unsupported
@@ -20,15 +21,13 @@ FULL = support.Machine("cuda", (9, 0), frozenset({*support.PACKAGES}), devices=8
 ROUNDING = 1e-4  # of the spread, in FP32 over three steps; a token that is lost moves it by 1
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
-    """What each of two ranks found: one pair of processes for all that is checked here."""
+def _ranks(folder: Path, world: int) -> list[Found]:
+    """What each of so many ranks found."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["optimizations.two_ranks"])
-    meeting = tmp_path_factory.mktemp("ranks") / "meeting"
-    pipes = [context.Pipe() for _ in range(2)]
+    context.set_forkserver_preload(["optimizations.ranks"])
+    pipes = [context.Pipe() for _ in range(world)]
     started = [
-        context.Process(target=two_ranks.work, args=(rank, str(meeting), theirs))
+        context.Process(target=ranks.work, args=(rank, str(folder / "meeting"), world, theirs))
         for rank, (_, theirs) in enumerate(pipes)
     ]
     for process in started:
@@ -41,11 +40,18 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
         process.join(30)
     for one in found:
         assert "failed" not in one, one["failed"]
-    return found[0], found[1]
+    return found
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
+    """Of two ranks: one pair of processes for all that is checked here."""
+    first, second = _ranks(tmp_path_factory.mktemp("ranks"), 2)
+    return first, second
 
 
 def test_denoises_the_video_of_one_process_and_undoes_it(both: tuple[Found, Found]) -> None:
-    for name, splits in two_ranks.FAMILIES.items():
+    for name, splits in ranks.FAMILIES.items():
         for split in splits:
             for found in both:
                 error, undone = found[f"{name} {split}"]
@@ -61,12 +67,12 @@ def test_two_calls_of_guidance_are_the_very_calls_of_one_process(
 
 
 def test_caches_skip_the_same_steps_on_all_ranks(both: tuple[Found, Found]) -> None:
-    for cache, split in two_ranks.CACHES:
+    for cache, split in ranks.CACHES:
         name = f"{cache['kind']} {split}"
         for found in both:
             one, two, error = found[name]
             assert one == two, name
-            assert one < two_ranks.STEPS, name  # it did skip
+            assert one < ranks.STEPS, name  # it did skip
             # TaylorSeer keeps what it extrapolates from in BF16, whatever the model computes in.
             assert error < (0.02 if cache["kind"] == "taylorseer" else 10 * ROUNDING), name
 
@@ -78,14 +84,14 @@ def test_ranks_agree_on_what_each_calibrated(both: tuple[Found, Found]) -> None:
     assert ratios == pytest.approx([x + 0.1 for x in alone], abs=1e-4)
 
 
-def test_fp8_linears_and_fused_projections_on_two_ranks(both: tuple[Found, Found]) -> None:
+def test_fp8_linears_and_fused_projections_on_ranks(both: tuple[Found, Found]) -> None:
     """Rows are quantized one by one; how some CPUs round a row depends on how many there are."""
     assert both[0]["fast"] == both[1]["fast"] < 0.05
 
 
 def test_decodes_the_video_of_one_process(both: tuple[Found, Found]) -> None:
     for found in both:
-        for way in two_ranks.WAYS:
+        for way in ranks.WAYS:
             assert found[f"decode {way}"] < 1e-5, way
         assert found["decode undone"]
 
@@ -101,7 +107,7 @@ def test_ulysses_gives_every_head_all_tokens_of_uneven_shares(
 ) -> None:
     """Bit for bit what one process computes: exchanges only move values."""
     for found in both:
-        for shape in two_ranks.SHAPES:
+        for shape in ranks.SHAPES:
             assert found[f"ulysses {shape}"], shape
 
 
@@ -112,6 +118,15 @@ def test_ulysses_has_kernels_see_tokens_in_the_order_of_one_process(
     for found in both:
         assert found["ulysses, 29 of text"]
         assert not found["ulysses, 0 of text"]
+
+
+@pytest.mark.parametrize("world", [3, 4])
+def test_tokens_keep_their_order_on_three_ranks_and_in_each_row_of_a_ring(
+    tmp_path: Path, world: int
+) -> None:
+    for found in _ranks(tmp_path, world):
+        assert found["order"]
+        assert found["error"] < 1e-5
 
 
 def test_who_waits_has_the_longer_exchanges(both: tuple[Found, Found]) -> None:

@@ -1,4 +1,4 @@
-"""What two ranks do with tiny pipelines: run in two processes, for the tests in test_parallel."""
+"""What ranks do with tiny pipelines: run in a process each, for the tests in test_parallel."""
 
 from __future__ import annotations
 
@@ -49,14 +49,15 @@ WAYS: dict[str, dict[str, bool]] = {
 }  # fmt: skip
 
 
-def work(rank: int, meeting: str, results: Connection) -> None:
-    """Join the other rank, do everything below, and send what came of it by name."""
+def work(rank: int, meeting: str, world: int, results: Connection) -> None:
+    """Join the other ranks, do what is below, and send what came of it by name."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    pair = (families, caches, calibrated, fast, decodes, attention, waits, other_weights)
     found: dict[str, Any] = {}
     try:
-        for check in (families, caches, calibrated, fast, decodes, attention, waits, other_weights):
+        for check in pair if world == 2 else (seen_by_each,):
             found |= check(rank)
     except Exception:
         found["failed"] = traceback.format_exc()
@@ -215,6 +216,55 @@ def in_order(rank: int, ranks: groups.Ranks) -> dict[str, Any]:
         made = attend(*share(text, video).bfloat16().unbind(2))
         found[f"ulysses, {told} of text"] = torch.equal(made, expected)
     return found
+
+
+def seen_by_each(rank: int) -> dict[str, Any]:
+    """What the kernel of each of three or four ranks was given, beside what it should have been.
+
+    Three share tokens by Ulysses. Four are two rows of two: between rows keys go round the ring.
+    """
+    world = dist.get_world_size()
+    across = {3: 3, 4: 2}[world]
+    ranks = groups.Ranks(Parallel(ulysses=across, ring=world // across), "cpu")
+    generator = torch.Generator().manual_seed(2)
+    text, video = (torch.randn(1, n, 3, 6, 8, generator=generator) for n in (11, 29))
+    # Text as evenly as can be, as `Attention` takes it to be; a video's rows need not be even.
+    texts, videos = ([4, 4, 3], [12, 9, 8]) if world == 3 else ([3, 3, 3, 2], [9, 8, 8, 4])
+    shares = list(zip(text.split(texts, 1), video.split(videos, 1), strict=True))
+    seen: list[torch.Tensor] = []
+
+    def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.stack([q, k, v], 2))
+        return partials.plain(q, k, v)
+
+    def partial(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(torch.stack([q[:, :1].expand_as(k), k, v], 2))
+        return with_lse(q, k, v)
+
+    with_lse = partials.with_lse("math")
+    over = tokens.Attention(ranks, 1)
+    over.begin(((11,),), 11)
+    made = over.around(kernel, partial)(*torch.cat(shares[rank], 1).unbind(2))
+    whole = partials.plain(*torch.cat([text, video], 1).unbind(2))
+    mine = [part.split(sizes, 1)[rank] for part, sizes in _parts(whole, texts, videos)]
+    heads = slice(6 // across * ranks.ulysses.index, 6 // across * (ranks.ulysses.index + 1))
+    rows = [shares[i : i + across] for i in range(0, world, across)]
+    turns = [rows[(ranks.ring.index - turn) % len(rows)] for turn in range(len(rows))]
+    expected = [torch.cat([x for part in zip(*row, strict=True) for x in part], 1) for row in turns]
+    same = [
+        torch.equal(one[:, :, 1:], all_heads[:, :, 1:, heads])
+        for one, all_heads in zip(seen, expected, strict=True)
+    ]
+    return {"order": all(same), "error": (made - torch.cat(mine, 1)).abs().max().item()}
+
+
+def _parts(
+    whole: torch.Tensor, texts: list[int], videos: list[int]
+) -> list[tuple[torch.Tensor, list[int]]]:
+    """A sequence's text and its video, each with how many tokens of it every rank has."""
+    return [(whole[:, : sum(texts)], texts), (whole[:, sum(texts) :], videos)]
 
 
 def _each_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
