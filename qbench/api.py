@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from qbench.results.record import Record
 
 PipelineT = TypeVar("PipelineT", bound="DiffusionPipeline")
-RecipeLike = "str | Path | Recipe"
 
 
 def load_recipe(

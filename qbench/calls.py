@@ -157,7 +157,7 @@ class Live:
         self._cached.changes.undo()
         self._steps = 0  # there is none until this has gone well
         occasion = Occasion(run, self.model, tests=())
-        wanted, _ = caching.fitted(self.video, wanted, steps, occasion)
+        wanted, _ = caching.fitted(self.video, wanted, occasion)
         self._cached = caching.apply(self.video, wanted, steps)
         self._steps = steps
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from qbench.errors import shortened
-from qbench.results.record import Record
+from qbench.results.record import Record, Strict
 
 Kind = Literal["recipe", "workload", "prompts", "hardware", "software", "code", "measuring"]
 REFUSED: tuple[Kind, ...] = ("hardware", "prompts", "workload")  # without --across
@@ -27,10 +25,9 @@ KINDS: dict[str, Kind] = {
 }
 
 
-class Change(BaseModel):
+class Change(Strict):
     """One thing that is not the same in both; null where one of them lacks it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Kind
     name: str
     before: str | None

@@ -17,7 +17,7 @@ from qbench.quality.ratios import speed_up
 def checks(pairs: Sequence[Pair], rows: Sequence[Row], asked: Sequence[Limit]) -> tuple[Check, ...]:
     """Bounds are at 2.5 %, over the number of figures that are held against a limit."""
     items = [(pair, row, limit) for pair, row in zip(pairs, rows, strict=True) for limit in asked]
-    measured = [item for item in items if item[0].alive and _has(item[0], item[1], item[2])]
+    measured = [item for item in items if item[0].alive and _has(*item)]
     chance = limits.one_sided(len(measured))
     found = []
     for pair, row, limit in items:

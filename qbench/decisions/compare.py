@@ -28,8 +28,6 @@ from qbench.errors import InputError, nearest
 from qbench.quality.metrics.catalogue import METRICS
 from qbench.results.record import Record
 
-SIZES = ("peak", "size", "first_call", "energy")
-
 
 def compare(
     before: Path,
@@ -190,7 +188,7 @@ def _row(
 ) -> Row:
     a, b = pair.a, pair.b
     sizes = []
-    for name in SIZES:
+    for name in figures.SIZES:
         values = [figures.OWN[name].value(record) for record in (a, b)]
         if any(value is not None for value in values):
             sizes.append(Size(figure=name, before=values[0], after=values[1]))

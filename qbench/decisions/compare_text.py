@@ -16,7 +16,6 @@ from qbench.report import tables
 Item = TypeVar("Item")
 CHANGES = 12  # that are named of one row
 RESULT = {0: "passes", 1: "regression", 2: "cannot be told from these records"}
-STRONGER = {"turns": "they took turns", "by way of the reference": "each took turns with it"}
 
 
 def lines(made: Compared) -> list[str]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from qbench.decisions.changes import Change
 from qbench.decisions.limits import Result
 from qbench.quality.ratios import Ratio
-from qbench.results.record import Record
+from qbench.results.record import Record, Strict
 
 How = Literal["turns", "by way of the reference", "one after the other"]
 TimeWord = Literal[
@@ -21,10 +19,6 @@ MetricWord = Literal[
     "better", "worse", "same", "equivalent", "not distinguishable", "too few", "no interval"
 ]
 DONE = ("ok",)
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Time(Strict):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal, assert_never
 
 from qbench import units
@@ -44,8 +47,6 @@ class Figure:
 
     def value(self, record: Record) -> float | None:
         """The figure as tables show it, of this run alone."""
-        from statistics import median
-
         if self.kind == "metric":
             metric = record.quality.get(self.name)
             return None if metric is None else metric.value
@@ -81,13 +82,15 @@ def _steps(record: Record) -> list[float]:
 
 
 def _first_call(record: Record) -> list[float]:
-    timed = record.recipe.measure.timing and record.first_call_s is not None
-    return [record.first_call_s] if timed and record.first_call_s is not None else []
+    if not record.recipe.measure.timing or record.first_call_s is None:
+        return []
+    return [record.first_call_s]
 
 
 def _energy(record: Record) -> list[float]:
-    timed = record.gauges is not None and record.recipe.measure.timing
-    return list(record.gauges.energy_j) if timed and record.gauges else []
+    if not record.recipe.measure.timing or record.gauges is None:
+        return []
+    return list(record.gauges.energy_j)
 
 
 def _peak(record: Record) -> list[float]:
@@ -100,11 +103,8 @@ def _size(record: Record) -> list[float]:
 
 
 def needed_bytes(record: Record) -> int | None:
-    """The peak that tables show: an engine allocates past torch, so of it the driver's figure."""
-    peak = record.peak()
-    if record.environment.device == "cuda" and record.recipe.variant.left_python:
-        return peak.driver_bytes
-    return record.held_bytes(peak)
+    """The peak that tables show; None where it is not known."""
+    return tables.peak(record)[0]
 
 
 _SAMPLES = {
@@ -116,6 +116,7 @@ _SAMPLES = {
     "size": _size,
     "speedup": lambda record: [],
 }
+SIZES = ("peak", "size", "first_call", "energy")  # of which a comparison has no interval
 OWN: dict[str, Figure] = {
     "latency": Figure("latency", "seconds", "lower", SECONDS),
     "step": Figure("step", "seconds", "lower", SECONDS),
@@ -141,9 +142,6 @@ def find(word: str, option: str) -> Figure:
 
 def number(text: str, units: dict[str, float], option: str, example: str) -> float:
     """A number with one of these units, in the base unit. Raises InputError."""
-    import math
-    import re
-
     found = re.fullmatch(r"\s*([+-]?\d+(?:\.\d+)?(?:e[+-]?\d{1,2})?)\s*(\S*)\s*", text)
     if not found:
         raise InputError(f"{option}: {text[:40]!r}: no number with a unit, as in {example}")

@@ -6,11 +6,10 @@ series. Software may differ, for that is what a history is for; each change of i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-
-from pydantic import BaseModel, ConfigDict
 
 from qbench.decisions import figures, places
 from qbench.decisions.changepoints import MOST, SMALLEST, change_points
@@ -21,15 +20,11 @@ from qbench.quality.ratios import Ratio, speed_up
 from qbench.quality.statistics import median_interval
 from qbench.recipe import shipped
 from qbench.results import origin, store
-from qbench.results.record import Record
+from qbench.results.record import Record, Strict
 
 UNITS: dict[figures.Kind, str] = {
     "seconds": "s", "bytes": "bytes", "joules": "J", "ratio": "x", "metric": "",
 }  # fmt: skip
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Point(Strict):
@@ -179,8 +174,6 @@ def _point(record: Record, before: Record | None, figure: Figure) -> Point:
 
 def _steps(points: Sequence[Point], figure: Figure) -> tuple[Step, ...]:
     """Times are looked at on a log scale, so that a share counts alike at any level."""
-    import math
-
     values = [point.value for point in points]
     scaled = values
     if figure.kind != "metric" and min(values) > 0:

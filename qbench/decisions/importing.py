@@ -18,12 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from qbench.decisions import plausible
 from qbench.errors import InputError
 from qbench.results import archive, origin, store
-from qbench.results.record import Record
+from qbench.results.record import Record, Strict
 
 UNFINISHED = ("running", "interrupted")
 LARGEST = 64 * 2**20  # bytes of a file beside a record
@@ -34,10 +32,6 @@ BESIDE = re.compile(r"[A-Za-z0-9._+-]{1,200}")  # what a file beside a record ma
 NAME = re.compile(r"[^A-Za-z0-9._+-]")
 
 Status = Literal["imported", "here already", "unfinished", "refused"]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Check(Strict):

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from qbench.results.record import Strict
 
 Result = Literal["met", "unsettled", "missed"]
 Objective = Literal["latency", "memory", "energy"]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Asked(Strict):

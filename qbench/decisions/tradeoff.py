@@ -29,7 +29,7 @@ def gains_and_losses(
         before, after = (figures.OWN[time.figure].text(x) for x in (time.before_s, time.after_s))
         said = f"{time.figure} {after} for {before}, {ratio_text(time.speed)}, {time.word}"
         (gains if time.speed.value >= 1 else losses).append(said)
-    for name in ("peak", "size", "first_call", "energy"):
+    for name in figures.SIZES:
         figure = figures.OWN[name]
         ours, theirs = figure.value(best), figure.value(other)
         if ours is None or theirs is None or abs(ours - theirs) <= WORTH * abs(theirs):

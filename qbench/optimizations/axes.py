@@ -87,7 +87,7 @@ def apply(
         changes.append(attention.apply(video, variant.attention, over, skipping))
         agree = shared.total if shared else None
         if variant.cache:
-            fitted, calibration_s = caching.fitted(video, variant.cache, steps, occasion, agree)
+            fitted, calibration_s = caching.fitted(video, variant.cache, occasion, agree)
         if variant.compile:
             hooked = variant.cache is not None or variant.memory.offload == "group" or bool(over)
             changes.append(compilation.apply(video, variant.compile, hooked))

@@ -49,6 +49,8 @@ Interleaved = Literal["", "pairs", "no room", "reference died"]
 
 
 class Strict(BaseModel):
+    """Unknown fields are errors, and no field changes once it is set."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from qbench.run.nodes import Piece, left_in
+from qbench.run.nodes import Chunk, left_in
 
 
-def write(piece: Piece, folder: Path) -> None:
+def write(chunk: Chunk, folder: Path) -> None:
     """The next bytes of a file. Raises ValueError for one that would lie elsewhere."""
-    path, new = _places(folder, piece.name)
+    path, new = _places(folder, chunk.name)
     with new.open("ab") as file:
-        file.write(piece.data)
-    if piece.last:
+        file.write(chunk.data)
+    if chunk.last:
         new.replace(path)
 
 

@@ -27,7 +27,7 @@ from qbench.results.record import Record
 from qbench.run import arrivals, processes, reachable
 from qbench.run.execution import Stopped
 from qbench.run.here import Listener, Task
-from qbench.run.nodes import Done, Heard, Lies, Message, Node, Noted, Piece, listed, pieces
+from qbench.run.nodes import Chunk, Done, FilesAt, Heard, Message, Node, Noted, chunks, listed
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -301,8 +301,8 @@ class Seat:
         files = listed(folder, patterns)
         if self._ask("reads", key, folder, files):
             return
-        for piece in pieces(folder, iter(files)):
-            self._ask("receive", key, piece.name, piece.data)
+        for chunk in chunks(folder, iter(files)):
+            self._ask("receive", key, chunk.name, chunk.data)
         self._ask("receive", key, "", b"")
 
     def _receive(
@@ -314,9 +314,9 @@ class Seat:
                     listener.event(task.draft.recipe, event)
             elif isinstance(message, Noted):
                 listener.note(f"{message.text} ({self.machine.name})")
-            elif isinstance(message, Piece):
+            elif isinstance(message, Chunk):
                 arrivals.write(message, folder)
-            elif isinstance(message, Lies):
+            elif isinstance(message, FilesAt):
                 arrivals.take(Path(message.folder), folder)
             else:
                 return message

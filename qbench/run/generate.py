@@ -1,4 +1,7 @@
-"""The videos past the timed ones, in batches; how errors grow by step; samples for people."""
+"""The videos past the timed ones, in batches; how errors grow by step; samples for people.
+
+And one step more under a profiler, for `qbench explain`.
+"""
 
 from __future__ import annotations
 

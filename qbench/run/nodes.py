@@ -21,6 +21,7 @@ from typing import assert_never
 
 from qbench.meters.environment import Environment
 from qbench.pipelines import specs
+from qbench.quality.outputs import FOLDER as OUTPUTS
 from qbench.recipe.schema import Recipe
 from qbench.results import store
 from qbench.results.record import Record
@@ -32,7 +33,7 @@ from qbench.run.interrupts import Interrupts
 from qbench.run.job import Job
 from qbench.run.processes import Child
 
-CHUNK = 16 * 2**20  # bytes of a file that travel at once
+CHUNK_BYTES = 16 * 2**20  # bytes of a file that travel at once
 # Removes a folder once the process that started it is gone, however it went: what it reads from is
 # closed then. Neither a child of that process nor in its group, or it would be ended with it. What
 # the run's own process still writes while it ends is removed too.
@@ -62,7 +63,7 @@ class Noted:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """The next bytes of a file of the run's folder."""
 
     name: str
@@ -71,7 +72,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Lies:
+class FilesAt:
     """Where the run's files lie, for a sweep that can take them from there."""
 
     folder: str
@@ -85,7 +86,7 @@ class Done:
     failed: str = ""  # why a part was not made
 
 
-Message = Heard | Noted | Piece | Lies | Done
+Message = Heard | Noted | Chunk | FilesAt | Done
 Inbox = queue.SimpleQueue[Heard | Noted | Done | BaseException]
 
 
@@ -187,7 +188,7 @@ class Node:
             with locked(device, task.draft.recipe, self._listener, shared=True):
                 return self._made(task, (number, of), work)
 
-        yield from self._followed(make, work / "outputs", near)
+        yield from self._followed(make, work / OUTPUTS, near)
 
     def _work(self) -> Path:
         work = self._scratch / "run"
@@ -247,10 +248,10 @@ class Node:
                 raise message
             elif isinstance(message, Done):
                 if near and not message.failed:
-                    yield Lies(str(folder))  # what is not taken is removed before the next run
+                    yield FilesAt(str(folder))  # what is not taken is removed before the next run
                 else:
                     if not message.failed:
-                        yield from _pieces(folder)
+                        yield from _chunks(folder)
                     shutil.rmtree(folder, ignore_errors=True)
                 yield message
                 return
@@ -285,14 +286,14 @@ def listed(folder: Path, patterns: tuple[str, ...] = ("**/*",)) -> dict[str, tup
     return {path.relative_to(folder).as_posix(): _stat(path) for path in sorted(paths)}
 
 
-def pieces(folder: Path, names: Iterator[str]) -> Iterator[Piece]:
+def chunks(folder: Path, names: Iterator[str]) -> Iterator[Chunk]:
     """These files of a folder, a chunk at a time."""
     for name in names:
         with (folder / name).open("rb") as file:
-            data = file.read(CHUNK)
+            data = file.read(CHUNK_BYTES)
             while True:
-                more = file.read(CHUNK)
-                yield Piece(name, data, last=not more)
+                more = file.read(CHUNK_BYTES)
+                yield Chunk(name, data, last=not more)
                 if not more:
                     break
                 data = more
@@ -303,8 +304,8 @@ def left_in(folder: Path) -> list[str]:
     return [name for name in listed(folder) if name != store.FILE]
 
 
-def _pieces(folder: Path) -> Iterator[Piece]:
-    return pieces(folder, iter(left_in(folder)))
+def _chunks(folder: Path) -> Iterator[Chunk]:
+    return chunks(folder, iter(left_in(folder)))
 
 
 def _last_line(work: Path) -> str:

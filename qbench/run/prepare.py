@@ -55,7 +55,7 @@ def prepare(job: Job, stages: Stages) -> Session:
     _check_model(session)
     _check_disk(session)
     work = _count_work(session)
-    ranks = _quantize(session, work)
+    ranks = _apply(session, work)
     if ranks:
         session.lead = together.Lead(ranks)
     _compile(session)
@@ -67,7 +67,7 @@ def prepare_beside(job: Job, stages: Stages) -> tuple[Session, Ranks]:
     _check_support(job)
     session = _load(job, stages)
     _check_model(session)
-    ranks = _quantize(session, None)
+    ranks = _apply(session, None)
     assert ranks is not None
     if session.shares_decode and session.recipe.measure.unit == "video":
         session.pipeline.keep_no_text()
@@ -227,7 +227,7 @@ def _count_work(session: Session) -> Work | None:
     return work
 
 
-def _quantize(session: Session, work: Work | None) -> Ranks | None:
+def _apply(session: Session, work: Work | None) -> Ranks | None:
     """Put every axis of the recipe in effect but for what the compiler, or an engine, does.
 
     Returns the ranks that share the work, where there are several.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from qbench.results.record import Record, Stage, Status
+from qbench.run.folders import LOG
 
 
 def changed(record: Record, **fields: object) -> Record:
@@ -22,7 +23,7 @@ def changed(record: Record, **fields: object) -> Record:
 def ended(record: Record, status: Status, reason: str = "", stage: str = "") -> Record:
     """The record of a run that is over, for the stage in which it stopped if it is not ok."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    files = {"log": "log.txt", **record.files}
+    files = {"log": LOG, **record.files}
     return changed(record, status=status, reason=reason, stage=stage, ended=now, files=files)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from qbench.run import worker
+from qbench.run import folders, worker
 from qbench.run.events import Event, ServerFailed, ServerReady, TurnTaken
 from qbench.run.job import Job
 from qbench.run.processes import Child
@@ -55,7 +55,7 @@ class ReferenceServer:
     def _start(self, deadline: Callable[[], float]) -> Child:
         self._folder = Path(tempfile.mkdtemp(prefix="qbench-reference-", dir=self._scratch))
         job = self._job.model_copy(update={"folder": self._folder})
-        self._child = Child(worker.serve, job.model_dump_json(), self._folder / "log.txt")
+        self._child = Child(worker.serve, job.model_dump_json(), self._folder / folders.LOG)
         self._next(ServerReady, deadline)
         return self._child
 

@@ -29,7 +29,7 @@ from qbench.run.order import Order, Site, Start
 from qbench.run.parts import Load
 from qbench.run.plan import Planned
 from qbench.run.sites import Sites, site_of, units_of
-from qbench.run.sweep import Sweep, Swept, Watcher, ended_well
+from qbench.run.sweep import Sweep, Swept, Watcher, carry_out
 from qbench.run.there import There
 
 POLL_S = 0.2
@@ -56,7 +56,7 @@ def run(
             # A signal is this thread's alone to hear; those of the runs hold none back.
             sweep = Sweep(list(planned), out, watcher, fresh, floors_s, Interrupts())
             spread = _Spread(sweep, cluster, watcher, fresh)
-            return ended_well(sweep, interrupts, spread.all, spread.close)
+            return carry_out(sweep, interrupts, spread.all, spread.close)
 
 
 class _Spread:

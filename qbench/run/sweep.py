@@ -88,21 +88,24 @@ def run(
         sweep = Sweep(list(planned), out, watcher, fresh, floors_s, interrupts)
         here = Here(watcher, interrupts)
 
-        def all_() -> bool:
+        def everything() -> bool:
             out.mkdir(parents=True, exist_ok=True)
             processes.prepare()
             return _one_by_one(sweep, here, watcher)
 
-        return ended_well(sweep, interrupts, all_, here.close)
+        return carry_out(sweep, interrupts, everything, here.close)
 
 
-def ended_well(
-    sweep: Sweep, interrupts: Interrupts, all_: Callable[[], bool], close: Callable[[], None]
+def carry_out(
+    sweep: Sweep, interrupts: Interrupts, everything: Callable[[], bool], close: Callable[[], None]
 ) -> Swept:
-    """What came of the sweep, however it ended. all_: runs it; whether the user interrupted it."""
+    """Run the sweep, and say what came of it, however it ended.
+
+    everything: runs it; returns whether the user interrupted it. close: ends what is left running.
+    """
     interrupted, stopped = False, ""
     try:
-        interrupted = all_()
+        interrupted = everything()
     except KeyboardInterrupt:
         interrupted = True
     except Stopped as error:

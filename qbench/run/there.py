@@ -78,7 +78,7 @@ class There:
 
     def run(self, task: Task, work: Path) -> Record:
         """Raises Lost where it is to be run once more."""
-        heard = Heard(self._head, self._name)
+        relay = Relay(self._head, self._name)
         execution.keep(task.draft, work)
         if (why := self._head.lost_before(self._name)) is not None:
             draft = recorder.changed(task.draft, notes=[*task.draft.notes, f"run again: {why}"])
@@ -89,11 +89,11 @@ class There:
         self._task, self.ran = task, True
         self._known.set()
         try:
-            record = self._whole(task, work, heard)
+            record = self._whole(task, work, relay)
         except Lost as lost:
-            record = self._lost(task, work, heard, lost)
+            record = self._lost(task, work, relay, lost)
         except OSError as error:
-            record = _not_kept(task, work, heard.stage, error)
+            record = _not_kept(task, work, relay.stage, error)
         self.clear()
         return record
 
@@ -113,12 +113,12 @@ class There:
             return PartEnded(name, needed=False)
         assert start.load.part is not None
         head.watcher.begin(label, 0, 0)
-        heard = Heard(head, name, label)
+        relay = Relay(head, name, label)
         seat: Seat | None = None
         try:
             seat = self._sites.seat(start.site, start.load.units)
-            heard.event(label, Placed(seat.machine.name))
-            why = seat.part(task, *start.load.part, made, heard)
+            relay.event(label, Placed(seat.machine.name))
+            why = seat.part(task, *start.load.part, made, relay)
             self._sites.give_back(start.site, seat)
             return PartEnded(name, why)
         except (Lost, OSError) as error:
@@ -134,31 +134,31 @@ class There:
                 shutil.rmtree(made, ignore_errors=True)
             head.watcher.dropped(label)
 
-    def _whole(self, task: Task, work: Path, heard: Heard) -> Record:
+    def _whole(self, task: Task, work: Path, relay: Relay) -> Record:
         start = self._starts.get()
         if start is None:
             raise Lost("the sweep ends")
         seat = self._sites.seat(start.site, start.load.units)
-        heard.event(task.draft.recipe, Placed(seat.machine.name))
+        relay.event(task.draft.recipe, Placed(seat.machine.name))
         made = self._made if self._made and self._made.is_dir() else None
         try:
-            record = seat.run(task, work, heard, made)
+            record = seat.run(task, work, relay, made)
         except BaseException:
             seat.close()
             raise
         self._sites.give_back(start.site, seat)
         return record
 
-    def _lost(self, task: Task, work: Path, heard: Heard, lost: Lost) -> Record:
+    def _lost(self, task: Task, work: Path, relay: Relay, lost: Lost) -> Record:
         if self._head.stopping:
-            return _ended(task, work, "interrupted", "stopped by the user", heard.stage)
+            return _ended(task, work, "interrupted", "stopped by the user", relay.stage)
         if isinstance(lost, NoSeat) or self._head.lost_before(self._name) is None:
             raise lost
         status: Status = "oom" if "memory" in str(lost).lower() else "crashed"
-        return _ended(task, work, status, f"lost twice: {lost}", heard.stage)
+        return _ended(task, work, status, f"lost twice: {lost}", relay.stage)
 
 
-class Heard:
+class Relay:
     """Passes on what a run, or a part of one, says, and knows in which stage it is."""
 
     def __init__(self, head: Head, name: str, label: Recipe | None = None) -> None:

@@ -123,17 +123,17 @@ class _Head:
 def test_a_run_has_started_once_a_step_is_behind_it(record: Record) -> None:
     """What it loads, builds or compiles first would else count as its work, and each part's."""
     head = _Head()
-    heard = there.Heard(head, "int8")
+    relay = there.Relay(head, "int8")
     planned = [
         events.StageEntered("load"),
         events.WorkPlanned(8),
         events.StageEntered("first call"),
     ]
     for event in planned:
-        heard.event(record.recipe, event)
+        relay.event(record.recipe, event)
     assert not head.told
     for _ in range(2):
-        heard.event(record.recipe, events.StepsDone())
+        relay.event(record.recipe, events.StepsDone())
     assert head.told == [Working("int8")]
 
 

@@ -56,7 +56,6 @@ class Cached:
 def fitted(
     video: VideoPipeline,
     wanted: Cache,
-    steps: int,
     occasion: Occasion | None = None,
     agree: Total | None = None,
 ) -> tuple[Cache, float]:

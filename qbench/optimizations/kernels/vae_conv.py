@@ -201,7 +201,7 @@ def group_norm(
     part_moments, affine, modulate = _others(x.device.index or 0, x.dtype)
     part_moments((parts, batch * planes, 1), (256, 1, 1), [x, moments, pixels, pixels // parts])
     if whole is not None:
-        moments = whole.parts(moments, parts, height)
+        moments = whole.parts(moments, parts)
     affine(
         (batch * layer.num_groups, 1, 1),
         (32, 1, 1),

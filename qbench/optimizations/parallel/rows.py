@@ -111,7 +111,7 @@ class Rows:
         alike = math.gcd(*self.of_latents)
         return of_row * each * alike, max(self.of_latents) // alike
 
-    def parts(self, moments: Tensor, count: int, height: int) -> Tensor:
+    def parts(self, moments: Tensor, count: int) -> Tensor:
         """(planes, parts, ...) of all ranks, from those of this one, `count` of them."""
         mine = self.of_latents[self.group.index]
         sizes = [count * rows // mine for rows in self.of_latents]
