@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qbench.optimizations.kernels import fp8_attention
+from qbench.report import tables
 from scripts import bench
 
 CHECKED = 256  # queries
@@ -179,24 +180,32 @@ def measured(name: str, queries: int, keys: int, channels: int, device: str) -> 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Markdown, from the JSON file's rows."""
     lines = [
-        "| channels | inputs | `fp8` | plain FP8 | BF16 | NaN or infinite |",
-        "| --- | --- | --- | --- | --- | --- |",
+        (
+            str(row["channels"]),
+            str(row["input"]),
+            *(f"{row[name]:.2g}" for name in ("fp8", "plain_fp8", "bf16")),
+            str(row["not_finite"]),
+        )
+        for row in rows
     ]
-    for row in rows:
-        errors = " | ".join(f"{row[name]:.2g}" for name in ("fp8", "plain_fp8", "bf16"))
-        lines.append(f"| {row['channels']} | {row['input']} | {errors} | {row['not_finite']} |")
-    return "\n".join(lines)
+    return tables.grid(
+        ("channels", "inputs", "`fp8`", "plain FP8", "BF16", "NaN or infinite"), lines
+    )
 
 
 def lengths_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Markdown, from the JSON file's lengths: random inputs."""
-    lines = ["| tokens | channels | `fp8` | plain FP8 | repeats to the bit |"]
-    lines.append("| --- | --- | --- | --- | --- |")
-    for row in rows:
-        again = "yes" if row["repeats"] else "no"
-        errors = f"{row['fp8']:.2g} | {row['plain_fp8']:.2g}"
-        lines.append(f"| {row['queries']:,} | {row['channels']} | {errors} | {again} |")
-    return "\n".join(lines)
+    lines = [
+        (
+            f"{row['queries']:,}",
+            str(row["channels"]),
+            f"{row['fp8']:.2g}",
+            f"{row['plain_fp8']:.2g}",
+            "yes" if row["repeats"] else "no",
+        )
+        for row in rows
+    ]
+    return tables.grid(("tokens", "channels", "`fp8`", "plain FP8", "repeats to the bit"), lines)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qbench.errors import Unsupported
 from qbench.optimizations import attention
+from qbench.report import tables
 from scripts import attention_inputs, bench
 
 TORCH = {
@@ -94,23 +95,25 @@ def inputs_table(rows: Sequence[Mapping[str, Any]]) -> str:
     by_input: dict[str, dict[str, float]] = {}
     for row in rows:
         by_input.setdefault(row["input"], {})[row["kernel"]] = row["relative_error"]
-    lines = [" | ".join(["| inputs", *kernels]) + " |", "| --- " * (len(kernels) + 1) + "|"]
-    for name, found in by_input.items():
-        shown = [f"{found[kernel]:.2g}" if kernel in found else "-" for kernel in kernels]
-        lines.append(" | ".join([f"| {name}", *shown]) + " |")
-    return "\n".join(lines)
+    lines = [
+        [name, *(f"{found[kernel]:.2g}" if kernel in found else "-" for kernel in kernels)]
+        for name, found in by_input.items()
+    ]
+    return tables.grid(["inputs", *kernels], lines)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, from the JSON file's rows."""
-    lines = ["| kernel | time | TFLOP/s | relative error |", "| --- | --- | --- | --- |"]
-    for row in sorted(rows, key=lambda row: statistics.median(row["seconds"])):
-        seconds = statistics.median(row["seconds"])
-        lines.append(
-            f"| {row['kernel']} | {seconds * 1e3:.3g} ms | {row['flop_per_s'] / 1e12:.0f} "
-            f"| {row['relative_error']:.2g} |"
+    lines = [
+        (
+            row["kernel"],
+            f"{statistics.median(row['seconds']) * 1e3:.3g} ms",
+            f"{row['flop_per_s'] / 1e12:.0f}",
+            f"{row['relative_error']:.2g}",
         )
-    return "\n".join(lines)
+        for row in sorted(rows, key=lambda row: statistics.median(row["seconds"]))
+    ]
+    return tables.grid(("kernel", "time", "TFLOP/s", "relative error"), lines)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from qbench.optimizations.vae import patch
 from qbench.pipelines import base
 from qbench.quality.metrics.fidelity import psnr
 from qbench.recipe.schema import Decode
-from qbench.units import bytes_text
+from qbench.report import tables
 from scripts import bench
 
 WAYS = {
@@ -78,7 +78,7 @@ def decodes(model: str, device: str, repeats: int) -> list[dict[str, Any]]:
         line = f"{name:12s} first {first:.2f} s, then {statistics.median(times):.3f} s"
         line += f" [{min(times):.3f}, {max(times):.3f}]"
         if allocated:
-            line += f", {bytes_text(allocated)}"
+            line += f", {tables.bytes_text(allocated)}"
         close = float(psnr(base.frames_of(video).cpu(), exact).mean())
         print(f"{line}, {close:.1f} dB to FP32", flush=True)
         row = {"way": name, "first_s": first, "decode_s": times, "peak_allocated_bytes": allocated}
@@ -122,27 +122,28 @@ def convolution(
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, from the JSON file's rows."""
     lines = [
-        "| decode | first | then | peak | PSNR to FP32 |", "| --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
-    for row in rows:
-        peak = row["peak_allocated_bytes"]
-        lines.append(
-            f"| {row['way']} | {row['first_s']:.2f} s | {statistics.median(row['decode_s']):.3g} s "
-            f"| {bytes_text(peak) if peak else '-'} | {row['psnr_to_fp32_db']:.1f} dB |"
+        (
+            row["way"],
+            f"{row['first_s']:.2f} s",
+            f"{statistics.median(row['decode_s']):.3g} s",
+            tables.bytes_text(row["peak_allocated_bytes"] or None),
+            f"{row['psnr_to_fp32_db']:.1f} dB",
         )
-    return "\n".join(lines)
+        for row in rows
+    ]
+    return tables.grid(("decode", "first", "then", "peak", "PSNR to FP32"), lines)
 
 
 def convolutions_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, from the JSON file's convolutions: TFLOP/s by layout."""
     ways = [name for name in rows[0] if name not in ("shape", "flop")]
     heads = ["blocked by eight" if name == "planes" else name for name in ways]
-    lines = [f"| convolution | {' | '.join(heads)} |", "| --- " * (len(ways) + 1) + "|"]
+    lines = []
     for row in rows:
         inputs, outputs, size, taps = row["shape"].split("-")
-        rates = " | ".join(f"{row[name]['flop_per_s'] / 1e12:.0f} TFLOP/s" for name in ways)
-        lines.append(f"| {inputs} to {outputs}, {taps}, {size} | {rates} |")
-    return "\n".join(lines)
+        rates = [f"{row[name]['flop_per_s'] / 1e12:.0f} TFLOP/s" for name in ways]
+        lines.append([f"{inputs} to {outputs}, {taps}, {size}", *rates])
+    return tables.grid(["convolution", *heads], lines)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from qbench.report import tables
 from qbench.results import store
 from scripts import bench
 from scripts.matrix import CALIBRATED_QUALITY, RECIPES
@@ -88,7 +89,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Each sweep; the speed-up over the one of the same turn on one GPU."""
     whole = [row for row in rows if not row.get("cut_off")]
     alone = {row["turn"]: row["s"] for row in whole if row["gpus"] == 1}
-    lines = [f"| {' | '.join(HEADS)} |", f"|{' --- |' * len(HEADS)}"]
+    lines = []
     for row in rows:
         gain = "cut off"
         if row in whole:
@@ -98,8 +99,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         own = sorted(run["s"] for run in row["runs"].values())
         spread = f"{own[0]:.0f} to {own[-1]:.0f}" if own else ""
         shown = (row["gpus"], len(own), row["videos"], f"{row['s']:.0f}", gain, spread)
-        lines.append(f"| {' | '.join(map(str, shown))} |")
-    return "\n".join(lines)
+        lines.append([*map(str, shown)])
+    return tables.grid(HEADS, lines)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from qbench.optimizations.kernels import fp8_attention
 from qbench.optimizations.kernels.fp8_attention import Skip
+from qbench.report import tables
 from scripts import attention_inputs, bench
 
 THRESHOLD = 1e-4
@@ -58,17 +59,22 @@ def measured(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, from the JSON file's rows."""
-    lines = [
-        "| blocks | computed | time | dense kernel | speed-up | equal to the bit |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = []
     for row in rows:
         sparse, dense = (statistics.median(row[of]) for of in ("seconds", "dense_seconds"))
         lines.append(
-            f"| {row['pattern']} | {row['density']:.1%} | {sparse * 1e3:.3g} ms "
-            f"| {dense * 1e3:.3g} ms | {dense / sparse:.2f}x | {'yes' if row['equal'] else 'no'} |"
+            (
+                row["pattern"],
+                f"{row['density']:.1%}",
+                f"{sparse * 1e3:.3g} ms",
+                f"{dense * 1e3:.3g} ms",
+                f"{dense / sparse:.2f}x",
+                "yes" if row["equal"] else "no",
+            )
         )
-    return "\n".join(lines)
+    return tables.grid(
+        ("blocks", "computed", "time", "dense kernel", "speed-up", "equal to the bit"), lines
+    )
 
 
 def main() -> None:

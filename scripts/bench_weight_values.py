@@ -24,6 +24,7 @@ import torch
 from qbench.meters.clock import sample
 from qbench.pipelines import random_weights
 from qbench.quality.ratios import paired_speed_up
+from qbench.report import tables
 from scripts import bench
 
 WAYS = ("random", "trained scale", "zeros")
@@ -60,15 +61,14 @@ def filled(module: torch.nn.Module, way: str) -> None:
             raise ValueError(f"no such weights: {way}")
 
 
-@torch.no_grad()
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, from the JSON file's rows."""
-    lines = ["| weights | step | speed-up over random ones |", "| --- | --- | --- |"]
+    lines = []
     for row in rows:
         ratio, step = row["speed_up"], statistics.median(row["step_s"])
         said = "-" if row["weights"] == WAYS[0] else "{value:.3f}x [{low:.3f}, {high:.3f}]"
-        lines.append(f"| {row['weights']} | {step * 1e3:.1f} ms | {said.format(**ratio)} |")
-    return "\n".join(lines)
+        lines.append((row["weights"], f"{step * 1e3:.1f} ms", said.format(**ratio)))
+    return tables.grid(("weights", "step", "speed-up over random ones"), lines)
 
 
 def main() -> None:

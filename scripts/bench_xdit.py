@@ -40,6 +40,7 @@ from qbench import textfile
 from qbench.errors import one_line, shortened
 from qbench.meters import environment
 from qbench.meters.clock import Clock
+from qbench.report import tables
 from scripts import bench
 
 MODEL = "cogvideox-2b"
@@ -316,7 +317,7 @@ def combined(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, from the file's rows: the speed-up is over diffusers as it comes, on one GPU."""
-    lines = [f"| {' | '.join(HEADS)} |", f"|{' --- |' * len(HEADS)}"]
+    lines = []
     alone = {row["name"]: row["step_s"] for row in rows if "step_s" in row}.get(REFERENCE)
     for row in rows:
         what = " ".join(part for part in (row["who"], row["split"]) if part)
@@ -334,8 +335,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
         else:
             shown += ["", f"failed: {shortened(row['reason'], 80)}", "", "", "", "0"]
-        lines.append(f"| {' | '.join(shown)} |")
-    return "\n".join(lines)
+        lines.append(shown)
+    return tables.grid(HEADS, lines)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qbench.report import tables
 from qbench.run.order import Order, Site
 from qbench.run.parts import Load
 from scripts import bench
@@ -150,22 +151,28 @@ def simulate(seed: int, case: Case) -> Outcome:
     return Outcome(now, bound, busy, 1 - busy / (gpus * now), waited, mixed, most)
 
 
+HEADS = ("times and speeds", "sweeps", "", "hours", "bound", "over it", "GPUs idle")
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Of each case the median sweep and the worst, by time over the bound."""
-    lines = [
-        "| times and speeds | sweeps | | hours | bound | over it | GPUs idle |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = []
     for case in CASES:
         found = [row for row in rows if row["case"] == case.label]
         found.sort(key=lambda row: row["took"] / row["bound"])
         for name, row in (("median", found[len(found) // 2]), ("worst", found[-1])):
             lines.append(
-                f"| {case.label} | {len(found)} | {name} | {row['took'] / 3600:.2f} | "
-                f"{row['bound'] / 3600:.2f} | {100 * (row['took'] / row['bound'] - 1):.0f} % | "
-                f"{100 * row['idle_share']:.0f} % |"
+                (
+                    case.label,
+                    str(len(found)),
+                    name,
+                    f"{row['took'] / 3600:.2f}",
+                    f"{row['bound'] / 3600:.2f}",
+                    f"{100 * (row['took'] / row['bound'] - 1):.0f} %",
+                    f"{100 * row['idle_share']:.0f} %",
+                )
             )
-    return "\n".join(lines)
+    return tables.grid(HEADS, lines)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.optimizations.parallel.tokens import PIECES
+from qbench.report import tables
 
 BYTES = 2  # of an element, in half precision
 
@@ -136,17 +137,19 @@ def splits(gpus: int, heads: int) -> Iterator[Split]:
 
 def table(costs: Sequence[Cost]) -> str:
     lines = [
-        "| GPUs | cfg x ulysses x ring | step | in exchanges | video | speed-up |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for one in costs:
-        split, share = one.split, one.exchange_s / one.step_s
-        lines.append(
-            f"| {split.gpus} | {split.cfg} x {split.ulysses} x {split.ring} "
-            f"| {one.step_s * 1000:.0f} ms | {share:.0%} | {one.video_s:.1f} s "
-            f"| {one.speed_up:.2f}x |"
+        (
+            str(one.split.gpus),
+            f"{one.split.cfg} x {one.split.ulysses} x {one.split.ring}",
+            f"{one.step_s * 1000:.0f} ms",
+            f"{one.exchange_s / one.step_s:.0%}",
+            f"{one.video_s:.1f} s",
+            f"{one.speed_up:.2f}x",
         )
-    return "\n".join(lines)
+        for one in costs
+    ]
+    return tables.grid(
+        ("GPUs", "cfg x ulysses x ring", "step", "in exchanges", "video", "speed-up"), lines
+    )
 
 
 def main() -> None:

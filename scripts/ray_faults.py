@@ -29,6 +29,7 @@ from typing import Any
 
 import psutil
 
+from qbench.report import tables
 from qbench.results import store
 from qbench.results.record import Record
 from scripts import bench
@@ -287,13 +288,13 @@ HEADS = (
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [f"| {' | '.join(HEADS)} |", f"|{' --- |' * len(HEADS)}"]
+    lines = []
     for row in rows:
         others = ", ".join(f"{n} {status}" for status, n in row["otherwise"].items()) or "0"
         shown = [row[name] for name in ("fault", "trials", "runs", "at_once", "again")]
         shown += [others, *(row[name] for name in ("later", "lost", "twice", "other_videos"))]
-        lines.append(f"| {' | '.join(map(str, shown))} | {len(row['left'])} |")
-    return "\n".join(lines)
+        lines.append([*map(str, shown), str(len(row["left"]))])
+    return tables.grid(HEADS, lines)
 
 
 Fault = Callable[[Cluster, Sweep, str], None]

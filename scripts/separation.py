@@ -20,6 +20,7 @@ from qbench.quality.metrics.base import Batch, Context
 from qbench.quality.outputs import FOLDER, Outputs
 from qbench.quality.statistics import summarise
 from qbench.recipe.schema import Quality
+from qbench.report import tables
 from scripts import bench
 
 NAMES = [
@@ -97,8 +98,7 @@ def row(videos: torch.Tensor, reference: torch.Tensor, context: Context) -> dict
 def table(rows: dict[str, dict[str, list[float]]]) -> str:
     """Markdown; bold where the interval of the mean lies beyond the margin."""
     margins = catalogue.margins(Quality(), {})
-    lines = [f"| | PSNR | {' | '.join(NAMES)} |", "| --- " * (len(NAMES) + 2) + "|"]
-    lines.append(f"| *margin* | | {' | '.join(f'{margins[name]:g}' for name in NAMES)} |")
+    lines = [["*margin*", "", *(f"{margins[name]:g}" for name in NAMES)]]
     for label, found in rows.items():
         cells = [f"{found['psnr'][0]:.1f}"]
         for name in NAMES:
@@ -106,8 +106,8 @@ def table(rows: dict[str, dict[str, list[float]]]) -> str:
             text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
             beyond = low > margins[name] or high < -margins[name]
             cells.append(f"**{text}**" if beyond else text)
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([label, *cells])
+    return tables.grid(["", "PSNR", *NAMES], lines)
 
 
 def main(words: Sequence[str] | None = None, say: Callable[[str], None] = print) -> None:
