@@ -37,7 +37,7 @@ from qbench.report.page.write import FILE, Options
 from qbench.results import archive, store
 from qbench.results.ranking import rankings
 from qbench.results.record import Record
-from qbench.run.generate import PROFILE
+from qbench.run.profiling import PROFILE
 
 UNFINISHED = ("running", "interrupted")
 DIGITS = 5  # of a video's value of a metric, at most

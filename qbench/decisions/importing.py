@@ -22,12 +22,12 @@ from qbench.decisions import plausible
 from qbench.errors import InputError
 from qbench.results import archive, origin, store
 from qbench.results.record import Record, Strict
+from qbench.run.profiling import PROFILE
 
 UNFINISHED = ("running", "interrupted")
 LARGEST = 64 * 2**20  # bytes of a file beside a record
 SHOWN = 20  # records that pass and are named
 FILES = 100  # files of a run that are copied
-PROFILE = "profile.json"
 BESIDE = re.compile(r"[A-Za-z0-9._+-]{1,200}")  # what a file beside a record may be called
 NAME = re.compile(r"[^A-Za-z0-9._+-]")
 

@@ -1,30 +1,17 @@
-"""The videos past the timed ones, in batches; how errors grow by step; samples for people.
-
-And one step more under a profiler, for `qbench explain`.
-"""
+"""The videos past the timed ones, in batches, and how errors grow by step."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
-from qbench.quality.outputs import FOLDER, Outputs
+from qbench.quality.outputs import Outputs
 from qbench.run.events import WorkPlanned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     import torch
 
-    from qbench.meters.profile import Profile
     from qbench.quality.metrics.trajectory import ErrorGrowth
     from qbench.run.session import Session
-
-SAMPLE_VIDEOS = 6  # kept as mp4 and on the contact sheet
-VIDEOS = "videos"
-PROFILE = "profile.json"
-PROMPTS = "prompts.json"  # of all videos, in their order
 
 
 def generate(session: Session) -> Outputs:
@@ -136,79 +123,3 @@ def error_by_step(session: Session) -> ErrorGrowth | None:
         free=trajectory.error_by_step(free, reference),
         forced=trajectory.error_by_step(forced, reference),
     )
-
-
-def save_samples(session: Session, outputs: Outputs) -> None:
-    """What people look at, and no metric."""
-    from qbench import media
-
-    session.stages.enter("save")
-    folder = session.job.folder
-    kept = min(SAMPLE_VIDEOS, len(session.prompts))
-    frames, _ = outputs.read(0, kept)
-    if save_videos(frames, folder / VIDEOS):
-        session.recorder.files(videos=VIDEOS)
-    else:
-        session.recorder.note("no videos to look at were saved: av is not installed")
-    sheet = folder / "contact.png"
-    media.contact_sheet(frames, session.prompts[:kept], sheet)
-    (folder / PROMPTS).write_text(json.dumps(list(session.prompts), ensure_ascii=False))
-    session.recorder.files(outputs=FOLDER, contact_sheet=sheet.name, prompts=PROMPTS)
-    session.stages.leave("save")
-
-
-def save_videos(frames: torch.Tensor, folder: Path) -> bool:
-    """Write (n, f, 3, h, w) frames as mp4; False where there is no codec, which no figure needs."""
-    from qbench import media
-
-    folder.mkdir(exist_ok=True)
-    try:
-        for number, video in enumerate(frames):
-            media.write_mp4(video, folder / f"{number:03d}.mp4", fps=8)
-    except ImportError:
-        folder.rmdir()
-        return False
-    return True
-
-
-def profile(session: Session) -> None:
-    """One more denoise step for `qbench explain`, under torch's profiler or the engine's own."""
-    if not session.recipe.measure.profile:
-        return
-    from qbench.meters import profile as profiling
-
-    session.stages.enter("profile")
-    conditioning = session.encode([0])
-
-    def step() -> None:
-        session.denoise(conditioning, [0], steps=1)
-
-    engine = session.recipe.variant.left_python
-    taken = _of_engine(session, step) if engine else profiling.take(step, session.device)
-    if taken is None:
-        return
-    (session.job.folder / PROFILE).write_text(taken.model_dump_json(indent=1) + "\n")
-    session.recorder.files(profile=PROFILE)
-
-
-def _of_engine(session: Session, step: Callable[[], None]) -> Profile | None:
-    """By the runtime's own profiler, and on a GPU by torch's, which sees the kernels of any."""
-    import time
-
-    from qbench.engines.denoiser import EngineDenoiser
-    from qbench.meters import profile as profiling
-
-    seconds: list[float] = []
-
-    def timed() -> None:
-        began = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - began)
-
-    engine = session.pipeline.denoiser
-    assert isinstance(engine, EngineDenoiser)
-    layers = engine.layers(timed)
-    if session.device == "cuda":
-        longest = profiling.longest_layers(layers)
-        return profiling.take(step, session.device).model_copy(update={"layers": longest})
-    return profiling.of_layers(layers, seconds[-1]) if layers else None

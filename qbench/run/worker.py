@@ -119,7 +119,7 @@ def execute(job: Job, stages: Stages) -> Record:
 
 def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     """A run from start to end: status, and reason where its videos are none."""
-    from qbench.run import generate, together
+    from qbench.run import generate, profiling, samples, together
     from qbench.run.evaluate import evaluate
     from qbench.run.prepare import prepare
     from qbench.run.timing import time
@@ -131,7 +131,7 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     if session.lead:
         ranks = session.lead.report(timings)
         results.put(ranks=ranks, gauges=together.gauges_of_all(ranks))
-    generate.profile(session)
+    profiling.profile(session)
     results.facts(session.counted())
     if not session.compared:
         session.record_computed()
@@ -141,7 +141,7 @@ def _all(job: Job, stages: Stages) -> tuple[Status, str]:
     session.record_computed()
     results.put(error_growth=generate.error_by_step(session))
     results.facts(session.counted())
-    generate.save_samples(session, outputs)
+    samples.save_samples(session, outputs)
     evaluation = evaluate(session, outputs)
     results.put(videos=evaluation.videos, quality=evaluation.quality)
     results.put(outputs_sha256=outputs.digest())

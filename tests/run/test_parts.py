@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,17 +34,17 @@ from qbench.run import (
     failures,
     floors,
     folders,
-    generate,
     here,
     locks,
     machines,
     processes,
     recorder,
+    samples,
     sweep,
     there,
 )
 from qbench.run.execution import Limits
-from qbench.run.interrupts import Interrupts
+from qbench.run.interrupts import SIGNALS, Interrupts
 from qbench.run.messages import Message, Working
 from qbench.run.timing import Turns
 
@@ -58,10 +59,10 @@ def test_without_a_codec_a_run_goes_on_and_has_no_videos_to_look_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = torch.rand(2, 3, 3, 16, 16)
-    assert generate.save_videos(frames, tmp_path / "videos")
+    assert samples.save_videos(frames, tmp_path / "videos")
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 2
     monkeypatch.setitem(sys.modules, "av", None)
-    assert not generate.save_videos(frames, tmp_path / "none")
+    assert not samples.save_videos(frames, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -230,7 +231,16 @@ def test_second_waits_for_a_lock_and_says_who_holds_it(tmp_path: Path) -> None:
         pass
 
 
-def test_interrupt_waits_for_what_is_being_written_and_comes_once() -> None:
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Signals that are not ignored, as they would be where the tests run under nohup."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_interrupt_waits_for_what_is_being_written_and_comes_once(heard: None) -> None:
     written: list[bool] = []
     before = signal.getsignal(signal.SIGHUP)
     with Interrupts() as interrupts:
