@@ -314,33 +314,13 @@ def pairs_needed(
     """
     if not (sigma >= 0 and difference > 0 and 0 < alpha < 1 and 0 < power < 1):
         raise ValueError("sigma must be 0 or more, difference above 0, alpha and power in (0, 1)")
-    return _smallest(sigma / difference, alpha / 2, power, both=True)
-
-
-def pairs_to_settle(
-    sigma: float, margin: float, alpha: float = 1 - CONFIDENCE, power: float = 0.8,
-    both: bool = False,
-) -> int:  # fmt: skip
-    """Pairs after which an equal variant is shown to lose less than `margin`, with this power.
-
-    A one-sided test of non-inferiority; `both`: of equivalence, two one-sided tests. At least 3.
-    """
-    if not (sigma >= 0 and margin > 0 and 0 < alpha < 1 and 0 < power < 1):
-        raise ValueError("sigma must be 0 or more, margin above 0, alpha and power in (0, 1)")
-    wanted = (1 + power) / 2 if both else power
-    return max(_smallest(sigma / margin, alpha, wanted, both=False), 3)
-
-
-def _smallest(ratio: float, tail: float, power: float, both: bool) -> int:
-    """Smallest n at which a mean of 1 / ratio standard deviations passes its t test."""
     from scipy import stats
 
+    ratio, tail = sigma / difference, alpha / 2
+
     def enough(n: int) -> bool:
-        shift = math.sqrt(n) / ratio
-        edge = stats.t.ppf(1 - tail, n - 1)
-        seen = stats.nct.sf(edge, n - 1, shift)
-        if both:
-            seen += stats.nct.cdf(-edge, n - 1, shift)
+        shift, edge = math.sqrt(n) / ratio, stats.t.ppf(1 - tail, n - 1)
+        seen = stats.nct.sf(edge, n - 1, shift) + stats.nct.cdf(-edge, n - 1, shift)
         return bool(seen >= power)
 
     if ratio == 0:
