@@ -30,6 +30,10 @@ class Mistakes:
     def __init__(self) -> None:
         self._lines: dict[str, None] = {}  # in order, each once: recipes share bases and options
 
+    @property
+    def count(self) -> int:
+        return len(self._lines)
+
     @contextmanager
     def kept(self) -> Iterator[None]:
         """An InputError of what stands below is kept and not raised."""

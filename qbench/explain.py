@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from qbench import textfile
 from qbench.errors import InputError, nearest
 from qbench.optimizations import attention, axes, schemes
 from qbench.results import archive, store
@@ -82,14 +83,17 @@ def _record_of(place: Path) -> Path:
         if run not in known:
             raise InputError(f"{place}: no run {run!r} in it{nearest(run, known)}")
         return place / store.FILE
-    if archive.named(place.name) and place.is_file():
+    if archive.named(place.name) and textfile.is_file(place):
         raise InputError(f"{place}: many runs; name one of them, as in {place}/RUN")
-    if place.is_dir() and not (place / store.FILE).is_file() and (place / archive.FILE).is_file():
+    is_folder = textfile.is_folder(place)
+    packed = is_folder and textfile.is_file(place / archive.FILE)
+    if packed and not textfile.is_file(place / store.FILE):
         raise InputError(f"{place}: many runs; name one of them, as in {place / archive.FILE}/RUN")
-    path = place.resolve() / store.FILE if place.is_dir() else place
+    path = textfile.resolved(place) / store.FILE if is_folder else place
     if store.absent(path):
-        raise InputError(f"{place}: no {store.FILE} there; name the folder of one run")
-    return path if archive.split(path) else path.resolve()
+        said = f"{place}: no {store.FILE} there; name the folder of one run"
+        raise InputError(textfile.hidden(path) or said)
+    return path if archive.split(path) else textfile.resolved(path)
 
 
 def _failure(record: Record) -> str:

@@ -12,7 +12,10 @@ from pathlib import Path
 from qbench.errors import InputError
 
 # What a file system says to a writer where all of it is the user's to mend.
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+REFUSALS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ELOOP,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 def is_file(path: Path) -> bool:
@@ -45,9 +48,21 @@ def closed(path: Path | str) -> str:
     return f"{path}: cannot be read: {os.strerror(errno.EACCES)}"
 
 
+def hidden(path: Path) -> str:
+    """What is said of a path that `is_closed`, or is a link to nothing; empty for any other."""
+    if is_closed(path):
+        return closed(path)
+    return f"{path}: a link that leads nowhere" if _leads_nowhere(path) else ""
+
+
 def lacking(path: Path, said: str) -> str:
     """What is said of a path where nothing of the kind that was wanted could be seen."""
-    return closed(path) if is_closed(path) else f"{path}: {said}"
+    return hidden(path) or f"{path}: {said}"
+
+
+def resolved(path: Path | str) -> Path:
+    """The path without links; of links in a circle, as far as it goes."""
+    return Path(os.path.realpath(path))  # pathlib's raises RuntimeError
 
 
 def expanded(name: str) -> Path:
@@ -64,6 +79,24 @@ def nameable(path: Path, name: str) -> None:
         os.path.abspath(path).encode()
     except UnicodeEncodeError:
         raise InputError(f"{name}: the path is not UTF-8 throughout; name another") from None
+
+
+def makeable(folder: Path, name: str) -> Path:
+    """Where this folder is or would be made: the last of the folders above that is there.
+
+    Raises InputError, which begins with `name`, where it cannot be made or written to.
+    """
+    nameable(folder, name)
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    if not is_folder(there):
+        what = "a link that leads nowhere" if _leads_nowhere(there) else "a file, not a folder"
+        raise InputError(f"{name}: {there} is {what}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{name}: {there} cannot be written to")
+    most = os.pathconf(there, "PC_NAME_MAX")
+    if any(len(os.fsencode(part)) > most for part in folder.parts):
+        raise InputError(f"{name}: a name of more than {most} bytes")
+    return there
 
 
 def read(path: Path, most_bytes: int, name: str | None = None) -> str:
@@ -128,6 +161,10 @@ def _decoded(data: bytes, name: str) -> str:
         raise InputError(
             f"{name}:{line}: not {encoding.upper().removesuffix('-SIG')} text; {advice}"
         ) from None
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return os.path.islink(path) and not exists(path)
 
 
 def _mode(path: Path) -> int:

@@ -169,6 +169,49 @@ def test_folders_that_cannot_be_written_are_told_before_any_work(tmp_path: Path)
         assert "is a file, not a folder" in done.stderr
 
 
+@pytest.mark.parametrize("place", ["nowhere", "nowhere/runs", "x" * 256, f"new/{'x' * 256}"])
+def test_a_folder_that_cannot_be_made_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """What such a link names may be a disk that is not mounted: nothing is written elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    Path("nowhere").symlink_to("unmounted")
+    archive = str(ROOT / "results/published/amd-epyc-2t/records.jsonl.xz")
+    for words in (
+        ["run", "int8"], ["export", "int8"], ["search", "int8"], ["import", archive],
+        ["report", archive], ["explain", f"{archive}/fp32-3c5f39da"],
+    ):  # fmt: skip
+        done = qbench(*words, f"--out={place}", cwd=tmp_path)
+        assert done.returncode == 2, (words, done.stderr)
+        (line,) = done.stderr.splitlines()
+        assert line.endswith(
+            ("a link that leads nowhere", "is not a folder", "a name of more than 255 bytes")
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["nowhere"]
+
+
+def test_no_path_is_refused_by_the_parser() -> None:
+    """Whose five lines would come before the one that a closed place is told in."""
+    import typing
+
+    from qbench.cli import app
+
+    commands = [*app.registered_commands]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        commands += group.typer_instance.registered_commands
+    found = 0
+    for command in commands:
+        assert command.callback is not None
+        hints = typing.get_type_hints(command.callback, include_extras=True)
+        for name, hint in hints.items():
+            if "Path" in str(typing.get_args(hint)[:1]):
+                (info,) = hint.__metadata__
+                assert not info.readable, (command.callback.__name__, name)
+                found += 1
+    assert found > 10
+
+
 def test_an_empty_option_is_shown_as_what_it_is() -> None:
     done = qbench("validate", "int8", "--prompts=")
     assert done.returncode == 2

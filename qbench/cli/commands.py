@@ -84,7 +84,7 @@ def run(
     model: Model = None,
     device: Device = None,
     prompts: Prompts = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = shared.RESULTS,
+    out: Annotated[Path, shared.option(help="Folder of the runs.")] = shared.RESULTS,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is complete.")] = False,
     trust_torchscript: Annotated[
         bool,
@@ -187,7 +187,7 @@ def _asked(address: str | None, kinds: list[str], variables: list[str]) -> Asked
 @app.command()
 def report(
     results: Places = None,
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
+    out: Annotated[Path, shared.option(help="Folder to write to.")] = Path("report"),
     single_file: Annotated[
         bool, typer.Option("--single-file", help="Put the videos into the page, to send it alone.")
     ] = False,
@@ -215,9 +215,9 @@ def report(
 @app.command()
 def explain(
     run: Annotated[
-        Path, typer.Argument(help="Folder of one run, or ARCHIVE/RUN in a records.jsonl.xz.")
+        Path, shared.argument(help="Folder of one run, or ARCHIVE/RUN in a records.jsonl.xz.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for the charts.")] = None,
+    out: Annotated[Path | None, shared.option(help="Folder for the charts.")] = None,
 ) -> None:
     """Why a run is as fast and as large as it is, and what would change that."""
     from qbench.explain import explain as said
@@ -239,7 +239,7 @@ def explain(
 @app.command(name="ls")
 def list_(
     recipes: Annotated[
-        Path | None, typer.Argument(help="Folder of recipes, instead of those that are shipped.")
+        Path | None, shared.argument(help="Folder of recipes, instead of those that are shipped.")
     ] = None,
     why: Annotated[
         bool, typer.Option("--why", help="Every rule of what combines with what, and where.")
@@ -266,7 +266,7 @@ def validate(
 
 
 @recipes_app.command("copy")
-def copy_recipes(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
+def copy_recipes(folder: Annotated[Path, shared.argument(help="A new folder.")]) -> None:
     """Copy the shipped recipes to a folder of your own, to be changed there."""
     from qbench.recipe import shipped
 

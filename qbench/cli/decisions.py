@@ -12,7 +12,7 @@ from qbench import textfile
 from qbench.cli import shared
 from qbench.cli.shared import Json, Places
 
-Run = Annotated[Path, typer.Argument(help="A run, a folder of runs, or an archive.")]
+Run = Annotated[Path, shared.argument(help="A run, a folder of runs, or an archive.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -56,11 +56,11 @@ def compare(
 def pick(
     records: Annotated[
         list[Path] | None,
-        typer.Option(help="Answer for the machine of these, not for this one's own runs."),
+        shared.option(help="Answer for the machine of these, not for this one's own runs."),
     ] = None,
     evidence: Annotated[
         list[Path] | None,
-        typer.Option(help="Further records: cards simulated, verdicts of another model."),
+        shared.option(help="Further records: cards simulated, verdicts of another model."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Where records are of several.")] = None,
     at: Annotated[
@@ -114,7 +114,7 @@ def history(
         str | None,
         typer.Option(help="latency, step, first_call, speedup, energy, peak, size, or a metric."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="A PNG for the chart.")] = None,
+    out: Annotated[Path | None, shared.option(help="A PNG for the chart.")] = None,
     as_json: Json = False,
 ) -> None:
     """A recipe's records over time on one machine: where they change, and what changed there."""
@@ -133,8 +133,8 @@ def history(
 
 
 def import_(
-    other: Annotated[list[Path], typer.Argument(help="Records of another machine.")],
-    out: Annotated[Path, typer.Option(help="Folder of your own runs.")] = shared.RESULTS,
+    other: Annotated[list[Path], shared.argument(help="Records of another machine.")],
+    out: Annotated[Path, shared.option(help="Folder of your own runs.")] = shared.RESULTS,
     as_json: Json = False,
 ) -> None:
     """Check records of another machine, and copy them beside your own. Exit code 1: any refused."""

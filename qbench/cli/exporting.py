@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def export(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe, or a file.")],
-    out: Annotated[Path, typer.Option(help="A new folder.")],
+    out: Annotated[Path, shared.option(help="A new folder.")],
     format_: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +72,7 @@ def export(
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder that 'qbench export' wrote.")],
+    folder: Annotated[Path, shared.argument(help="A folder that 'qbench export' wrote.")],
     expect: Annotated[
         str | None, typer.Option(help="SHA-256 of the manifest, as the export printed it.")
     ] = None,

@@ -44,7 +44,7 @@ def search(
             "they do to the layer's output, which tells less where channels are outliers.",
         ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for recipe, figures and chart.")] = Path(
+    out: Annotated[Path, shared.option(help="Folder for recipe, figures and chart.")] = Path(
         "search"
     ),
     set_: Set = [],  # noqa: B006  (typer reads it as data)

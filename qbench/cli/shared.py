@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results/runs")
 
-Places = Annotated[list[Path] | None, typer.Argument(help="Records, or folders of them.")]
+# Of paths. A closed one would be told by typer, in five lines; what opens it needs one.
+argument = functools.partial(typer.Argument, readable=False)
+option = functools.partial(typer.Option, readable=False)
+
+Places = Annotated[list[Path] | None, argument(help="Records, or folders of them.")]
 Set = Annotated[list[str], typer.Option("--set", help="Override a field: variant.dtype=bf16.")]
 Model = Annotated[str | None, typer.Option(help="Known name, hub id or folder.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
@@ -31,16 +36,9 @@ Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 def writable(folder: Path) -> int:
     """Refuse a folder that cannot be made or written to; else the bytes that are free there."""
-    import os
     import shutil
 
-    textfile.nameable(folder, f"--out {folder}")
-    there = next(p for p in (folder, *folder.absolute().parents) if textfile.exists(p))
-    if not textfile.is_folder(there):
-        raise InputError(f"--out {folder}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder}: {there} cannot be written to")
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(textfile.makeable(folder, f"--out {folder}")).free
 
 
 def planned(

@@ -70,7 +70,9 @@ def _answering(
             )
     if model is not None:
         names = {r.records[0].recipe.model for r in made}
-        whole_path = str(textfile.expanded(model).resolve())  # by which records know a folder
+        whole_path = str(
+            textfile.resolved(textfile.expanded(model))
+        )  # by which records know a folder
         named = {model, whole_path}
         made = [r for r in made if r.records[0].recipe.model in named]
         if not made:

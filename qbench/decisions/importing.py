@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from qbench import textfile
 from qbench.decisions import plausible
-from qbench.errors import InputError
+from qbench.errors import InputError, Mistakes
 from qbench.results import archive, origin, store
 from qbench.results.record import Record, Strict
 from qbench.run.profiling import PROFILE
@@ -63,7 +64,8 @@ class Imported(Strict):
 def take_in(places: list[Path], out: Path) -> Imported:
     """Check all records at or below the places, and copy those that pass.
 
-    Raises InputError where a place is not there or has no records, or `out` cannot be written.
+    Raises InputError where a place is not there or has no records, none of them can be read at all,
+    or `out` cannot be written.
     """
     paths = []
     for place in places:
@@ -71,36 +73,44 @@ def take_in(places: list[Path], out: Path) -> Imported:
             raise InputError(f"{place}: lies in {out}, or {out} in it: nothing to import")
         paths += [(place, path) for path in store.find([place])]
     items: list[Item] = []
+    unread = Mistakes()
     for place, path in paths:
         if archive.named(path.name):
-            items += _of_archive(place, path, out)
+            items += _of_archive(place, path, out, unread)
         else:
-            items.append(_one(place, path, out))
+            items.append(_one(place, path, out, unread))
+    if unread.count == len(items):  # nothing was checked, so nothing was refused
+        unread.tell()
     return Imported(items=tuple(items), out=str(out))
 
 
 def _within(inner: Path, outer: Path) -> bool:
-    return inner.resolve().is_relative_to(outer.resolve())
+    return textfile.resolved(inner).is_relative_to(textfile.resolved(outer))
 
 
-def _of_archive(place: Path, path: Path, out: Path) -> list[Item]:
+def _of_archive(place: Path, path: Path, out: Path, unread: Mistakes) -> list[Item]:
     if path.is_symlink():
         return [_refused(path, "a link, which is not followed")]
     items = []
     try:
         for inside, text in archive.records(path):
             items.append(_checked(place, inside, text, out))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        fault = f"cannot be read: {error.strerror or error}"
+        unread.add(f"{path}: {fault}")
+        items.append(_refused(path, fault))
+    except ValueError as error:
         items.append(_refused(path, f"not an archive of records: {error}"))
     return items
 
 
-def _one(place: Path, path: Path, out: Path) -> Item:
+def _one(place: Path, path: Path, out: Path, unread: Mistakes) -> Item:
     if archive.split(path) is None and path.is_symlink():
         return _refused(path, "a link, which is not followed")
     try:
         text = store.read_text(path)
     except store.Unreadable as error:
+        unread.add(str(error))
         return _refused(path, str(error).removeprefix(f"{path}: "))
     return _checked(place, path, text, out)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from qbench import textfile
 from qbench.errors import MOST_MISTAKES, InputError
 from qbench.results import archive, store
 from qbench.results.ranking import Ranking, rankings
@@ -52,7 +53,11 @@ def side(place: Path) -> Side:
 
 
 def _one(place: Path) -> bool:
-    return archive.is_run(place) or not place.is_dir() or (place / store.FILE).is_file()
+    return (
+        archive.is_run(place)
+        or not textfile.is_folder(place)
+        or textfile.is_file(place / store.FILE)
+    )
 
 
 def left_out(unreadable: Sequence[str]) -> list[str]:

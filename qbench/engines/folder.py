@@ -24,14 +24,14 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 def check_place(out: Path, force: bool) -> None:
     """Raise InputError where the folder cannot be written, or is there and must not be replaced."""
     textfile.nameable(out, str(out))
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise InputError(f"{out}: exists and is not a folder")
-    if out.exists() and any(out.iterdir()) and not force:
-        raise InputError(f"{out}: exists already; --force replaces it")
-    parent = out.absolute().parent
-    above = next(p for p in (parent, *parent.parents) if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{out}: {above} cannot be written")
+    if os.path.lexists(out):
+        if os.path.islink(out) or not textfile.is_folder(out):
+            raise InputError(f"{out}: exists and is not a folder")
+        if any(out.iterdir()) and not force:
+            raise InputError(f"{out}: exists already; --force replaces it")
+        textfile.makeable(out.absolute().parent, str(out))  # what stands beside it takes its place
+    else:
+        textfile.makeable(out, str(out))
 
 
 @contextlib.contextmanager

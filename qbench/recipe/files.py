@@ -148,7 +148,7 @@ def _merged(
 ) -> tuple[dict[str, Value], Places, Path]:
     """Values with those of all bases below them, their places, and the outermost base."""
     values, places = _read(path, mistakes)
-    lineage = (*chain, path.resolve())
+    lineage = (*chain, textfile.resolved(path))
     base_name = values.pop("extends", None)
     if base_name is None:
         return values, places, path
@@ -156,8 +156,8 @@ def _merged(
     if not isinstance(base_name, str):
         raise InputError(f"{where}: 'extends' takes a file name, not {brief(base_name)}")
     base = _base(path, base_name, where)
-    if base.resolve() in lineage:
-        loop = " -> ".join(item.name for item in (*lineage, base.resolve()))
+    if textfile.resolved(base) in lineage:
+        loop = " -> ".join(item.name for item in (*lineage, textfile.resolved(base)))
         raise InputError(f"{where}: 'extends' goes round in a circle: {loop}")
     if len(lineage) > MAX_BASES:
         raise InputError(f"{where}: more than {MAX_BASES} files, each extending the next")
@@ -176,19 +176,19 @@ def _base(path: Path, name: str, where: str) -> Path:
             return shipped.path(name.removeprefix(shipped.PREFIX))
         except InputError as error:
             raise InputError(f"{where}: extends: {error}") from None
-    beside = [path.parent, *([path.resolve().parent] if path.is_symlink() else [])]
+    beside = [path.parent, *([textfile.resolved(path).parent] if path.is_symlink() else [])]
     for folder in beside:
         base = folder / name
         if not textfile.is_file(base):
             continue
-        if not base.resolve().is_relative_to(folder.resolve().parent):
+        if not textfile.resolved(base).is_relative_to(textfile.resolved(folder).parent):
             raise InputError(f"{where}: 'extends: {name}' leads out of the recipes' folder")
         return base
-    if textfile.is_closed(path.parent / name):
-        raise InputError(f"{where}: extends: {textfile.closed(path.parent / name)}")
+    if hidden := textfile.hidden(path.parent / name):
+        raise InputError(f"{where}: extends: {hidden}")
     if textfile.exists(path.parent / name):
         raise InputError(f"{where}: 'extends: {brief(name)}' is no file")
-    there = [item for folder in beside for item in recipe_files(folder)]
+    there = [n for folder in beside for n in recipe_files(folder) if folder / n != path]
     known = name.removesuffix(".yaml")
     if known in (shipped.BASE, *shipped.names()):
         there = [shipped.PREFIX + known]
@@ -217,8 +217,9 @@ def _layered(below: dict[str, Value], above: dict[str, Value]) -> dict[str, Valu
 
 
 def _read(path: Path, mistakes: Mistakes) -> tuple[dict[str, Value], Places]:
-    if not textfile.exists(path) and not textfile.is_closed(path):
-        raise InputError(f"{path}: no such recipe{nearest(path.name, recipe_files(path.parent))}")
+    if not textfile.exists(path):
+        near = nearest(path.name, recipe_files(path.parent))
+        raise InputError(textfile.lacking(path, f"no such recipe{near}"))
     text = textfile.read(path, yaml_text.MAX_CHARACTERS)
     values, lines = yaml_text.parse(text, str(path), mistakes)
     if not lines:

@@ -34,7 +34,7 @@ def files(folder: Path = FOLDER) -> list[Path]:
 def recipe_files(folder: Path) -> list[str]:
     """Names of the YAML files in a folder; none where there is no such folder."""
     found = folder.glob("[!.]*.y*ml") if textfile.is_folder(folder) else ()
-    return [item.name for item in found]
+    return [item.name for item in found if textfile.is_file(item)]
 
 
 def names() -> list[str]:
@@ -66,8 +66,8 @@ def find(word: str) -> tuple[list[Path], list[str]]:
     inside, passed_over = _inside(given) if is_folder else ([], [])
     if inside:
         return inside, passed_over
-    if textfile.is_closed(given):
-        passed_over = [textfile.closed(given)]
+    if hidden := textfile.hidden(given):
+        passed_over = [hidden]
     name = word.strip("/")
     if name in names() and not word.endswith("/"):
         return [path(name)], passed_over

@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from qbench import textfile
+
 FILE = "records.jsonl.xz"
 SUFFIX = ".jsonl.xz"
 RECORD = "record.json"
@@ -45,7 +47,7 @@ def split(path: Path) -> tuple[Path, str] | None:
     if SUFFIX not in str(path):
         return None
     for above in path.parents:
-        if named(above.name) and above.is_file():
+        if named(above.name) and textfile.is_file(above):
             return above, path.relative_to(above).as_posix()
     return None
 

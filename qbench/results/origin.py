@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qbench import textfile
 from qbench.fields import Line, Word
 from qbench.results import archive, store
 from qbench.results.ranking import Ranking, label
@@ -26,7 +27,7 @@ class Origin(BaseModel):
 
 def read(folder: Path) -> Origin | None:
     """None for what was measured here, and where the note cannot be read."""
-    if archive.split(folder) or not (folder / FILE).is_file():
+    if archive.split(folder) or not textfile.is_file(folder / FILE):
         return None
     text = store.read_beside(folder, FILE, LARGEST)
     try:

@@ -65,7 +65,7 @@ def plan(
     """
     shared = {key: text for key, text in overrides.items() if not _own(key)}
     apart = dict(overrides) != shared
-    files = list({path.resolve(): path for path in paths}.values())
+    files = list({textfile.resolved(path): path for path in paths}.values())
 
     def found(path: Path, changes: Mapping[str, str]) -> Loaded:
         read_ = exported.recipe_of if shipped.is_exported(path) else read
@@ -202,7 +202,7 @@ def _apart(floors: list[Recipe], named: Mapping[str, Planned]) -> str:
 
 
 def _is_shipped(loaded: Loaded) -> bool:
-    return loaded.path.resolve().is_relative_to(shipped.FOLDER.resolve())
+    return textfile.resolved(loaded.path).is_relative_to(shipped.FOLDER.resolve())
 
 
 def outputs_bytes(planned: list[Planned]) -> int:
@@ -260,7 +260,7 @@ def _beside(loaded: Loaded, name: str, others: list[Loaded]) -> tuple[Path, list
     An exported folder has left its recipe's neighbours: beside `others`, named with it, they are.
     """
     path = loaded.path
-    folders = [loaded.root, path.parent, path.resolve().parent.parent]
+    folders = [loaded.root, path.parent, textfile.resolved(path).parent.parent]
     if loaded.recipe.variant.exported:
         folders += [place for one in others for place in (one.root, one.path.parent)]
     own = [folder / f"{name}.yaml" for folder in folders]

@@ -75,6 +75,25 @@ def test_commands_name_what_is_no_file_and_end_where_nothing_else_is_there(tmp_p
     done = qbench("report", str(PACKED), str(tmp_path), out)
     assert done.returncode == 0
     assert done.stderr.splitlines() == [f"qbench: left out: {line}" for line in told.values()]
-    refused = qbench("import", str(tmp_path), f"--out={tmp_path.parent / 'own'}")
+    own = f"--out={tmp_path.parent / 'own'}"
+    unread = qbench("import", str(tmp_path / "folder"), own)
+    assert (unread.returncode, unread.stderr) == (2, f"qbench: {told['folder']}\n")
+    refused = qbench("import", str(tmp_path), own)  # a link is, wherever it leads
     assert refused.returncode == 1
     assert refused.stdout.endswith("2 refused\n")
+
+
+def test_links_in_a_circle_and_names_too_long_are_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop.yaml").symlink_to("loop.yaml")
+    Path("folder").mkdir()
+    Path("folder/loop.yaml").symlink_to("loop.yaml")
+    for place in ("loop.yaml", "folder", "x" * 300):
+        for words in (
+            ["import", place], ["explain", place], ["report", place], ["validate", place],
+            ["compare", place, place], ["verify", f"{place}/loop.yaml"], ["pick", "--model", place],
+        ):  # fmt: skip
+            done = qbench(*words, cwd=tmp_path)
+            assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), (words, done.stderr)
