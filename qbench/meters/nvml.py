@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from typing import Annotated
 
@@ -114,3 +115,34 @@ def _handle() -> object | None:
         return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}".encode())
     except Exception:  # a figure less in the record, never a failed run
         return None
+
+
+def visible(wanted: int) -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES calls the first GPUs that CUDA may see, at most so many."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is not None:
+        return tuple(filter(None, (name.strip() for name in said.split(","))))[:wanted]
+    return tuple(map(str, range(min(wanted, len(_uuids()) or wanted))))
+
+
+def identity(name: str) -> str:
+    """The UUID of a GPU that CUDA_VISIBLE_DEVICES calls so, by number or by a UUID's beginning.
+
+    The name itself where NVML knows none, or is not there.
+    """
+    known = _uuids()
+    if name.isdigit():
+        return known[int(name)] if int(name) < len(known) else name
+    return next((uuid for uuid in known if uuid.startswith(name)), name)
+
+
+def _uuids() -> list[str]:
+    """Of this machine's GPUs, as NVML orders them."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    except Exception:  # no pynvml, no driver: then a GPU goes by what it is called
+        return []

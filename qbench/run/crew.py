@@ -7,13 +7,13 @@ begin the same ones in the same order, and the one that is behind is the one to 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from qbench.meters import nvml
 from qbench.results.record import Status
 from qbench.run import folders, worker
 from qbench.run.events import Beat, Event, RankFailed, RunEnded, StageEntered
@@ -40,13 +40,7 @@ def devices(wanted: int, device: str) -> tuple[str, ...]:
     """What CUDA_VISIBLE_DEVICES calls the first GPUs of this machine; none on CPUs."""
     if device == "cpu":
         return ()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return tuple(filter(None, (name.strip() for name in visible.split(","))))[:wanted]
-    import pynvml
-
-    pynvml.nvmlInit()
-    return tuple(str(n) for n in range(min(wanted, pynvml.nvmlDeviceGetCount())))
+    return nvml.visible(wanted)
 
 
 def log_of(rank: int) -> str:

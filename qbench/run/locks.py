@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qbench.meters import nvml
+
 EVERY_S = 0.2
 FOLDER = ".locks"  # beside the folders of runs
 
@@ -53,14 +55,14 @@ def of_folder(folder: Path) -> Path:
 
 
 def of_devices(device: str, count: int = 1) -> list[Path]:
-    """The locks of devices, of all sweeps on this machine: of the CPU, or of the GPUs in use."""
+    """The locks of devices, of all sweeps on this machine: of the CPU, or of the GPUs in use.
+
+    A GPU has one lock, whatever CUDA_VISIBLE_DEVICES calls it. In an order that is the same for
+    all who want several of them, or two might each hold what the other waits for.
+    """
     if device == "cpu":
         return [_of("cpu")]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(number) for number in range(count)]
-    if visible is not None:
-        names = [name.strip() or "0" for name in visible.split(",")][:count]
-    return [_of(f"gpu-{name}") for name in names]
+    return sorted({_of(f"gpu-{nvml.identity(name)}") for name in nvml.visible(count) or ("0",)})
 
 
 def _of(device: str) -> Path:
