@@ -131,9 +131,16 @@ def read(path: Path, most_bytes: int, name: str | None = None) -> str:
 
 def replace(path: Path, text: str) -> None:
     """Write the whole file as UTF-8, or leave the one that is there as it is."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replaced(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file to write, of the same suffix, which takes the path where the block ends well."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

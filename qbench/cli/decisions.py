@@ -11,6 +11,7 @@ import typer
 from qbench import textfile
 from qbench.cli import shared
 from qbench.cli.shared import Json, Places
+from qbench.errors import InputError
 
 Run = Annotated[Path, shared.argument(help="A run, a folder of runs, or an archive.")]
 
@@ -121,14 +122,18 @@ def history(
     from qbench.decisions import history_text
     from qbench.decisions.history import history as followed
 
+    if out is not None:
+        if out.suffix != ".png" or textfile.is_folder(out):
+            raise InputError(f"--out {out}: a file, as in {out.stem or 'x'}.png")
+        shared.writable(out.parent)
     made = followed(results or [shared.RESULTS], recipe, figure)
     if as_json:
         print(made.model_dump_json(indent=1))
     else:
         shared.tell(history_text.lines(made))
     if out is not None:
-        shared.writable(out.parent)
         with textfile.writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
             print(f"chart: {history_text.draw(made, out)}", file=sys.stderr)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qbench import escape
+from qbench import escape, textfile
 from qbench.decisions import figures
 from qbench.decisions.changes import Change
 from qbench.decisions.figures import Figure
@@ -101,7 +101,8 @@ def draw(made: History, path: Path) -> Path:
         names = [_short(point) for point in one.points][:: max(1, len(one.points) // 12)]
         axes.set_xticklabels(names, fontsize=7, rotation=20, ha="right")
         axes.spines[["top", "right"]].set_visible(False)
-    figure_.savefig(path, dpi=120, metadata={"Software": ""})
+    with textfile.replaced(path) as partial:
+        figure_.savefig(partial, format="png", dpi=120, metadata={"Software": ""})
     plt.close(figure_)
     return path
 

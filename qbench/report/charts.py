@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbench import escape
+from qbench import escape, textfile
 from qbench.report import labels, tables
 from qbench.results.profiles import profiles_of
 from qbench.results.ranking import Ranking, label
@@ -79,7 +79,8 @@ def draw(ranking: Ranking, out: Path, suffix: str, only: str | None = None) -> l
             figure.text(0.01, 0.01, escape.chart(ranking.title()), fontsize=7, color=GREY)
             path = out / f"{name}{suffix}.png"
             save_png(figure, path)
-            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+            with textfile.replaced(path.with_suffix(".svg")) as partial:
+                figure.savefig(partial, metadata={"Date": None})
             plt.close(figure)
             made.append(path)
     return made
@@ -104,9 +105,9 @@ def save_png(figure: Plot, path: Path, texts: Mapping[str, str] | None = None) -
     info = PngInfo()
     for name, text in (texts or {}).items():
         info.add_text(name, text)
-    drawn_in.save(
-        path, compress_level=7, pnginfo=info
-    )  # the two levels above take five times as long for 10 %
+    with textfile.replaced(path) as partial:
+        # The two levels above take five times as long for 10 %.
+        drawn_in.save(partial, compress_level=7, pnginfo=info)
 
 
 def _palette() -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from qbench import textfile
 from qbench.search.sensitivity import Table
 
 
@@ -46,6 +47,7 @@ def draw(
     right.set_yticks(range(len(names)), [chosen[name] for name in names], fontsize=6)
     right.set_ylabel("chosen")
     figure.colorbar(shown, ax=axes, pad=0.2, label="relative error")
-    figure.savefig(path, dpi=120)
+    with textfile.replaced(path) as partial:
+        figure.savefig(partial, dpi=120)
     pyplot.close(figure)
     return path

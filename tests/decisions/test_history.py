@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import qbench
 from made_records import made, of_recipe, of_software, placed
 from typer.testing import CliRunner
 
@@ -72,6 +73,23 @@ def _nightly(tmp_path: Path, nights: int = 14, slow_from: int = 7) -> None:
         record = made(run=f"n{night}", latency=times, started=f"2026-03-{night + 1:02d}T00:00:00")
         torch = "2.12.0" if night >= slow_from else "2.11.0"
         placed(of_software(record, torch, f"{night:012x}"), tmp_path / f"night-{night:02d}")
+
+
+def test_a_chart_is_a_png_where_it_was_asked_for_or_the_one_before(tmp_path: Path) -> None:
+    _nightly(tmp_path / "nights")
+    words = "history", str(tmp_path / "nights")
+    for place in ("chart", "chart.svg", "nights", ".png"):
+        done = qbench(*words, f"--out={tmp_path / place}")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert len(done.stderr.splitlines()) == 1
+    chart = tmp_path / "new" / "chart.png"
+    assert qbench(*words, f"--out={chart}").stderr == f"chart: {chart}\n"
+    before = chart.read_bytes()
+    full = qbench(*words, f"--out={chart}", limits={"RLIMIT_FSIZE": 4096})
+    assert full.returncode == 2
+    assert full.stderr.endswith("cannot be written: File too large\n")
+    assert chart.read_bytes() == before
+    assert list(chart.parent.iterdir()) == [chart]
 
 
 def test_a_slow_down_is_marked_with_what_changed_there(tmp_path: Path) -> None:
