@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def written_beside(out: Path) -> Iterator[Path]:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from None
     try:
         yield partial
+        _readable(partial)
         _flush(partial)
         _replace(partial, out)
     except Exception as error:
@@ -85,6 +87,18 @@ def _forget_partials(out: Path) -> None:
         pid = path.name.split(".")[-2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _readable(folder: Path) -> None:
+    """Give files the modes that a new file has: safetensors makes its own for their owner alone,
+    and whoever serves the engine is often another user."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
 
 
 def _flush(folder: Path) -> None:

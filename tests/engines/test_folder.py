@@ -156,6 +156,22 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_whoever_may_read_other_new_files_may_read_the_tensors(tmp_path: Path) -> None:
+    """safetensors writes files that their owner alone may read, and a server is another user."""
+    out = tmp_path / "out"
+    before = os.umask(0o027)
+    try:
+        with folder.written_beside(out) as partial:
+            (partial / "denoiser").mkdir()
+            save_file({"x": torch.zeros(1)}, partial / "denoiser" / "x.safetensors")
+            (partial / "run.so").touch(0o755)
+    finally:
+        os.umask(before)
+    found = {str(path.relative_to(out)): path.stat().st_mode & 0o777 for path in out.rglob("*.s*")}
+    assert found == {"denoiser/x.safetensors": 0o640, "run.so": 0o750}
+    assert not (out / ".mode").exists()
+
+
 def test_what_is_there_is_replaced_at_once_and_only_when_asked(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
