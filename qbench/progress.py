@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from pathlib import Path
@@ -121,6 +122,9 @@ class Progress:
             text = f"{line.head}: ok in {spent}"
             if video or step:
                 text += f", {video:.3g} s a video" if video else f", {step:.3g} s a step"
+                if record.paired_reference_s:  # the machine may be slower than it was for others
+                    beside = statistics.median(record.paired_reference_s)
+                    text += f" (the reference beside it: {beside:.3g} s)"
         else:
             text = f"{line.head}: {record.status}: {record.reason}"
             if record.status not in ("ok", "skipped", "invalid"):

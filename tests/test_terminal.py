@@ -70,6 +70,8 @@ def test_the_log_that_progress_names_is_there_and_that_runs_own(tmp_path: Path) 
     (folder / folders.FAILED_LOG).touch()
     assert said(later, folder).endswith(f"log: {folder / 'failed-log.txt'})")
     assert said(stopped, folder).endswith(f"(stage {later.stage})")  # that one is an older run's
+    pairs = complete.model_copy(update={"paired_reference_s": [9.0, 9.5, 11.0]})
+    assert said(pairs, folder).endswith(" s a video (the reference beside it: 9.5 s)")
 
 
 def test_listing_shows_recipes_with_brackets_as_they_are(tmp_path: Path) -> None:
