@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 STREAM = "memory.offload: group, which streams the blocks"
 FRAGMENTS = "memory.expandable_segments: true, which loses little to fragments"
+COMPILED = "## Call CompiledFxGraph"  # on a CPU, the profiler's name for all that inductor fused
 SLOW = 0.1  # of its steps that a rank spends less in exchanges than another: it is waited for
 LAYERS = 5  # of an engine, that are named
 ENCODER = "memory.offload: model keeps the text encoder off the GPU but for its own stage"
@@ -175,7 +176,10 @@ def _shares(record: Record, profile: Profile | None) -> str:
     longest = max(profile.kernels, key=lambda kernel: kernel.seconds, default=None)
     if longest is None:
         return text
-    text += f" The longest kernel is {longest.name} ({longest.seconds / total:.0%})."
+    if longest.name.startswith(COMPILED):
+        text += f" The longest part is inductor's compiled code ({longest.seconds / total:.0%})."
+    else:
+        text += f" The longest kernel is {longest.name} ({longest.seconds / total:.0%})."
     if not profile.layers:
         return text
     layers = "; ".join(

@@ -97,7 +97,9 @@ def _check(check: Check) -> str:
     text = f"{check.variant}: {check.limit}: {check.said}"
     if check.result == "undecided":
         more = (
-            f"about {check.needed} of each would tell" if check.needed else "no number would tell"
+            f"about {check.needed} of each would tell"
+            if check.needed
+            else "no number of samples can be named that would tell"
         )
         text += f"; {more}"
     return text

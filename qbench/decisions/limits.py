@@ -95,7 +95,7 @@ def of_ratio(limit: Change, speed: Ratio, before: float, figure: Figure, chance:
     scale = 1.0 if limit.of == "share" else before
     least, value, most = ((x - 1) * scale for x in values)
     if low <= 0:
-        why = f"n = {speed.n}" if few else "samples too alike for an interval"
+        why = f"n = {speed.n}" if few else "too few independent samples for an interval"
         said = f"{_amount(value, limit, figure)}, {why}"
         return Answer("undecided", said, LEAST if few else None)
     said = f"{_amount(value, limit, figure)} [{_ends(least, most, limit, figure)}]"

@@ -320,6 +320,14 @@ def test_bounds_of_a_ratio_are_its_own_interval_at_95_percent() -> None:
     assert wider[0] < low < high < wider[1]
     few = speed_up([1.0, 1.0], [1.1, 1.2])
     assert few.bounds(0.025) == (0.0, math.inf)
+    # Four of which neighbours are alike are hardly more than one: no interval, and more would help.
+    told = limits.of_ratio(
+        limits.Change(0.05, "share", "+5%"),
+        Ratio(value=0.9, low=0.0, high=math.inf, n=4, effective_n=1.0),
+        1.0, parsed("latency +5%").figure, 0.025,
+    )  # fmt: skip
+    assert told.result == "undecided"
+    assert "too few independent samples" in told.said
     turned = ratio.inverse()
     assert (turned.low, turned.high) == pytest.approx((1 / ratio.high, 1 / ratio.low))
     old = Ratio(value=1.1, low=1.0, high=1.21)  # of a record that does not hold its n

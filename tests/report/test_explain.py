@@ -166,6 +166,14 @@ def test_bound_is_amdahls(
     assert bound(seen, waits, graph, share) == pytest.approx(2 * expected)
 
 
+def test_what_inductor_fused_is_named_in_words(finished: Path) -> None:
+    hashed = "## Call CompiledFxGraph f5agovy4d5zv6fxh2qanvoyte7pakthejt4br4q5n7gpzkst2flz ##"
+    seen = Profile(wall_s=1.0, kernels=(Kernel(name=hashed, calls=1, seconds=1.0),))
+    said = explain._shares(_reference(finished), seen)
+    assert "The longest part is inductor's compiled code (100%)." in said
+    assert "##" not in said
+
+
 def test_explain_says_where_the_time_goes_and_draws_it(finished: Path, tmp_path: Path) -> None:
     run = next(path.parent for path in store.find([finished]) if "int8" in str(path))
     done = qbench("explain", str(run), "--out", str(tmp_path))
