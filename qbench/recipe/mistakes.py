@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_origin
+from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -61,7 +61,7 @@ def _said(detail: ErrorDetails, places: Places, path: Path) -> tuple[tuple[str, 
     elif kind == "string_too_short":
         message = "'' names nothing; what is to have its default is left out, or null"
     elif kind == "missing":
-        message = "this field is required"
+        message = f"this field is required{_choices(at)}"
     elif kind == "model_type":
         inside = ", ".join(_fields(at))
         message = f"takes fields ({inside}), not {brief(given)}"
@@ -89,6 +89,18 @@ def _meant(at: Place, by_option: bool) -> str:
         if rest and first in here:
             return f"; in a file that is {first}: {{{rest}: ...}}"
     return nearest(word, here)
+
+
+def _choices(at: Place) -> str:
+    """What a field of few words takes; nothing for the others."""
+    above: type[BaseModel] | None = Recipe
+    for part in at[:-1]:
+        known = above.model_fields.get(str(part)) if above else None
+        above = section(known.annotation) if known else None
+    field = above.model_fields.get(str(at[-1])) if above else None
+    if field is None or get_origin(field.annotation) is not Literal:
+        return ""
+    return nearest("", map(str, get_args(field.annotation)))
 
 
 def _fields(at: Iterable[str | int]) -> list[str]:

@@ -132,7 +132,7 @@ def test_all_mistakes_are_named_at_once_by_line_and_each_once(tmp_path: Path) ->
     """What takes one of two types (a margin) is told of the one that it was written as."""
     path = tmp_path / "bad.yaml"
     path.write_text(
-        "variant: {dtyp: bf16, attention: flsh}\n"
+        "variant: {dtyp: bf16, attention: flsh, cache: {interval: 2}}\n"
         "prompts: 3\n"
         "measure:\n"
         "  timeout_s: .nan\n"
@@ -152,6 +152,7 @@ def test_all_mistakes_are_named_at_once_by_line_and_each_once(tmp_path: Path) ->
         (seed, "not YAML"),
         (compile_, "variant.compile.mode: 'fast' is not a choice; did you mean 'default'?"),
         (f"{path}:1", "variant.attention: 'flsh' is not a choice; did you mean 'flash'?"),
+        (f"{path}:1", "variant.cache.kind: this field is required; one of: dbcache, faster, "),
         (f"{path}:1", "variant.dtyp: unknown field; did you mean 'dtype'?"),
         (f"{path}:2", "prompts: takes fields (set, count), not 3"),
         (f"{path}:4", "measure.timeout_s: input should be a finite number, not nan"),
