@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qbench.errors import Unsupported
 from qbench.optimizations.rules import Rule
 from qbench.recipe.schema import Variant
 
@@ -88,7 +89,7 @@ def export_here(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
+            made = torch.onnx.export(
                 positional,
                 tensors,
                 str(path),
@@ -103,6 +104,18 @@ def export_here(
     finally:
         if collecting:
             gc.enable()
+    assert made is not None
+    fixed = [
+        value.shape[axis]
+        for value, axes in zip(made.model.graph.inputs, free[0], strict=True)
+        for axis in axes or ()
+        if value.shape is not None and isinstance(value.shape[axis], int)
+    ]
+    if fixed:  # torch.onnx says nothing of it, and ONNX Runtime refuses every other batch
+        raise Unsupported(
+            f"torch {torch.__version__} exports this model for a batch of {fixed[0]} alone: "
+            "another release may leave it free"
+        )
 
 
 def layers(events: Sequence[Mapping[str, object]], path: Path) -> list[Layer]:
