@@ -70,10 +70,8 @@ def _answering(
             )
     if model is not None:
         names = {r.records[0].recipe.model for r in made}
-        whole_path = str(
-            textfile.resolved(textfile.expanded(model))
-        )  # by which records know a folder
-        named = {model, whole_path}
+        # Records know a folder by its whole path.
+        named = {model, str(textfile.resolved(textfile.expanded(model)))}
         made = [r for r in made if r.records[0].recipe.model in named]
         if not made:
             raise InputError(f"--model {model}: no timed records of it{nearest(model, names)}")

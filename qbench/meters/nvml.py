@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -125,15 +126,18 @@ def visible(wanted: int) -> tuple[str, ...]:
     return tuple(map(str, range(min(wanted, len(_uuids()) or wanted))))
 
 
-def identity(name: str) -> str:
-    """The UUID of a GPU that CUDA_VISIBLE_DEVICES calls so, by number or by a UUID's beginning.
+def identities(names: Iterable[str]) -> list[str]:
+    """The UUIDs of GPUs that CUDA_VISIBLE_DEVICES calls so, by number or by a UUID's beginning.
 
     The name itself where NVML knows none, or is not there.
     """
     known = _uuids()
-    if name.isdigit():
-        return known[int(name)] if int(name) < len(known) else name
-    return next((uuid for uuid in known if uuid.startswith(name)), name)
+    by_number = {str(number): uuid for number, uuid in enumerate(known)}
+
+    def of(name: str) -> str:
+        return by_number.get(name) or next((u for u in known if u.startswith(name)), name)
+
+    return [of(name) for name in names]
 
 
 def _uuids() -> list[str]:

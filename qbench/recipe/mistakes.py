@@ -93,11 +93,8 @@ def _meant(at: Place, by_option: bool) -> str:
 
 def _choices(at: Place) -> str:
     """What a field of few words takes; nothing for the others."""
-    above: type[BaseModel] | None = Recipe
-    for part in at[:-1]:
-        known = above.model_fields.get(str(part)) if above else None
-        above = section(known.annotation) if known else None
-    field = above.model_fields.get(str(at[-1])) if above else None
+    inside = _section_at(at[:-1])
+    field = inside.model_fields.get(str(at[-1])) if inside else None
     if field is None or get_origin(field.annotation) is not Literal:
         return ""
     return nearest("", map(str, get_args(field.annotation)))
@@ -105,6 +102,11 @@ def _choices(at: Place) -> str:
 
 def _fields(at: Iterable[str | int]) -> list[str]:
     """Names of the fields that the section at this place has."""
+    inside = _section_at(at)
+    return list(inside.model_fields) if inside else []
+
+
+def _section_at(at: Iterable[str | int]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Recipe
     named: object = None  # the type of what a mapping holds by name, as it does margins
     for part in at:
@@ -114,8 +116,8 @@ def _fields(at: Iterable[str | int]) -> list[str]:
             named = get_args(known.annotation)[1] if get_origin(known.annotation) is dict else None
             model = None if named else section(known.annotation)
         else:
-            return []
-    return list(model.model_fields) if model else []
+            return None
+    return model
 
 
 def all_fields(model: type[BaseModel] = Recipe, above: str = "") -> Iterator[str]:

@@ -62,7 +62,8 @@ def of_devices(device: str, count: int = 1) -> list[Path]:
     """
     if device == "cpu":
         return [_of("cpu")]
-    return sorted({_of(f"gpu-{nvml.identity(name)}") for name in nvml.visible(count) or ("0",)})
+    found = nvml.identities(nvml.visible(count) or ("0",))
+    return sorted({_of(f"gpu-{uuid}") for uuid in found})
 
 
 def _of(device: str) -> Path:

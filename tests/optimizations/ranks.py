@@ -230,17 +230,21 @@ def seen_by_each(rank: int) -> dict[str, Any]:
     text, video = (torch.randn(1, n, 3, 6, 8, generator=generator) for n in (11, 29))
     # Text as evenly as can be, as `Attention` takes it to be; a video's rows need not be even.
     texts, videos = ([4, 4, 3], [12, 9, 8]) if world == 3 else ([3, 3, 3, 2], [9, 8, 8, 4])
-    shares = list(zip(text.split(texts, 1), video.split(videos, 1), strict=True))
+
+    def shared(text: torch.Tensor, video: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        return list(zip(text.split(texts, 1), video.split(videos, 1), strict=True))
+
+    shares = shared(text, video)
     seen: list[torch.Tensor] = []
 
     def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        seen.append(torch.stack([q, k, v], 2))
+        seen.append(torch.stack([k, v], 2))
         return partials.plain(q, k, v)
 
     def partial(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append(torch.stack([q[:, :1].expand_as(k), k, v], 2))
+        seen.append(torch.stack([k, v], 2))
         return with_lse(q, k, v)
 
     with_lse = partials.with_lse("math")
@@ -248,23 +252,16 @@ def seen_by_each(rank: int) -> dict[str, Any]:
     over.begin(((11,),), 11)
     made = over.around(kernel, partial)(*torch.cat(shares[rank], 1).unbind(2))
     whole = partials.plain(*torch.cat([text, video], 1).unbind(2))
-    mine = [part.split(sizes, 1)[rank] for part, sizes in _parts(whole, texts, videos)]
+    mine = torch.cat(shared(whole[:, :11], whole[:, 11:])[rank], 1)
     heads = slice(6 // across * ranks.ulysses.index, 6 // across * (ranks.ulysses.index + 1))
     rows = [shares[i : i + across] for i in range(0, world, across)]
     turns = [rows[(ranks.ring.index - turn) % len(rows)] for turn in range(len(rows))]
     expected = [torch.cat([x for part in zip(*row, strict=True) for x in part], 1) for row in turns]
     same = [
-        torch.equal(one[:, :, 1:], all_heads[:, :, 1:, heads])
+        torch.equal(one, all_heads[:, :, 1:, heads])
         for one, all_heads in zip(seen, expected, strict=True)
     ]
-    return {"order": all(same), "error": (made - torch.cat(mine, 1)).abs().max().item()}
-
-
-def _parts(
-    whole: torch.Tensor, texts: list[int], videos: list[int]
-) -> list[tuple[torch.Tensor, list[int]]]:
-    """A sequence's text and its video, each with how many tokens of it every rank has."""
-    return [(whole[:, : sum(texts)], texts), (whole[:, sum(texts) :], videos)]
+    return {"order": all(same), "error": (made - mine).abs().max().item()}
 
 
 def _each_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -84,7 +84,7 @@ def test_ranks_agree_on_what_each_calibrated(both: tuple[Found, Found]) -> None:
     assert ratios == pytest.approx([x + 0.1 for x in alone], abs=1e-4)
 
 
-def test_fp8_linears_and_fused_projections_on_ranks(both: tuple[Found, Found]) -> None:
+def test_fp8_linears_and_fused_projections_on_two_ranks(both: tuple[Found, Found]) -> None:
     """Rows are quantized one by one; how some CPUs round a row depends on how many there are."""
     assert both[0]["fast"] == both[1]["fast"] < 0.05
 
