@@ -9,11 +9,13 @@ import json
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 CHUNK = 2**20
 LARGE = 2**26  # bytes of a file from which its digest is kept on disk
 DIGESTS = "digests.json"
+_keeping = threading.Lock()
 
 
 def folder() -> Path:
@@ -96,11 +98,12 @@ def _digest(path: str, size: int, modified_ns: int, inode: int) -> str:
     key = f"{path}:{size}:{modified_ns}:{inode}"
     if size < LARGE:
         return _read(path)
-    known = _known()
-    if key not in known:
-        known[key] = _read(path)
-        _keep(known)
-    return known[key]
+    if known := _known().get(key):
+        return known
+    digest = _read(path)
+    with _keeping:
+        _keep(_known() | {key: digest})
+    return digest
 
 
 def _known() -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,22 @@ def test_a_digest_is_of_the_whole_file_and_of_what_is_there_now(tmp_path: Path) 
     path.write_bytes(bytes(3 * 2**20 - 1) + b"x")
     os.utime(path, ns=(1, 1))
     assert cache.folder_digest(tmp_path) != before
+
+
+def test_digests_of_large_files_taken_at_once_are_all_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is added to what the cache has then, not to what it had when the reading began."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "LARGE", 1)
+    paths = [tmp_path / str(number) for number in range(32)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes(100_000 + number))
+    with ThreadPoolExecutor(len(paths)) as pool:
+        found = list(pool.map(cache.file_digest, paths))
+    assert found == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    kept = json.loads(cache.kept(cache.DIGESTS).read_bytes())
+    assert sorted(kept.values()) == sorted(found)
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"device_name": 3}', "\xff"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,11 +50,11 @@ class Outputs:
         return end
 
     def add(self, first: int, frames: torch.Tensor, latents: torch.Tensor) -> None:
-        """Keep the videos numbered from `first` on."""
+        """Keep the videos numbered from `first` on; frames in [0, 1], or `encoded`; on the CPU."""
         from safetensors.torch import save_file
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"frames": encoded(frames).cpu(), "latents": latents.float().cpu()}
+        tensors = {"frames": encoded(frames), "latents": latents.float().cpu()}
         made = {name: value.contiguous() for name, value in tensors.items()}
         save_file(made, self._path(first, len(frames)))
         self._count[first] = len(frames)
@@ -102,9 +103,10 @@ class Outputs:
     def digest(self) -> str:
         """SHA-256 over all videos as they are on disk, empty where there are none."""
         hashed = hashlib.sha256()
-        for first, count in sorted(self._count.items()):
-            path = self._path(first, count)
-            hashed.update(f"{path.name}\0{cache.file_digest(path)}\n".encode())
+        paths = [self._path(first, count) for first, count in sorted(self._count.items())]
+        with ThreadPoolExecutor() as pool:
+            for path, digest in zip(paths, pool.map(cache.file_digest, paths), strict=True):
+                hashed.update(f"{path.name}\0{digest}\n".encode())
         return hashed.hexdigest() if self._count else ""
 
     def verify(self, digest: str, videos: int) -> bool:
@@ -154,9 +156,14 @@ class Outputs:
 
 
 def encoded(frames: torch.Tensor) -> torch.Tensor:
-    """Frames in [0, 1] as 16-bit integers; what is not finite becomes NOT_A_NUMBER."""
+    """Frames in [0, 1] as 16-bit integers; what is not finite becomes NOT_A_NUMBER.
+
+    Frames that are such integers already are returned as they are.
+    """
     import torch
 
+    if not frames.is_floating_point():
+        return frames
     codes = (frames.float().clamp(0, 1) * LEVELS).round() - LEVELS // 2
     return torch.where(frames.isfinite(), codes, NOT_A_NUMBER).to(torch.int16)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qbench.quality.outputs import FOLDER, Outputs, video_bytes
+from qbench.quality.outputs import FOLDER, Outputs, encoded, video_bytes
 from qbench.run.computing import Computing
 from qbench.run.events import StepsDone
 from qbench.run.job import Job
@@ -29,7 +29,7 @@ ALL_COMPUTED_NOTE = (
 
 @dataclass(frozen=True)
 class Video:
-    """A batch of videos: frames (n, f, 3, h, w) in [0, 1] and final latents, both on the CPU.
+    """A batch of videos: frames (n, f, 3, h, w), `encoded`, and final latents, both on the CPU.
 
     Seconds by stage, and those of each denoise step.
     """
@@ -150,7 +150,9 @@ class Session:
         if self.lead:
             self.lead.figures.decoded()
         stages.name = outer
-        return Video(frames.cpu(), latents.float().cpu(), seconds, steps.seconds())
+        # Where they were made, one video at a time: a GPU is fast at it, and has half to send.
+        kept = torch.stack([encoded(video).cpu() for video in frames])
+        return Video(kept, latents.float().cpu(), seconds, steps.seconds())
 
     @property
     def shares_decode(self) -> bool:

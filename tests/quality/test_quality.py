@@ -28,7 +28,7 @@ from qbench.quality.metrics import (
 )
 from qbench.quality.metrics.clip_score import ClipScorer
 from qbench.quality.metrics.probe import load_probe
-from qbench.quality.outputs import Outputs, decoded, encoded
+from qbench.quality.outputs import LEVELS, Outputs, decoded, encoded
 from qbench.recipe.schema import Quality
 
 BUNDLED = known.BUNDLED
@@ -428,6 +428,13 @@ def test_a_psnr_of_eighty_decibels_is_still_that_after_the_disk(tmp_path: Path) 
         assert found == pytest.approx(decibels, abs=close)
     levels = torch.arange(256).view(1, 1, 1, 16, 16).expand(1, 1, 3, 16, 16) / 255
     assert torch.equal(decoded(encoded(levels)), levels)  # those of a display are kept exactly
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_keeps_the_frames_that_a_cpu_would_to_the_bit() -> None:
+    frames = torch.rand(2, 9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    frames.flatten()[:4] = torch.tensor([math.nan, math.inf, 0.5 / LEVELS, 1.5 / LEVELS])
+    assert torch.equal(encoded(frames.cuda()).cpu(), encoded(frames))
 
 
 def test_what_a_decoder_makes_of_infinity_is_no_video(tmp_path: Path) -> None:
