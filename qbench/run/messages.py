@@ -40,6 +40,7 @@ class Working:
     """A run, or a part of one, has started, and has a first step behind it."""
 
     name: str
+    took: float | None  # seconds since its own process began
 
 
 @dataclass(frozen=True)

@@ -114,14 +114,19 @@ class Order:
         if found is not None and not found.opened:
             found.kind, found.opened, found.resumed = kind, True, True
 
-    def working(self, name: str, now: float) -> None:
-        """A run, or a part of one, has started, and begins what it was started for."""
+    def working(self, name: str, now: float, took: float | None = None) -> None:
+        """A run, or a part of one, has started, and begins what it was started for.
+
+        took: seconds since its own process began, where that is known. The first of a device waits
+        besides for what all of them import, and none of the others will.
+        """
         run = self._running.get(name)
         if run is None or run.starting is not None:
             return
         run.starting = now - run.began
         if run.load.start:
-            self._speeds.saw_start(run.kind, run.load.start, run.starting)
+            seen = run.starting if took is None else took
+            self._speeds.saw_start(run.kind, run.load.start, seen)
 
     def ended(self, name: str, now: float, measured: bool = True) -> None:
         """A run, or a part of one, has ended.

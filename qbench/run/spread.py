@@ -226,7 +226,7 @@ class _Spread:
             self._refusals.append(f"{message.machine.name}: {one_line(message.why)}")
             self.watcher.note(f"not used: {self._refusals[-1]}")
         elif isinstance(message, Working):
-            self._order.working(message.name, time.monotonic())
+            self._order.working(message.name, time.monotonic(), message.took)
         elif isinstance(message, PartEnded):
             if message.why:
                 text = f"{message.name}: {message.why}; the run makes its videos itself"

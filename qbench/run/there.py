@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import shutil
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -163,15 +164,18 @@ class Relay:
 
     def __init__(self, head: Head, name: str, label: Recipe | None = None) -> None:
         self._head, self._name, self._label = head, name, label
+        self._heard: float | None = None  # when its process first said at what it is
         self._working = False
         self.stage = "start"
 
     def event(self, recipe: Recipe, event: Event) -> None:
         if isinstance(event, StageEntered):
+            self._heard = self._heard or time.monotonic()
             self.stage = event.stage
         elif isinstance(event, StepsDone) and not self._working:
             self._working = True  # with all that a first step loads, builds or compiles behind it
-            self._head.tell(Working(self._name))
+            took = time.monotonic() - self._heard if self._heard else None
+            self._head.tell(Working(self._name, took))
         self._head.watcher.event(self._label or recipe, event)
 
     def note(self, text: str) -> None:

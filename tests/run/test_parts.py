@@ -121,21 +121,27 @@ class _Head:
         return None
 
 
-def test_a_run_has_started_once_a_step_is_behind_it(record: Record) -> None:
+def test_a_run_has_started_once_a_step_is_behind_it(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it loads, builds or compiles first would else count as its work, and each part's."""
-    head = _Head()
+    head, times = _Head(), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: times[-1])
     relay = there.Relay(head, "int8")
     planned = [
+        events.Placed("a node"),
         events.StageEntered("load"),
         events.WorkPlanned(8),
         events.StageEntered("first call"),
     ]
     for event in planned:
+        times.append(times[-1] + 4.0)
         relay.event(record.recipe, event)
     assert not head.told
     for _ in range(2):
+        times.append(times[-1] + 1.0)
         relay.event(record.recipe, events.StepsDone())
-    assert head.told == [Working("int8")]
+    assert head.told == [Working("int8", took=9.0)]  # since the first word of its own process
 
 
 # Folders -----------------------------------------------------------------------------------------
