@@ -61,7 +61,8 @@ def show(console: Console, folder: Path | None = None, why: bool = False) -> Non
         for scheme in schemes:
             methods = [name for name, fits in CALIBRATED.items() if (backend, scheme) in fits]
             how = f"calibrated by {', '.join(methods)}" if methods else ""
-            _line(console, f"{backend} {scheme}", how, _scheme_why(backend, scheme, machine))
+            why_not = _why_not(machine, _scheme(backend, scheme))
+            _line(console, f"{backend} {scheme}", how, why_not)
     _head(console, "metrics")
     bundled, other = known.KNOWN["tiny-cogvideox"], known.Model("any", "any")
     plain = schema.Quality()
@@ -95,30 +96,94 @@ def doctor(console: Console, device: str) -> None:
     _line(console, "python", environment.python, "")
     for name, version in environment.libraries.items():
         _line(console, name, version, "")
-    _rules_here(console, support.this_machine(environment.device))
-    _say(console, "choices that exclude each other on any machine: qbench ls --why")
+    _choices_here(console, support.this_machine(environment.device))
+    _say(console, "every rule, and which choices exclude each other anywhere: qbench ls --why")
+
+
+def _choices_here(console: Console, machine: Machine) -> None:
+    """Axis by axis what a recipe can choose, each by itself; those that lack the same together."""
+    _head(console, "what can run on this machine (+), and what cannot and why (-)")
+    for axis, choices in _choices().items():
+        _say(console, f"  {axis}")
+        found: dict[str, list[str]] = {"": []}
+        for name, fields in choices.items():
+            found.setdefault(_why_not(machine, fields), []).append(name)
+        for reason, names in found.items():
+            if names:
+                _rule(console, "-" if reason else "+", ", ".join(names), reason, indent=4)
+
+
+def _choices() -> dict[str, dict[str, dict[str, object]]]:
+    """Axis -> what it offers -> the fields of a variant that choose it."""
+    from typing import get_args
+
+    from qbench.recipe import schema
+    from qbench.recipe.choices import ENGINES, Attention, CacheKind
+    from qbench.recipe.variant import Cache, Compile, Decode, Memory
+
+    # Unchecked: what a choice needs besides itself is no reason why it could not run here.
+    offloads = get_args(Memory.model_fields["offload"].annotation)[0]
+    return {
+        "quantization": {
+            f"{backend} {scheme}": _scheme(backend, scheme)
+            for backend, schemes in schema.SCHEMES.items()
+            for scheme in schemes
+        },
+        "attention": {kind: {"attention": kind} for kind in get_args(Attention) if kind != "auto"},
+        "cache": {
+            kind: {"cache": Cache.model_construct(kind=kind)} for kind in get_args(CacheKind)
+        },
+        "compilation": {
+            "compile": {"compile": Compile()},
+            "cuda_graph": {"cuda_graph": True},
+            **{f"engine {name}": {"engine": name} for name in ENGINES},
+        },
+        "memory": {
+            **{f"offload {kind}": {"memory": Memory(offload=kind)} for kind in get_args(offloads)},
+            **{
+                name: {"memory": Memory.model_validate({name: True})}
+                for name, field in Memory.model_fields.items()
+                if field.annotation is bool
+            },
+        },
+        "decode": {
+            name: {"decode": Decode.model_validate({name: True})} for name in Decode.model_fields
+        },
+    }
 
 
 def _rules_here(console: Console, machine: Machine) -> None:
     from qbench import support
 
-    _head(console, "what can run on this machine (+), and what cannot and why (-)")
+    _head(console, "what recipes need of this machine: what it has (+), and what it lacks (-)")
     for rule in support.RULES:
         if rule.by_machine:
             here = rule.holds(machine)
             _rule(console, "+" if here else "-", rule.about, "" if here else rule.reason)
 
 
-def _scheme_why(backend: str, scheme: str, machine: Machine) -> str:
-    from qbench import support
-    from qbench.recipe.choices import ENGINES, EngineName
-    from qbench.recipe.schema import Quantize, Variant
+def _scheme(backend: str, scheme: str) -> dict[str, object]:
+    """The fields of a variant with this scheme, unchecked: some need a calibration."""
+    from qbench.recipe.choices import ENGINES
+    from qbench.recipe.schema import Quantize
 
-    # Unchecked: some schemes need a calibration, which is no reason why they could not run here.
     quantize = Quantize.model_construct(backend=backend, scheme=scheme)  # type: ignore[arg-type]
-    engine: EngineName | None = next((one for one in ENGINES if one == backend), None)
-    variant = Variant.model_construct(quantize=quantize, engine=engine)
-    return support.why_not(variant, machine) or ""
+    return {"quantize": quantize, "engine": backend if backend in ENGINES else None}
+
+
+def _why_not(machine: Machine, fields: dict[str, object]) -> str:
+    """Why this machine cannot run a variant with these fields in any dtype; empty where it can."""
+    from typing import get_args
+
+    from qbench import support
+    from qbench.recipe.schema import Variant
+    from qbench.recipe.variant import Dtype
+
+    reasons = [
+        support.why_not(Variant.model_construct(**{"dtype": dtype, **fields}), machine)
+        for dtype in reversed(get_args(Dtype))  # few kernels take FP32: that is no reason to give
+    ]
+    return "" if None in reasons else str(reasons[0])
 
 
 def _hub(source: str) -> str:
@@ -133,13 +198,15 @@ def _head(console: Console, text: str) -> None:
     _say(console, text, "bold")
 
 
-def _rule(console: Console, mark: str, about: str, reason: str) -> None:
-    """A rule's name, and the reason that a skipped row shows."""
+def _rule(console: Console, mark: str, about: str, reason: str, indent: int = 2) -> None:
+    """A rule's name, or choices, and the reason that a skipped row shows."""
     from rich.text import Text
 
     colour = "green" if mark == "+" else "yellow"
     said = (f": {one_line(reason)}", colour) if reason else ""
-    console.print(Text.assemble("  ", (mark, colour), f" {one_line(about)}", said), soft_wrap=True)
+    console.print(
+        Text.assemble(" " * indent, (mark, colour), f" {one_line(about)}", said), soft_wrap=True
+    )
 
 
 def _line(console: Console, name: str, about: str, why_not: str, width: int = 28) -> None:

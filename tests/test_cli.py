@@ -3,10 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from conftest import RECIPES, ROOT, qbench
+
+from qbench.recipe.choices import Attention
 
 HEAVY = {"torch", "diffusers", "transformers", "torchao", "scipy", "pandas", "matplotlib"}
 
@@ -89,15 +92,21 @@ def test_doctor_shows_machine_versions_and_reasons() -> None:
     assert "torch" in done.stdout
     assert "TensorRT needs an NVIDIA GPU" in done.stdout
     assert "threads" in done.stdout
-    _, _, rules = done.stdout.partition("what can run on this machine")
-    assert "CUDA graphs and caches" not in rules  # no machine has what that lacks
-    assert "heads of 64 or 128" not in rules
+    _, _, here = done.stdout.partition("what can run on this machine")
+    attention = here.partition("\n  attention\n")[2].partition("\n  cache\n")[0]
+    runs, *lacking = attention.splitlines()
+    assert runs == "    + math, flash, fp8-reference"
+    assert "    - efficient, cudnn: this attention kernel needs an NVIDIA GPU" in attention
+    told = {name for line in lacking for name in line[6:].partition(":")[0].split(", ")}
+    assert told == {*get_args(Attention)} - {"auto", "math", "flash", "fp8-reference"}
+    # In FP32; of BF16 it has no GEMMs on a CPU.
+    assert "    + compile, engine onnxruntime, engine aoti\n" in here
 
 
 def test_ls_why_tells_what_is_missing_here_from_what_no_machine_can() -> None:
     done = qbench("ls", "--why")
     assert done.returncode == 0, done.stderr
-    _, here, rest = done.stdout.partition("what can run on this machine")
+    _, here, rest = done.stdout.partition("what recipes need of this machine")
     here, _, rest = rest.partition("choices that exclude each other")
     clashes, _, rest = rest.partition("what some models")
     by_model, _, _ = rest.partition("\nmodels")
