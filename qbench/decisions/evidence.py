@@ -13,7 +13,7 @@ from qbench.results import origin
 from qbench.results.ranking import Ranking, rankings
 from qbench.results.record import Record
 
-NAMED = 6  # rankings that an error names
+NAMED = 3  # rankings that an error names
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def _answering(
 
 def _named(made: list[Ranking]) -> str:
     told = [f"{r.title()} ({r.folders[0].parent})" for r in made[:NAMED]]
-    return "; ".join([*told, "..."] if len(made) > NAMED else told)
+    rest = len(made) - len(told)
+    return "; ".join(told) + (f"; and {rest} more" if rest else "")
 
 
 def _machine(here: dict[str, object]) -> str:

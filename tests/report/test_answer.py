@@ -35,7 +35,7 @@ def test_the_fastest_as_good_comes_first_and_what_is_faster_with_its_price() -> 
 def test_without_one_as_good_it_is_the_fastest_in_which_no_loss_was_found() -> None:
     said = _answer("amd-epyc-2t", without=("onnx", "onnx-int8"))
     assert said == (
-        "compile is the fastest without a loss against fp32 that was found: 1.40x [1.35, 1.41], "
+        "compile is the fastest in which no loss against fp32 was found: 1.40x [1.35, 1.41], "
         "drift, not settled."
     )
 
