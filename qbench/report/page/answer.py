@@ -50,10 +50,8 @@ def _timed(timed: list[Record], ranking: Ranking, reference: Record) -> str:
         text += _speed(best, ranking)
     elif sound:
         best = sound[0]
-        text = (
-            f"{_name(best, ranking)} is the fastest in which no loss against {against} was found: "
-        )
-        text += f"{_speed(best, ranking)}, {_words(best, ranking)}"
+        text = f"{_name(best, ranking)} is the fastest in which no loss against {against} was "
+        text += f"found: {_speed(best, ranking)}, {_words(best, ranking)}"
     else:
         best = quick[0]
         text = f"Nothing faster than {against} is as good; the fastest is {_name(best, ranking)}: "
