@@ -21,6 +21,9 @@ from qbench.results.speed import Timing, timing
 LABEL = 160  # characters of a name with what tells it apart
 Key = tuple[str, str, str]
 NAMED = 8  # variants that a note names
+# Times as long that the reference takes beside a run as in its own: within 1 % of it in 150 runs on
+# GPUs, up to a third above on shared CPUs.
+CHANGED_PACE = 1.25
 TOLD = 3  # differences that a title names
 FIRST = ("measure.unit",)  # of those that tell as much
 
@@ -88,7 +91,22 @@ class Ranking:
                 f"Neighbouring turns are alike: {_listed(alike)}. Turns that drift together amount "
                 "to few independent ones, so more of them are needed (measure.repeats)."
             )
+        if paced := [(label(r, self), self._pace(r)) for r in self.records if self._paced(r)]:
+            told = _listed([f"{name} ({pace:.2f}x)" for name, pace in paced])
+            found.append(
+                f"The machine changed pace: the reference's turns beside {told} took so many times "
+                "as long as its own run. Speed-ups are of those turns and seconds follow them; "
+                "first calls and energy are as they were measured."
+            )
         return found
+
+    def _pace(self, record: Record) -> float:
+        """How many times as long as in its own run the reference took beside this one."""
+        return 1 / self.timing(record).scale
+
+    def _paced(self, record: Record) -> bool:
+        pace = self._pace(record) if record.status in ("ok", "invalid") else 1.0
+        return max(pace, 1 / pace) > CHANGED_PACE
 
     def _drifts(self, record: Record) -> bool:
         """Whether its turns amount to less than half of their number."""

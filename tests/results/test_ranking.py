@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 from qbench.quality.ratios import paired_speed_up
+from qbench.quality.statistics import summarise
 from qbench.report import charts, tables
 from qbench.results import archive, store
 from qbench.results.frame import Results, load_results
@@ -54,6 +55,33 @@ def test_seconds_and_speed_up_never_contradict_each_other(published: list[Record
     for row in load_results(PACKED).rows():
         if row["speed_up"]:
             assert theirs / float(row["video_s"] or 0) == pytest.approx(float(row["speed_up"]))
+
+
+@pytest.mark.parametrize(("pace", "told"), [(1.0, []), (1.6, ["1.60x"]), (0.5, ["0.50x"])])
+def test_a_machine_that_changes_pace_between_runs_is_told(
+    pace: float, told: list[str], published: list[Record]
+) -> None:
+    """The run and its turns of the reference took `pace` times as long as they would have."""
+    reference = _reference(published)
+    base = next(r for r in published if r.recipe.name == "fp16")
+    assert reference.latency
+    assert base.paired_speed_up
+    beside = [reference.latency.median * pace] * 12
+    own = [one / 1.2 for one in beside]
+    run = base.model_copy(
+        update={
+            "latency_s": own,
+            "latency": summarise(own, "median"),
+            "paired_reference_s": beside,
+            "paired_speed_up": paired_speed_up(beside, own),
+        }
+    )
+    (ranking,) = _rank([reference, run])
+    said = [note for note in ranking.notes() if "changed pace" in note]
+    assert len(said) == len(told)
+    assert all(f"beside fp16 ({times})" in said[0] for times in told)
+    shown = ranking.timing(run).video_s
+    assert shown == pytest.approx(reference.latency.median / 1.2)
 
 
 def test_a_second_run_of_the_reference_takes_no_verdict_away(published: list[Record]) -> None:
