@@ -47,7 +47,7 @@ def swept(
 ) -> dict[str, Any]:
     """One sweep: its seconds, and of each run when it started, and those from then to its end."""
     words = [f"--set={setting}" for setting in settings]
-    words += [f"--out={out}", f"--device={device}", "--no-floors", "--quiet", "--ray=local"]
+    words += [f"--out={out}", f"--device={device}", "--no-floors", "--ray=local"]
     paths = [str(RECIPES / f"{name}.yaml") for name in SWEEP]
     visible = {"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}
     began, began_at = time.monotonic(), datetime.now(UTC)
