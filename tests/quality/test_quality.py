@@ -430,6 +430,7 @@ def test_a_psnr_of_eighty_decibels_is_still_that_after_the_disk(tmp_path: Path) 
     assert torch.equal(decoded(encoded(levels)), levels)  # those of a display are kept exactly
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_gpu_keeps_the_frames_that_a_cpu_would_to_the_bit() -> None:
     frames = torch.rand(2, 9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
