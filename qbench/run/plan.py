@@ -63,77 +63,146 @@ def plan(
     it is now, so that it is loaded. vouched: for machine code in exported folders. Raises
     InputError for what no run of this plan could succeed with.
     """
-    shared = {key: text for key, text in overrides.items() if not _own(key)}
-    apart = dict(overrides) != shared
     files = list({textfile.resolved(path): path for path in paths}.values())
-
-    def found(path: Path, changes: Mapping[str, str]) -> Loaded:
-        read_ = exported.recipe_of if shipped.is_exported(path) else read
-        loaded = read_(path, changes, options or {})
-        exported.check(loaded.recipe, vouched.all, vouched.digests)
-        return replace(loaded, recipe=_trusting(loaded.recipe)) if trust_torchscript else loaded
-
-    mistakes = Mistakes()
-    as_written: list[Loaded] = []
-    for path in files:
-        with mistakes.kept():
-            as_written.append(found(path, shared))
-    compared = {one.recipe.reference for one in as_written if not one.recipe.is_reference}
-    named: dict[str, Planned] = {}
-    sources: dict[str, Loaded] = {}
-    for plain in as_written:
-        with mistakes.kept():
-            kept = not apart or plain.recipe.name in compared
-            loaded = plain if kept else found(plain.path, overrides)
-            name = loaded.recipe.name
-            if name in named:
-                raise InputError(_twice(loaded, sources[name], overrides))
-            applied = shared if kept else dict(overrides)
-            notes = (_unchanged(name, overrides),) if kept and apart else ()
-            named[name] = Planned(loaded.recipe, _checked(loaded), applied, notes=notes)
-            sources[name] = loaded
-    if not as_written and apart:  # none was read with the options that are for one alone
-        with mistakes.kept():
-            found(files[0], overrides)
-    mistakes.tell()
-    implied: dict[tuple[str, str], Planned] = {}
-    files_of: dict[tuple[str, str], Loaded] = {}
-    for name, item in named.items():
-        loaded, wanted = sources[name], item.recipe.reference
-        if item.recipe.is_reference or wanted is None:
+    reading = _Reading(overrides, options or {}, trust_torchscript, vouched)
+    written, named = _named(files, reading)
+    implied: dict[tuple[str, str], _Found] = {}
+    for name, one in named.items():
+        wanted = one.item.recipe.reference
+        if wanted is None or one.item.recipe.is_reference:
             continue
-        other = None
-        if there := named.get(wanted):
-            comparable = _settings(there.recipe) == _settings(item.recipe)
-            if comparable or not _is_shipped(sources[wanted]):
-                _end_of_chain(there.recipe, item.recipe, loaded)
-                other = there.recipe
+        other = _among_named(one, named)
         if other is None:
-            place, closed = _beside(loaded, wanted, as_written)
-            referred = found(place, shared)
-            other = _reference(referred, item.recipe)
-            key = wanted, _settings(other)
-            if key not in implied:
-                first = not any(one == wanted for one, _ in implied)
-                told = [f"{wanted} is the shipped one: {line}" for line in closed]
-                if first and _variant(overrides):
-                    told.append(_unchanged(wanted, overrides))
-                chosen = _checked(replace(referred, recipe=other))
-                implied[key] = Planned(other, chosen, shared, implied=True, notes=tuple(told))
-                files_of[key] = referred
-            elif implied[key].recipe.variant != other.variant:
-                raise InputError(_twice(referred, files_of[key], overrides))
-        if differing := differing_settings(item.recipe, other):
+            other = _among_implied(one, wanted, implied, written, reading)
+        if differing := differing_settings(one.item.recipe, other):
             note = f"{name} will not be compared with {wanted}, which differs in {differing}"
-            named[name] = replace(item, notes=(*item.notes, note))
-    floors = [name for name, r in named.items() if r.recipe.noise_floor]
-    floors = [name for name in floors if _is_shipped(sources[name])]
-    if note := _apart([named[name].recipe for name in floors], named):
-        item = named[floors[0]]  # it speaks of, and not of one of the user's own
-        named[floors[0]] = replace(item, notes=(*item.notes, note))
-    everything = [*implied.values(), *named.values()]
+            named[name] = one.noted(note)
+    _note_floors_apart(named)
+    everything = [one.item for one in (*implied.values(), *named.values())]
     spelled = [replace(item, recipe=_one_spelling(item.recipe)) for item in everything]
     return _told_once(sorted(spelled, key=lambda item: not item.recipe.is_reference))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A planned recipe and the file that it was read from."""
+
+    item: Planned
+    loaded: Loaded
+
+    def noted(self, note: str) -> _Found:
+        return replace(self, item=replace(self.item, notes=(*self.item.notes, note)))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How files are read: with overrides for all, or also with those for one alone."""
+
+    overrides: Mapping[str, str]
+    options: Mapping[str, str]
+    trust_torchscript: bool
+    vouched: Vouched
+
+    @property
+    def shared(self) -> dict[str, str]:
+        return {key: text for key, text in self.overrides.items() if not _own(key)}
+
+    @property
+    def apart(self) -> bool:
+        """Whether there are any for one alone."""
+        return dict(self.overrides) != self.shared
+
+    def as_shared(self, path: Path) -> Loaded:
+        return self._read(path, self.shared)
+
+    def as_own(self, path: Path) -> Loaded:
+        return self._read(path, self.overrides)
+
+    def _read(self, path: Path, changes: Mapping[str, str]) -> Loaded:
+        read_ = exported.recipe_of if shipped.is_exported(path) else read
+        loaded = read_(path, changes, self.options)
+        exported.check(loaded.recipe, self.vouched.all, self.vouched.digests)
+        if self.trust_torchscript:
+            return replace(loaded, recipe=_trusting(loaded.recipe))
+        return loaded
+
+
+def _named(files: list[Path], reading: _Reading) -> tuple[list[Loaded], dict[str, _Found]]:
+    """The files as they are with what is for all, and the recipes of the sweep by their names.
+
+    Raises InputError with all that is wrong with any of them.
+    """
+    mistakes = Mistakes()
+    written: list[Loaded] = []
+    for path in files:
+        with mistakes.kept():
+            written.append(reading.as_shared(path))
+    compared = {one.recipe.reference for one in written if not one.recipe.is_reference}
+    named: dict[str, _Found] = {}
+    for plain in written:
+        with mistakes.kept():
+            kept = not reading.apart or plain.recipe.name in compared
+            loaded = plain if kept else reading.as_own(plain.path)
+            name = loaded.recipe.name
+            if name in named:
+                raise InputError(_twice(loaded, named[name].loaded, reading.overrides))
+            applied = reading.shared if kept else dict(reading.overrides)
+            notes = (_unchanged(name, reading.overrides),) if kept and reading.apart else ()
+            item = Planned(loaded.recipe, _checked(loaded), applied, notes=notes)
+            named[name] = _Found(item, loaded)
+    if not written and reading.apart:  # none was read with the options that are for one alone
+        with mistakes.kept():
+            reading.as_own(files[0])
+    mistakes.tell()
+    return written, named
+
+
+def _among_named(one: _Found, named: Mapping[str, _Found]) -> Recipe | None:
+    """What a recipe is compared with, if that was named and is measured as it is, or not shipped.
+
+    Raises InputError where that is compared with another itself.
+    """
+    there = named.get(one.item.recipe.reference or "")
+    if there is None:
+        return None
+    if _settings(there.item.recipe) != _settings(one.item.recipe) and _is_shipped(there.loaded):
+        return None
+    _end_of_chain(there.item.recipe, one.item.recipe, one.loaded)
+    return there.item.recipe
+
+
+def _among_implied(
+    one: _Found,
+    wanted: str,
+    implied: dict[tuple[str, str], _Found],
+    written: list[Loaded],
+    reading: _Reading,
+) -> Recipe:
+    """What a recipe is compared with, of those that were not named; added to them if it is new."""
+    place, closed = _beside(one.loaded, wanted, written)
+    referred = reading.as_shared(place)
+    other = _reference(referred, one.item.recipe)
+    key = wanted, _settings(other)
+    if key not in implied:
+        first = not any(name == wanted for name, _ in implied)
+        told = [f"{wanted} is the shipped one: {line}" for line in closed]
+        if first and _variant(reading.overrides):
+            told.append(_unchanged(wanted, reading.overrides))
+        chosen = _checked(replace(referred, recipe=other))
+        item = Planned(other, chosen, reading.shared, implied=True, notes=tuple(told))
+        implied[key] = _Found(item, referred)
+    elif implied[key].item.recipe.variant != other.variant:
+        raise InputError(_twice(referred, implied[key].loaded, reading.overrides))
+    return other
+
+
+def _note_floors_apart(named: dict[str, _Found]) -> None:
+    """Have the first of the shipped floors say that nothing named with them rests on them."""
+    floors = [name for name, one in named.items() if one.item.recipe.noise_floor]
+    floors = [name for name in floors if _is_shipped(named[name].loaded)]
+    recipes = [one.item.recipe for one in named.values()]
+    if note := _apart([named[name].item.recipe for name in floors], recipes):
+        named[floors[0]] = named[floors[0]].noted(note)
 
 
 def differing_settings(one: Recipe, other: Recipe) -> str:
@@ -181,9 +250,8 @@ def _told_once(made: list[Planned]) -> list[Planned]:
     return found
 
 
-def _apart(floors: list[Recipe], named: Mapping[str, Planned]) -> str:
+def _apart(floors: list[Recipe], recipes: list[Recipe]) -> str:
     """A sentence where shipped floors were named and nothing named with them rests on them."""
-    recipes = [item.recipe for item in named.values()]
     judged = [r for r in recipes if not (r.noise_floor or r.is_reference)]
     theirs = {(_settings(recipe), recipe.reference) for recipe in judged}
     if not floors or not judged or any((_settings(r), r.reference) in theirs for r in floors):
