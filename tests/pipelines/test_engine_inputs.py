@@ -23,7 +23,6 @@ from qbench.optimizations.rules import Machine
 from qbench.pipelines.base import VideoPipeline
 from qbench.recipe.schema import Recipe, Variant
 
-
 ONE_BATCH = pytest.mark.skipif(
     torch.__version__.startswith("2.11."),
     reason="torch 2.11 exports a UNet for one batch alone, which is refused",
