@@ -121,16 +121,14 @@ def _choices() -> dict[str, dict[str, dict[str, object]]]:
     from qbench.recipe.choices import ENGINES, Attention, CacheKind
     from qbench.recipe.variant import Cache, Compile, Decode, Memory
 
-    # Unchecked: what a choice needs besides itself is no reason why it could not run here.
     offloads = get_args(Memory.model_fields["offload"].annotation)[0]
     return {
-        "quantization": {
-            f"{backend} {scheme}": _scheme(backend, scheme)
+        **{
+            f"quantization by {backend}": {scheme: _scheme(backend, scheme) for scheme in schemes}
             for backend, schemes in schema.SCHEMES.items()
-            for scheme in schemes
         },
         "attention": {kind: {"attention": kind} for kind in get_args(Attention) if kind != "auto"},
-        "cache": {
+        "cache": {  # unchecked: that each needs a field besides is no reason
             kind: {"cache": Cache.model_construct(kind=kind)} for kind in get_args(CacheKind)
         },
         "compilation": {
