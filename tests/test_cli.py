@@ -93,6 +93,8 @@ def test_doctor_shows_machine_versions_and_reasons() -> None:
     assert "TensorRT needs an NVIDIA GPU" in done.stdout
     assert "threads" in done.stdout
     _, _, here = done.stdout.partition("what can run on this machine")
+    assert "CUDA graphs and caches" not in here  # no machine has what that lacks
+    assert "heads of 64 or 128" not in here
     attention = here.partition("\n  attention\n")[2].partition("\n  cache\n")[0]
     runs, *lacking = attention.splitlines()
     assert runs == "    + math, flash, fp8-reference"

@@ -59,16 +59,20 @@ class Ranking:
     @cached_property
     def _speed_words(self) -> dict[Key, SpeedWord]:
         """Corrected for the number of rows."""
-        sound = [r for r in self.records if r.status in ("ok", "invalid")]
-        words = speed_words([self.timing(record).speed_up for record in sound])
-        return {_key(record): word for record, word in zip(sound, words, strict=True)}
+        words = speed_words([self.timing(record).speed_up for record in self._whole])
+        return {_key(record): word for record, word in zip(self._whole, words, strict=True)}
+
+    @cached_property
+    def _whole(self) -> list[Record]:
+        """Runs that came to their end, whatever their videos are."""
+        return [record for record in self.records if record.status in ("ok", "invalid")]
 
     def notes(self) -> list[str]:
         """What a reader must know about who was compared with whom."""
         found = []
         lost: dict[tuple[str, str], list[str]] = {}
-        for record in self.records:
-            if record.reference is None or record.status not in ("ok", "invalid"):
+        for record in self._whole:
+            if record.reference is None:
                 continue
             run = record.reference.run
             if record.run in self.foreign:
@@ -86,32 +90,25 @@ class Ranking:
             lost.setdefault((run, kind), []).append(label(record, self))
         for (run, kind), names in lost.items():
             found.append(f"{_listed(names)}: compared with {run}, {kind}.")
-        if alike := [label(r, self) for r in self.records if self._drifts(r)]:
+        if alike := [label(r, self) for r in self._whole if self._drifts(r)]:
             found.append(
                 f"Neighbouring turns are alike: {_listed(alike)}. Turns that drift together amount "
                 "to few independent ones, so more of them are needed (measure.repeats)."
             )
-        if paced := [(label(r, self), self._pace(r)) for r in self.records if self._paced(r)]:
-            told = _listed([f"{name} ({pace:.2f}x)" for name, pace in paced])
+        paces = [(label(r, self), 1 / self.timing(r).scale) for r in self._whole]
+        paced = [f"{name} ({x:.2f}x)" for name, x in paces if max(x, 1 / x) > CHANGED_PACE]
+        if paced:
             found.append(
-                f"The machine changed pace: the reference's turns beside {told} took so many times "
-                "as long as its own run. Speed-ups are of those turns and seconds follow them; "
-                "first calls and energy are as they were measured."
+                f"The machine changed pace: the reference's turns beside {_listed(paced)} took so "
+                "many times as long as its own run. Speed-ups are of those turns and seconds "
+                "follow them; first calls and energy are as they were measured."
             )
         return found
-
-    def _pace(self, record: Record) -> float:
-        """How many times as long as in its own run the reference took beside this one."""
-        return 1 / self.timing(record).scale
-
-    def _paced(self, record: Record) -> bool:
-        pace = self._pace(record) if record.status in ("ok", "invalid") else 1.0
-        return max(pace, 1 / pace) > CHANGED_PACE
 
     def _drifts(self, record: Record) -> bool:
         """Whether its turns amount to less than half of their number."""
         ratio = self.timing(record).speed_up
-        if record.status not in ("ok", "invalid") or ratio is None or not ratio.interleaved:
+        if ratio is None or not ratio.interleaved:
             return False
         return bool(ratio.n and ratio.effective_n and ratio.effective_n < ratio.n / 2)
 
@@ -126,11 +123,7 @@ class Ranking:
         reference = self.reference
         if reference is None:
             return []
-        shown = [
-            r
-            for r in self.records
-            if r.status in ("ok", "invalid") and r is not reference and r.run not in self.foreign
-        ]
+        shown = [r for r in self._whole if r is not reference and r.run not in self.foreign]
         same = {reference.run, *self.twins}
         paired = [r for r in shown if r.reference and r.reference.run in same]
         return [r for r in paired if r.quality or r.status == "invalid"]

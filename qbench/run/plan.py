@@ -71,7 +71,7 @@ def plan(
         wanted = one.item.recipe.reference
         if wanted is None or one.item.recipe.is_reference:
             continue
-        other = _among_named(one, named)
+        other = _among_named(one, wanted, named)
         if other is None:
             other = _among_implied(one, wanted, implied, written, reading)
         if differing := differing_settings(one.item.recipe, other):
@@ -157,12 +157,12 @@ def _named(files: list[Path], reading: _Reading) -> tuple[list[Loaded], dict[str
     return written, named
 
 
-def _among_named(one: _Found, named: Mapping[str, _Found]) -> Recipe | None:
+def _among_named(one: _Found, wanted: str, named: Mapping[str, _Found]) -> Recipe | None:
     """What a recipe is compared with, if that was named and is measured as it is, or not shipped.
 
     Raises InputError where that is compared with another itself.
     """
-    there = named.get(one.item.recipe.reference or "")
+    there = named.get(wanted)
     if there is None:
         return None
     if _settings(there.item.recipe) != _settings(one.item.recipe) and _is_shipped(there.loaded):

@@ -23,8 +23,9 @@ from qbench.optimizations.rules import Machine
 from qbench.pipelines.base import VideoPipeline
 from qbench.recipe.schema import Recipe, Variant
 
+TORCH_2_11 = torch.__version__.startswith("2.11.")
 ONE_BATCH = pytest.mark.skipif(
-    torch.__version__.startswith("2.11."),
+    TORCH_2_11,
     reason="torch 2.11 exports a UNet for one batch alone, which is refused",
 )
 
@@ -208,7 +209,8 @@ def test_a_package_makes_the_videos_of_the_module_with_qbench_and_without(tmp_pa
     _built(video, engine, dtype="bf16")
     found = denoised(video, run, [0, 1]).float()
     # In BF16, other orders of summing: 0.027 with torch 2.13, 0.035 with 2.11.
-    assert ((found - expected).norm() / expected.norm()).item() < 0.05
+    close = 0.05 if TORCH_2_11 else 0.03
+    assert ((found - expected).norm() / expected.norm()).item() < close
     page = (Path(__file__).parent.parent.parent / "docs" / "deploy" / "aoti.md").read_text()
     code = page.partition("```python\n")[2].partition("```")[0]
     barred = (
